@@ -1,1 +1,32 @@
+//! Tensors, contexts and the op set that models are written over, and the CPU device.
+//!
+//! - [`Device`] hands out memory, repacks weights and opens contexts; [`Ops`] is the op set of one context.
+//! - [`Ctx`] is what models use: it checks operands, allocates outputs in an arena and runs steps that a device may
+//!   record and replay.
+//! - [`cpu`] is the device that runs everywhere.
+//!
+//! A device for other hardware is a crate of its own that implements [`Device`] and [`Ops`] and passes the
+//! conformance cases.
 
+pub mod cpu;
+mod ctx;
+mod dtype;
+mod error;
+mod kv;
+mod lora;
+mod ops;
+mod sample;
+mod step;
+mod tensor;
+mod weight;
+
+pub use ctx::{AttentionSpec, Ctx, CtxConfig, Projection};
+pub use dtype::{DType, Shape, WeightFormat};
+pub use error::{DeviceError, Result};
+pub use kv::{BLOCK_SIZE, KvCache, KvConfig, KvLayer};
+pub use lora::{LoraBatch, LoraFactors, LoraModules, LoraTable, ModuleIdx, NULL_SLOT};
+pub use ops::{Device, LinearTarget, Ops, PagedAttention, RopeTables, StepMode};
+pub use sample::{LogprobRow, SampleRow, Sampled, TokenCount, TokenLogprobs};
+pub use step::{GraphKey, Step, StepBounds, StepInputs, StepLimits};
+pub use tensor::{Memory, Tensor};
+pub use weight::{HostTensor, Weight, WeightData};

@@ -1,0 +1,522 @@
+//! A context: an arena for scratch tensors, the buffers of a step, and the checked front of a device's ops.
+//!
+//! The arena is sized at start and never grows. Allocations stack up; [`Ctx::scope`] releases what was allocated in
+//! it. Every op here checks liveness, shapes and element types, allocates its output and then calls the device, so
+//! a device's ops see only sound operands.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::{DeviceError, Result, invalid};
+use crate::kv::{BLOCK_SIZE, KvCache, KvConfig, KvLayer};
+use crate::lora::{LoraBatch, ModuleIdx};
+use crate::ops::{Device, LinearTarget, Ops, PagedAttention, RopeTables, StepMode};
+use crate::sample::{LogprobRow, SampleRow, Sampled, TokenLogprobs};
+use crate::step::{GraphKey, Step, StepBounds, StepBuffers, StepInputs, StepLimits};
+use crate::tensor::{Life, Memory, Stamps, Tensor};
+use crate::weight::{HostTensor, Weight};
+use crate::{DType, Shape};
+
+/// Allocations that may be alive at once in one arena.
+const MAX_LIVE: usize = 1024;
+/// Alignment of every allocation: a cache line, and the widest vector register.
+const ALIGN: usize = 64;
+
+/// Sizes of a context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CtxConfig {
+    /// Bytes of scratch memory.
+    pub arena_bytes: usize,
+    /// Largest step.
+    pub step: StepLimits,
+}
+
+/// One of the linear layers that share an input, as a model asks for it.
+#[derive(Debug, Clone, Copy)]
+pub struct Projection<'a> {
+    /// `[out, in]`.
+    pub weight: &'a Weight,
+    /// `[out]` F32.
+    pub bias: Option<&'a Tensor>,
+    /// Index for adapters; `None` if none may touch it.
+    pub module: Option<ModuleIdx>,
+    /// Added to the result, `[rows, out]`.
+    pub residual: Option<&'a Tensor>,
+}
+
+/// Heads and scaling of an attention op.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionSpec {
+    /// Query heads; a multiple of the key-value heads.
+    pub num_heads: usize,
+    /// Key-value heads.
+    pub num_kv_heads: usize,
+    /// Length of a head.
+    pub head_dim: usize,
+    /// Factor on the scores, usually `1 / sqrt(head_dim)`.
+    pub scale: f32,
+    /// Sliding window in tokens.
+    pub window: Option<usize>,
+}
+
+struct Live {
+    stamp: u64,
+    offset_bytes: usize,
+}
+
+struct Arena {
+    memory: Arc<dyn Memory>,
+    stamps: Arc<Stamps>,
+    live: Vec<Live>,
+    used_bytes: usize,
+    next_stamp: u64,
+    peak_bytes: usize,
+}
+
+impl Arena {
+    fn alloc(&mut self, shape: Shape, dtype: DType) -> Result<Tensor> {
+        let wanted = shape.numel().saturating_mul(dtype.size_bytes());
+        let offset_bytes = self.used_bytes.next_multiple_of(ALIGN);
+        let end = offset_bytes.saturating_add(wanted);
+        let slot = self.live.len();
+        if end > self.memory.len_bytes() || slot >= MAX_LIVE {
+            return Err(DeviceError::ArenaFull {
+                capacity_bytes: self.memory.len_bytes(),
+                used_bytes: self.used_bytes,
+                wanted_bytes: wanted,
+            });
+        }
+        let stamp = self.next_stamp;
+        self.next_stamp += 1;
+        if let Some(s) = self.stamps.0.get(slot) {
+            s.store(stamp, Ordering::Relaxed);
+        }
+        self.live.push(Live { stamp, offset_bytes: self.used_bytes });
+        self.used_bytes = end;
+        self.peak_bytes = self.peak_bytes.max(end);
+        let life = Life::Scratch { stamps: self.stamps.clone(), slot, stamp };
+        Ok(Tensor { memory: self.memory.clone(), offset_bytes, shape, dtype, life })
+    }
+
+    fn release_to(&mut self, mark: usize) {
+        while self.live.len() > mark {
+            if let Some(live) = self.live.pop() {
+                debug_assert!(self.stamps.is_live(self.live.len(), live.stamp));
+                self.used_bytes = live.offset_bytes;
+            }
+            if let Some(s) = self.stamps.0.get(self.live.len()) {
+                s.store(0, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// A context on a device.
+pub struct Ctx {
+    device: Arc<dyn Device>,
+    ops: Box<dyn Ops>,
+    arena: Arena,
+    step_buffers: StepBuffers,
+    /// Shape of the output of each recorded step.
+    recorded: HashMap<GraphKey, Shape>,
+}
+
+impl fmt::Debug for Ctx {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Ctx({}, {} arena bytes)", self.device.name(), self.arena.memory.len_bytes())
+    }
+}
+
+impl Ctx {
+    /// Opens a context and takes all the memory it will ever use.
+    pub fn new(device: Arc<dyn Device>, config: CtxConfig) -> Result<Self> {
+        let ops = device.open()?;
+        let memory = device.alloc("the arena", config.arena_bytes)?;
+        let words = StepBuffers::len_words(&config.step);
+        let step_memory = device.alloc("the step's inputs", words.saturating_mul(4))?;
+        let stamps = Arc::new(Stamps((0..MAX_LIVE).map(|_| AtomicU64::new(0)).collect()));
+        Ok(Ctx {
+            device,
+            ops,
+            arena: Arena { memory, stamps, live: Vec::new(), used_bytes: 0, next_stamp: 1, peak_bytes: 0 },
+            step_buffers: StepBuffers::new(step_memory, config.step),
+            recorded: HashMap::new(),
+        })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+
+    /// Most bytes of the arena ever in use at once.
+    pub fn arena_peak_bytes(&self) -> usize {
+        self.arena.peak_bytes
+    }
+
+    /// Bytes of the arena in use.
+    pub fn arena_used_bytes(&self) -> usize {
+        self.arena.used_bytes
+    }
+
+    /// An uninitialised scratch tensor. Private: outside, tensors come out of ops, fully written.
+    fn alloc(&mut self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
+        self.arena.alloc(shape.into(), dtype)
+    }
+
+    /// Runs `f` and releases every scratch tensor that it allocated; the tensor it returns is moved to where the
+    /// scope began.
+    pub fn scope(&mut self, f: impl FnOnce(&mut Ctx) -> Result<Tensor>) -> Result<Tensor> {
+        let mark = self.arena.live.len();
+        // Room for the result is taken after the fact, so the result may have to move down over itself: devices
+        // copy only between ranges that do not overlap, hence by pieces no longer than the distance.
+        let result = f(self);
+        let result = match result {
+            Ok(t) if matches!(&t.life, Life::Scratch { slot, .. } if *slot >= mark && t.is_live()) => t,
+            other => {
+                self.arena.release_to(mark);
+                return other;
+            }
+        };
+        self.arena.release_to(mark);
+        let to = self.alloc(result.shape, result.dtype)?;
+        let distance = result.offset_bytes.saturating_sub(to.offset_bytes);
+        if distance == 0 {
+            return Ok(to);
+        }
+        let bytes = to.size_bytes();
+        let piece = |t: &Tensor, at: usize, len: usize| Tensor {
+            memory: t.memory.clone(),
+            offset_bytes: t.offset_bytes + at,
+            shape: Shape::from([len]),
+            dtype: DType::U32,
+            life: Life::Persistent,
+        };
+        let step = distance - distance % 4;
+        let mut at = 0;
+        while at < bytes {
+            let len = step.min(bytes - at);
+            // SAFETY: both pieces lie in the arena, the source was live until just now and nothing has been
+            // allocated over it but `to`, which the pieces fill from below without overlapping.
+            unsafe { self.ops.copy(&piece(&result, at, len / 4), &piece(&to, at, len / 4))? };
+            at += len;
+        }
+        Ok(to)
+    }
+
+    /// A persistent, zeroed tensor.
+    pub fn persistent(&self, what: &'static str, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
+        let shape = shape.into();
+        let memory = self.device.alloc(what, shape.numel().saturating_mul(dtype.size_bytes()))?;
+        Tensor::persistent(memory, shape, dtype)
+    }
+
+    /// A persistent tensor with the given contents, little-endian.
+    pub fn upload(
+        &mut self,
+        what: &'static str,
+        shape: impl Into<Shape>,
+        dtype: DType,
+        bytes: &[u8],
+    ) -> Result<Tensor> {
+        let tensor = self.persistent(what, shape, dtype)?;
+        if bytes.len() != tensor.size_bytes() {
+            return invalid("upload", format!("{} bytes for {tensor:?}", bytes.len()));
+        }
+        // SAFETY: a fresh tensor of just this many bytes.
+        unsafe { self.ops.write(&tensor, bytes)? };
+        Ok(tensor)
+    }
+
+    /// A persistent F32 tensor.
+    pub fn upload_f32(
+        &mut self,
+        what: &'static str,
+        shape: impl Into<Shape>,
+        values: &[f32],
+    ) -> Result<Tensor> {
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.upload(what, shape, DType::F32, &bytes)
+    }
+
+    /// Repacks a weight for the device. The host copy can be dropped afterwards.
+    pub fn load_weight(&mut self, host: &HostTensor<'_>) -> Result<Weight> {
+        let wanted = host.format.row_bytes(host.cols).and_then(|row| row.checked_mul(host.rows));
+        if host.rows == 0 || host.cols == 0 || wanted != Some(host.bytes.len()) {
+            return invalid("load_weight", format!("{} bytes for {host:?}", host.bytes.len()));
+        }
+        self.device.load_weight(host)
+    }
+
+    /// A zeroed key-value cache.
+    pub fn kv_cache(&self, config: KvConfig) -> Result<KvCache> {
+        if !matches!(config.dtype, DType::F16 | DType::F32) {
+            return invalid("KvCache", format!("element type {:?}", config.dtype));
+        }
+        let shape = config.layer_shape()?;
+        let layers = (0..config.num_layers)
+            .map(|_| {
+                let part = || self.persistent("the key-value cache", shape, config.dtype);
+                Ok(KvLayer { k: part()?, v: part()? })
+            })
+            .collect::<Result<_>>()?;
+        Ok(KvCache { config, layers })
+    }
+
+    /// Copies a F32 tensor to the host.
+    pub fn read_f32(&mut self, t: &Tensor) -> Result<Vec<f32>> {
+        let op = "read_f32";
+        expect(op, "tensor", t, t.shape, DType::F32)?;
+        let mut bytes = vec![0; t.size_bytes()];
+        // SAFETY: live, and `bytes` has its length.
+        unsafe { self.ops.read(t, &mut bytes)? };
+        Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+    }
+
+    /// Runs one step: writes `inputs` into the fixed buffers, then runs, records or replays `forward` under the
+    /// step's key. `forward` must depend on nothing but the key and what is on the device. All scratch tensors of
+    /// earlier steps are released; the result stays valid until the next step.
+    pub fn run_step(
+        &mut self,
+        inputs: &StepInputs,
+        bounds: &StepBounds,
+        forward: impl FnOnce(&mut Ctx, &Step) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        self.arena.release_to(0);
+        let (step, buffer, words) = self.step_buffers.stage(inputs, bounds)?;
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        // SAFETY: the fixed buffer is persistent and has room for the staged words.
+        unsafe { self.ops.write(&buffer, &bytes)? };
+        // SAFETY: the step's contents were checked by `stage`.
+        let mode = unsafe { self.ops.begin_step(&step.key)? };
+        if mode == StepMode::Replay
+            && let Some(&shape) = self.recorded.get(&step.key)
+        {
+            // The recorded scope left its result at the bottom of the arena.
+            let out = self.alloc(shape, DType::F32)?;
+            // SAFETY: as `begin_step`; addresses are those of the recording.
+            unsafe { self.ops.replay(&step.key)? };
+            return Ok(out);
+        }
+        let result = self.scope(|ctx| forward(ctx, &step));
+        // SAFETY: the step began above.
+        unsafe { self.ops.end_step(&step.key, result.is_ok())? };
+        let out = result?;
+        if mode == StepMode::Capture {
+            self.recorded.insert(step.key, out.shape);
+        }
+        Ok(out)
+    }
+
+    /// Embedding look-up: `[rows]` token ids to `[rows, cols]`.
+    pub fn embed(&mut self, ids: &Tensor, table: &Weight) -> Result<Tensor> {
+        expect("embed", "ids", ids, Shape::from([ids.shape.rows()]), DType::U32)?;
+        let out = self.alloc([ids.shape.rows(), table.cols()], DType::F32)?;
+        // SAFETY: checked above; ids were checked against the vocabulary when the step was staged.
+        unsafe { self.ops.embed(ids, table, &out)? };
+        Ok(out)
+    }
+
+    /// Root-mean-square norm of each row of `x` `[rows, n]`, times `weight` `[n]`.
+    pub fn rms_norm(&mut self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+        let op = "rms_norm";
+        expect(op, "x", x, x.shape, DType::F32)?;
+        expect(op, "weight", weight, Shape::from([x.shape.row_len()]), DType::F32)?;
+        let out = self.alloc(x.shape, DType::F32)?;
+        // SAFETY: checked above.
+        unsafe { self.ops.rms_norm(x, weight, eps, &out)? };
+        Ok(out)
+    }
+
+    /// Linear layers that share the input `x` `[rows, in]`; see [`Ops::linear`].
+    pub fn linear<const N: usize>(
+        &mut self,
+        x: &Tensor,
+        projections: [Projection<'_>; N],
+        lora: Option<&LoraBatch<'_>>,
+    ) -> Result<[Tensor; N]> {
+        let op = "linear";
+        let rows = x.shape.rows();
+        expect(op, "x", x, Shape::from([rows, x.shape.row_len()]), DType::F32)?;
+        if let Some(lora) = lora {
+            expect(op, "adapter slots", lora.slots, Shape::from([rows]), DType::U32)?;
+            expect(op, "adapter scales", lora.scales, Shape::from([rows]), DType::F32)?;
+        }
+        let mut outs = Vec::with_capacity(N);
+        for p in &projections {
+            if p.weight.cols() != x.shape.row_len() {
+                let expected = Shape::from([rows, p.weight.cols()]);
+                return Err(DeviceError::Shape { op, operand: "x", expected, actual: x.shape });
+            }
+            let shape = Shape::from([rows, p.weight.rows()]);
+            if let Some(bias) = p.bias {
+                expect(op, "bias", bias, Shape::from([p.weight.rows()]), DType::F32)?;
+            }
+            if let Some(residual) = p.residual {
+                expect(op, "residual", residual, shape, DType::F32)?;
+            }
+            if let (Some(lora), Some(module)) = (lora, p.module) {
+                check_factors(lora, module, p.weight)?;
+            }
+            outs.push(self.alloc(shape, DType::F32)?);
+        }
+        let targets: Vec<LinearTarget<'_>> = projections
+            .iter()
+            .zip(&outs)
+            .map(|(p, out)| LinearTarget {
+                weight: p.weight,
+                bias: p.bias,
+                module: p.module,
+                residual: p.residual,
+                out,
+            })
+            .collect();
+        // SAFETY: checked above; outputs are fresh.
+        unsafe { self.ops.linear(x, &targets, lora)? };
+        outs.try_into().or_else(|_| invalid(op, "as many outputs as projections"))
+    }
+
+    /// Rotary embedding of each tensor `[rows, heads * head_dim]`; see [`Ops::rope`].
+    pub fn rope<const N: usize>(
+        &mut self,
+        xs: [&Tensor; N],
+        head_dim: usize,
+        step: &Step,
+        tables: &RopeTables,
+    ) -> Result<[Tensor; N]> {
+        let op = "rope";
+        let rows = step.key.num_rows;
+        for table in &tables.tables {
+            let half = table.shape.dims().get(1).copied().unwrap_or(0);
+            expect(op, "table", table, Shape::from([table.shape.rows(), half, 2]), DType::F32)?;
+            if half == 0 || 2 * half > head_dim {
+                return invalid(op, format!("a table for {half} pairs with heads of {head_dim}"));
+            }
+        }
+        let mut outs = Vec::with_capacity(N);
+        let mut ins = Vec::with_capacity(N);
+        for x in xs {
+            expect(op, "x", x, Shape::from([rows, x.shape.row_len()]), DType::F32)?;
+            if head_dim == 0 || x.shape.row_len() % head_dim != 0 {
+                return invalid(op, format!("rows of {} with heads of {head_dim}", x.shape.row_len()));
+            }
+            let heads = Shape::from([rows, x.shape.row_len() / head_dim, head_dim]);
+            ins.push(x.reshape(heads)?);
+            outs.push(self.alloc(heads, DType::F32)?);
+        }
+        let pairs: Vec<(&Tensor, &Tensor)> = ins.iter().zip(&outs).collect();
+        // SAFETY: checked above; positions and table indices were checked when the step was staged.
+        unsafe { self.ops.rope(&pairs, &step.positions, &step.rope_idx, tables)? };
+        outs.try_into().or_else(|_| invalid(op, "as many outputs as inputs"))
+    }
+
+    /// Causal attention over the paged cache. `q` `[rows, heads * head_dim]`, `k` and `v`
+    /// `[rows, kv_heads * head_dim]` in any shape of that size; the result is `[rows, heads * head_dim]`.
+    pub fn paged_attention(
+        &mut self,
+        qkv: [&Tensor; 3],
+        spec: &AttentionSpec,
+        kv: &mut KvLayer,
+        step: &Step,
+    ) -> Result<Tensor> {
+        let op = "paged_attention";
+        let rows = step.key.num_rows;
+        let (h, hk, d) = (spec.num_heads, spec.num_kv_heads, spec.head_dim);
+        if h == 0 || hk == 0 || h % hk != 0 || d == 0 || spec.window == Some(0) {
+            return invalid(op, format!("{spec:?}"));
+        }
+        let [q, k, v] = qkv;
+        let q = q.reshape([rows, h, d])?;
+        let (k, v) = (k.reshape([rows, hk, d])?, v.reshape([rows, hk, d])?);
+        for (name, t) in [("q", &q), ("k", &k), ("v", &v)] {
+            expect(op, name, t, t.shape, DType::F32)?;
+        }
+        let cache = Shape::from([kv.k.shape.rows(), hk, BLOCK_SIZE * d]);
+        expect(op, "cache", &kv.k, cache, kv.k.dtype)?;
+        let out = self.alloc([rows, h, d], DType::F32)?;
+        let (scale, window) = (spec.scale, spec.window);
+        let args = PagedAttention { q: &q, k: &k, v: &v, kv, step, scale, window, out: &out };
+        // SAFETY: checked above; the step's tables were checked against the cache when it was staged.
+        unsafe { self.ops.paged_attention(args)? };
+        out.reshape([rows, h * d])
+    }
+
+    /// `silu(gate) * up`, elementwise.
+    pub fn silu_mul(&mut self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        expect("silu_mul", "gate", gate, gate.shape, DType::F32)?;
+        expect("silu_mul", "up", up, gate.shape, DType::F32)?;
+        let out = self.alloc(gate.shape, DType::F32)?;
+        // SAFETY: checked above.
+        unsafe { self.ops.silu_mul(gate, up, &out)? };
+        Ok(out)
+    }
+
+    /// The step's logit rows of `x` `[rows, n]`.
+    pub fn gather_logit_rows(&mut self, x: &Tensor, step: &Step) -> Result<Tensor> {
+        expect("gather_rows", "x", x, Shape::from([step.key.num_rows, x.shape.row_len()]), DType::F32)?;
+        let out = self.alloc([step.key.num_logit_rows, x.shape.row_len()], DType::F32)?;
+        // SAFETY: checked above; the row numbers were checked when the step was staged.
+        unsafe { self.ops.gather_rows(x, &step.logit_rows, &out)? };
+        Ok(out)
+    }
+
+    /// Draws one token from each row of `logits` `[rows, vocabulary]`.
+    pub fn sample(&mut self, logits: &Tensor, rows: &[SampleRow]) -> Result<Vec<Sampled>> {
+        let op = "sample";
+        let vocab = logits.shape.row_len();
+        expect(op, "logits", logits, Shape::from([rows.len(), vocab]), DType::F32)?;
+        for row in rows {
+            let ids = row.banned.iter().chain(&row.logprob_tokens);
+            let ids =
+                ids.chain(row.logit_bias.iter().map(|(t, _)| t)).chain(row.history.iter().map(|c| &c.token));
+            if let Some(t) = ids.copied().find(|&t| t as usize >= vocab) {
+                return invalid(op, format!("token {t} of a vocabulary of {vocab}"));
+            }
+            if row.allowed.as_ref().is_some_and(|m| m.len() != vocab.div_ceil(32)) {
+                return invalid(op, format!("a mask for a vocabulary of {vocab} has the wrong length"));
+            }
+        }
+        // SAFETY: checked above.
+        unsafe { self.ops.sample(logits, rows) }
+    }
+
+    /// Log-probability of a given token in each row of `logits` `[rows, vocabulary]`.
+    pub fn logprobs(&mut self, logits: &Tensor, rows: &[LogprobRow]) -> Result<Vec<TokenLogprobs>> {
+        let op = "logprobs";
+        let vocab = logits.shape.row_len();
+        expect(op, "logits", logits, Shape::from([rows.len(), vocab]), DType::F32)?;
+        if let Some(row) = rows.iter().find(|r| r.target as usize >= vocab) {
+            return invalid(op, format!("token {} of a vocabulary of {vocab}", row.target));
+        }
+        // SAFETY: checked above.
+        unsafe { self.ops.logprobs(logits, rows) }
+    }
+}
+
+fn expect(op: &'static str, operand: &'static str, t: &Tensor, shape: Shape, dtype: DType) -> Result<()> {
+    if !t.is_live() {
+        return Err(DeviceError::Stale { op, operand });
+    }
+    if t.shape != shape {
+        return Err(DeviceError::Shape { op, operand, expected: shape, actual: t.shape });
+    }
+    if t.dtype != dtype {
+        return Err(DeviceError::DType { op, operand, expected: dtype, actual: t.dtype });
+    }
+    Ok(())
+}
+
+/// Every adapter in the table fits the layer: a slot may be used by any row.
+fn check_factors(lora: &LoraBatch<'_>, module: ModuleIdx, weight: &Weight) -> Result<()> {
+    for slot in lora.table.read().iter().flatten() {
+        let Some(Some(f)) = slot.get(module.0 as usize) else { continue };
+        let (a, b) = (f.a.shape(), f.b_t.shape());
+        if a.row_len() != weight.cols() || b.row_len() != weight.rows() {
+            let expected = Shape::from([f.rank(), weight.cols()]);
+            return Err(DeviceError::Shape { op: "linear", operand: "adapter", expected, actual: a });
+        }
+    }
+    Ok(())
+}

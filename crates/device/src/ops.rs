@@ -1,0 +1,157 @@
+//! What a device has to offer: memory and weights ([`Device`]), and the op set of one context ([`Ops`]).
+//!
+//! Models never call [`Ops`]; they call the methods of [`crate::Ctx`], which check shapes, element types and
+//! liveness once for every device and allocate the outputs.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::kv::KvLayer;
+use crate::lora::{LoraBatch, ModuleIdx};
+use crate::sample::{LogprobRow, SampleRow, Sampled, TokenLogprobs};
+use crate::step::{GraphKey, Step};
+use crate::tensor::{Memory, Tensor};
+use crate::weight::{HostTensor, Weight};
+
+/// A place that computes: hands out memory, repacks weights, and opens contexts' op sets.
+pub trait Device: Send + Sync + fmt::Debug {
+    /// Name for messages, with the instruction set or the card.
+    fn name(&self) -> String;
+
+    /// Zeroed memory of at least `bytes` bytes; `what` names its purpose in the error.
+    fn alloc(&self, what: &'static str, bytes: usize) -> Result<Arc<dyn Memory>>;
+
+    /// Repacks a weight for this device: without loss, and in no more bytes than it had but for rounding up to the
+    /// device's tiles. `host` has the right number of bytes.
+    fn load_weight(&self, host: &HostTensor<'_>) -> Result<Weight>;
+
+    /// The op set of a new context.
+    fn open(&self) -> Result<Box<dyn Ops>>;
+}
+
+/// How a step is to be run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StepMode {
+    /// Run the ops as they are called.
+    Run,
+    /// Run the ops and record them under the step's key.
+    Capture,
+    /// Do not call the model: replay what was recorded under the step's key.
+    Replay,
+}
+
+/// One of the linear layers that share an input.
+#[derive(Debug)]
+pub struct LinearTarget<'a> {
+    /// `[out, in]`.
+    pub weight: &'a Weight,
+    /// `[out]` F32.
+    pub bias: Option<&'a Tensor>,
+    /// The layer's index for adapters; `None` if none may touch it.
+    pub module: Option<ModuleIdx>,
+    /// Added to the result, `[rows, out]` F32.
+    pub residual: Option<&'a Tensor>,
+    /// `[rows, out]` F32.
+    pub out: &'a Tensor,
+}
+
+/// RoPE's cosines and sines (Su et al., arXiv 2104.09864), one table per scaling in use.
+#[derive(Debug, Clone, Default)]
+pub struct RopeTables {
+    /// Each `[positions, rotary_dim / 2, 2]` F32: cosine and sine.
+    pub tables: Vec<Tensor>,
+}
+
+/// Operands of paged causal attention.
+#[derive(Debug)]
+pub struct PagedAttention<'a> {
+    /// `[rows, heads, head_dim]` F32.
+    pub q: &'a Tensor,
+    /// `[rows, kv_heads, head_dim]` F32: written into the cache first.
+    pub k: &'a Tensor,
+    /// As `k`.
+    pub v: &'a Tensor,
+    /// The layer's cache.
+    pub kv: &'a mut KvLayer,
+    /// Whose rows these are.
+    pub step: &'a Step,
+    /// Factor on the scores.
+    pub scale: f32,
+    /// A row sees only the last `window` positions, its own included.
+    pub window: Option<usize>,
+    /// `[rows, heads, head_dim]` F32.
+    pub out: &'a Tensor,
+}
+
+/// The ops of one context. Tensors are contiguous; unless said otherwise they are F32 and the first extent is rows.
+///
+/// # Safety
+/// Every op is `unsafe` for one and the same reason: it trusts that [`crate::Ctx`] has checked shapes, element types
+/// and liveness, that outputs overlap no input, and that the step's contents were checked against their bounds.
+#[allow(clippy::missing_safety_doc)]
+pub trait Ops: Send {
+    /// Decides how the step under `key` runs.
+    unsafe fn begin_step(&mut self, key: &GraphKey) -> Result<StepMode> {
+        let _ = key;
+        Ok(StepMode::Run)
+    }
+
+    /// The step that began is complete, or failed (`ok` false: forget what was recorded).
+    unsafe fn end_step(&mut self, key: &GraphKey, ok: bool) -> Result<()> {
+        let _ = (key, ok);
+        Ok(())
+    }
+
+    /// Runs again what was recorded under `key`.
+    unsafe fn replay(&mut self, key: &GraphKey) -> Result<()>;
+
+    /// `out[i] = table[ids[i]]`, dequantised. `ids` U32 `[rows]`, `out` `[rows, cols]`.
+    unsafe fn embed(&mut self, ids: &Tensor, table: &Weight, out: &Tensor) -> Result<()>;
+
+    /// `out = x / sqrt(mean(x²) + eps) * weight` per row (Zhang & Sennrich, arXiv 1910.07467).
+    unsafe fn rms_norm(&mut self, x: &Tensor, weight: &Tensor, eps: f32, out: &Tensor) -> Result<()>;
+
+    /// For each target `out = x Wᵀ + bias + residual + scale (x Aᵀ) Bᵀ`, with each row's own adapter. The order of
+    /// additions over the input features is fixed: a row's result does not depend on the other rows.
+    unsafe fn linear(
+        &mut self,
+        x: &Tensor,
+        targets: &[LinearTarget<'_>],
+        lora: Option<&LoraBatch<'_>>,
+    ) -> Result<()>;
+
+    /// Rotates the first `rotary_dim` of each head in half-split pairs `(i, i + rotary_dim / 2)`; each pair is
+    /// `(input, output)`, `[rows, heads, head_dim]`.
+    unsafe fn rope(
+        &mut self,
+        pairs: &[(&Tensor, &Tensor)],
+        positions: &Tensor,
+        rope_idx: &Tensor,
+        tables: &RopeTables,
+    ) -> Result<()>;
+
+    /// Writes keys and values into the cache, then attends: each row to its sequence's positions up to its own.
+    unsafe fn paged_attention(&mut self, args: PagedAttention<'_>) -> Result<()>;
+
+    /// `out = gate / (1 + exp(-gate)) * up` (Shazeer, arXiv 2002.05202).
+    unsafe fn silu_mul(&mut self, gate: &Tensor, up: &Tensor, out: &Tensor) -> Result<()>;
+
+    /// `out[i] = x[rows[i]]`. `rows` U32.
+    unsafe fn gather_rows(&mut self, x: &Tensor, rows: &Tensor, out: &Tensor) -> Result<()>;
+
+    /// Draws a token from each row of `logits` `[rows, vocabulary]`; `logits` is left as it was.
+    unsafe fn sample(&mut self, logits: &Tensor, rows: &[SampleRow]) -> Result<Vec<Sampled>>;
+
+    /// Log-probabilities of given tokens, one per row of `logits`.
+    unsafe fn logprobs(&mut self, logits: &Tensor, rows: &[LogprobRow]) -> Result<Vec<TokenLogprobs>>;
+
+    /// Copies `src` to `dst`, of the same size in bytes and not overlapping.
+    unsafe fn copy(&mut self, src: &Tensor, dst: &Tensor) -> Result<()>;
+
+    /// Copies host bytes to the start of `dst`.
+    unsafe fn write(&mut self, dst: &Tensor, bytes: &[u8]) -> Result<()>;
+
+    /// Copies `src` to host bytes of the same length, after all that was queued before.
+    unsafe fn read(&mut self, src: &Tensor, bytes: &mut [u8]) -> Result<()>;
+}

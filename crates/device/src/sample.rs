@@ -1,0 +1,109 @@
+//! What the sampling and log-probability ops are asked for and answer.
+
+use std::sync::Arc;
+
+/// How often a token has occurred, for the penalties.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TokenCount {
+    /// The token.
+    pub token: u32,
+    /// Occurrences in the generated text.
+    pub output_count: u32,
+    /// Whether the prompt has it.
+    pub in_prompt: bool,
+}
+
+/// How to draw one token from a row of logits. The steps apply in this order: bias, penalties, mask, temperature,
+/// filters (top-k, top-p, min-p), and the draw.
+#[derive(Debug, Clone)]
+pub struct SampleRow {
+    /// 0 takes the most probable token; ties go to the lowest id.
+    pub temperature: f32,
+    /// Keep the `top_k` most probable tokens; 0 keeps all.
+    pub top_k: u32,
+    /// Keep the smallest set of most probable tokens whose mass reaches `top_p`; 1 keeps all.
+    pub top_p: f32,
+    /// Keep tokens at least `min_p` times as probable as the best; 0 keeps all.
+    pub min_p: f32,
+    /// Divides positive and multiplies negative logits of tokens seen in prompt or output (Keskar et al.,
+    /// arXiv 1909.05858); 1 does nothing.
+    pub repetition_penalty: f32,
+    /// Subtracted once from tokens seen in the output (OpenAI's API reference).
+    pub presence_penalty: f32,
+    /// Subtracted per occurrence in the output (OpenAI's API reference).
+    pub frequency_penalty: f32,
+    /// Tokens seen so far; needed only when a penalty is on.
+    pub history: Vec<TokenCount>,
+    /// Added to the logits of single tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Tokens that may not be drawn.
+    pub banned: Vec<u32>,
+    /// Bit mask of the tokens that may be drawn, bit `t % 32` of word `t / 32`.
+    pub allowed: Option<Arc<[u32]>>,
+    /// Key of the counter-based generator.
+    pub seed: u64,
+    /// Which of a request's answers: part of the counter.
+    pub choice: u32,
+    /// Position of the token to draw: part of the counter.
+    pub position: u64,
+    /// Report the log-probability of the token and of the most probable `n`; of the raw distribution, or, when
+    /// `allowed` is set, of the masked one.
+    pub top_logprobs: Option<u32>,
+    /// Report the log-probabilities of these tokens too.
+    pub logprob_tokens: Vec<u32>,
+}
+
+impl Default for SampleRow {
+    /// Greedy, nothing filtered, nothing reported.
+    fn default() -> Self {
+        SampleRow {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            history: Vec::new(),
+            logit_bias: Vec::new(),
+            banned: Vec::new(),
+            allowed: None,
+            seed: 0,
+            choice: 0,
+            position: 0,
+            top_logprobs: None,
+            logprob_tokens: Vec::new(),
+        }
+    }
+}
+
+/// A drawn token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampled {
+    /// Its id.
+    pub token: u32,
+    /// What was asked for in [`SampleRow::top_logprobs`].
+    pub logprobs: Option<TokenLogprobs>,
+}
+
+/// Log-probabilities at one position.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprobs {
+    /// Of the token itself.
+    pub logprob: f32,
+    /// 1 for the most probable token.
+    pub rank: u32,
+    /// The most probable tokens, best first; ties by id.
+    pub top: Vec<(u32, f32)>,
+    /// The tokens asked for by id.
+    pub asked: Vec<(u32, f32)>,
+}
+
+/// Asks for the log-probability of a given token in a row of logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogprobRow {
+    /// The token.
+    pub target: u32,
+    /// How many of the most probable tokens to report.
+    pub top: u32,
+}

@@ -1,0 +1,265 @@
+//! The inputs of one step, in buffers whose addresses never change.
+//!
+//! A step is a mixed batch: rows (tokens) of several sequences, each row with its position, adapter slot and RoPE
+//! table. All of it is written into one fixed buffer by one copy, so that a recorded graph can be replayed with new
+//! contents. Code that builds a step sees only the [`GraphKey`]; contents are for the device alone.
+
+use std::sync::Arc;
+
+use crate::error::{Result, invalid};
+use crate::lora::NULL_SLOT;
+use crate::tensor::Memory;
+use crate::{DType, Tensor};
+
+/// What a step may at most hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepLimits {
+    /// Rows, the tokens computed in a step.
+    pub max_rows: usize,
+    /// Sequences in a step.
+    pub max_seqs: usize,
+    /// Blocks of one sequence's table.
+    pub max_blocks: usize,
+}
+
+/// The shape of a step: two steps with equal keys run the same ops on the same addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct GraphKey {
+    /// Rows in the step.
+    pub num_rows: usize,
+    /// Sequences in the step.
+    pub num_seqs: usize,
+    /// Row length of the block tables.
+    pub max_blocks: usize,
+    /// Rows whose logits are wanted.
+    pub num_logit_rows: usize,
+    /// Whether any row uses an adapter.
+    pub with_lora: bool,
+}
+
+/// One step's contents, on the host.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct StepInputs {
+    /// `[rows]` token ids.
+    pub token_ids: Vec<u32>,
+    /// `[rows]` position of each token in its sequence.
+    pub positions: Vec<u32>,
+    /// `[rows]` index of the RoPE table.
+    pub rope_idx: Vec<u32>,
+    /// `[rows]` adapter slot, [`NULL_SLOT`] for none.
+    pub lora_slots: Vec<u32>,
+    /// `[rows]` factor on the adapter's scale.
+    pub lora_scales: Vec<f32>,
+    /// `[seqs + 1]` first row of each sequence, and the number of rows.
+    pub seq_starts: Vec<u32>,
+    /// `[seqs]` tokens of each sequence in the cache after this step.
+    pub context_lens: Vec<u32>,
+    /// `[seqs, max_blocks]` block ids, unused entries 0.
+    pub block_tables: Vec<u32>,
+    /// Row length of `block_tables`.
+    pub max_blocks: usize,
+    /// Rows whose hidden states the head needs, ascending.
+    pub logit_rows: Vec<u32>,
+}
+
+impl StepInputs {
+    /// The step's shape.
+    pub fn key(&self) -> GraphKey {
+        GraphKey {
+            num_rows: self.token_ids.len(),
+            num_seqs: self.context_lens.len(),
+            max_blocks: self.max_blocks,
+            num_logit_rows: self.logit_rows.len(),
+            with_lora: self.lora_slots.iter().any(|&s| s != NULL_SLOT),
+        }
+    }
+
+    /// Everything that a kernel would otherwise have to trust: lengths agree, indices are in range, each sequence's
+    /// blocks cover its context, its rows are its last tokens, and no two sequences write into one block.
+    fn check(&self, limits: &StepLimits, bounds: &StepBounds) -> Result<()> {
+        let op = "StepInputs";
+        let (rows, seqs) = (self.token_ids.len(), self.context_lens.len());
+        let lengths =
+            [self.positions.len(), self.rope_idx.len(), self.lora_slots.len(), self.lora_scales.len()];
+        if rows == 0 || seqs == 0 || lengths.iter().any(|&n| n != rows) {
+            return invalid(op, format!("{rows} rows of {seqs} sequences with per-row lengths {lengths:?}"));
+        }
+        if rows > limits.max_rows || seqs > limits.max_seqs || self.max_blocks > limits.max_blocks {
+            return invalid(
+                op,
+                format!("{rows} rows, {seqs} sequences, {} blocks exceed {limits:?}", self.max_blocks),
+            );
+        }
+        if self.seq_starts.len() != seqs + 1
+            || self.block_tables.len() != seqs * self.max_blocks
+            || self.seq_starts.first() != Some(&0)
+            || self.seq_starts.last() != Some(&(rows as u32))
+        {
+            return invalid(op, "sequence starts or block tables do not match the sequences");
+        }
+        if let Some(t) = self.token_ids.iter().find(|&&t| t as usize >= bounds.vocab_size) {
+            return invalid(op, format!("token {t} of a vocabulary of {}", bounds.vocab_size));
+        }
+        if let Some(r) = self.rope_idx.iter().find(|&&r| r as usize >= bounds.num_rope_tables) {
+            return invalid(op, format!("RoPE table {r} of {}", bounds.num_rope_tables));
+        }
+        if let Some(s) = self.lora_slots.iter().find(|&&s| s != NULL_SLOT && s as usize >= bounds.num_slots) {
+            return invalid(op, format!("adapter slot {s} of {}", bounds.num_slots));
+        }
+        if self.logit_rows.iter().any(|&r| r as usize >= rows) {
+            return invalid(op, "a logit row lies outside the step");
+        }
+        let mut written: Vec<u32> = Vec::new();
+        for (s, range) in self.seq_starts.windows(2).enumerate() {
+            let (Some(&[first, end]), Some(&context)) = (range.first_chunk::<2>(), self.context_lens.get(s))
+            else {
+                return invalid(op, "sequence starts do not match the sequences");
+            };
+            if first >= end || end - first > context || context as usize > bounds.max_positions {
+                return invalid(
+                    op,
+                    format!("sequence {s}: rows {first}..{end} of a context of {context} tokens"),
+                );
+            }
+            let start = context - (end - first);
+            let positions = self.positions.get(first as usize..end as usize).unwrap_or(&[]);
+            if positions.iter().zip(start..).any(|(&p, want)| p != want) {
+                return invalid(op, format!("sequence {s}: positions are not {start}..{context}"));
+            }
+            let table = self.block_tables.get(s * self.max_blocks..(s + 1) * self.max_blocks).unwrap_or(&[]);
+            let used = (context as usize).div_ceil(bounds.block_size);
+            let Some(blocks) = table.get(..used) else {
+                return invalid(
+                    op,
+                    format!("sequence {s}: {used} blocks wanted, the table holds {}", table.len()),
+                );
+            };
+            if let Some(b) = blocks.iter().find(|&&b| b as usize >= bounds.num_blocks) {
+                return invalid(op, format!("sequence {s}: block {b} of {}", bounds.num_blocks));
+            }
+            written.extend(blocks.iter().skip(start as usize / bounds.block_size));
+        }
+        let blocks_written = written.len();
+        written.sort_unstable();
+        written.dedup();
+        if written.len() != blocks_written {
+            return invalid(op, "two sequences write into one block");
+        }
+        Ok(())
+    }
+}
+
+/// What the contents of a step are checked against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepBounds {
+    /// Token ids lie below.
+    pub vocab_size: usize,
+    /// Longest context.
+    pub max_positions: usize,
+    /// RoPE tables.
+    pub num_rope_tables: usize,
+    /// Adapter slots.
+    pub num_slots: usize,
+    /// Blocks in the KV cache.
+    pub num_blocks: usize,
+    /// Tokens in a block.
+    pub block_size: usize,
+}
+
+/// A step on the device: tensors over the fixed buffer, in the shape that the key says.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// The step's shape.
+    pub key: GraphKey,
+    /// `[rows]`.
+    pub token_ids: Tensor,
+    /// `[rows]`.
+    pub positions: Tensor,
+    /// `[rows]`.
+    pub rope_idx: Tensor,
+    /// `[rows]`.
+    pub lora_slots: Tensor,
+    /// `[rows]` F32.
+    pub lora_scales: Tensor,
+    /// `[seqs + 1]`.
+    pub seq_starts: Tensor,
+    /// `[seqs]`.
+    pub context_lens: Tensor,
+    /// `[seqs, max_blocks]`.
+    pub block_tables: Tensor,
+    /// `[logit rows]`.
+    pub logit_rows: Tensor,
+}
+
+/// The fixed buffer and where each input lies in it.
+#[derive(Debug)]
+pub(crate) struct StepBuffers {
+    memory: Arc<dyn Memory>,
+    limits: StepLimits,
+    staging: Vec<u32>,
+}
+
+impl StepBuffers {
+    /// Words of the buffer: each input at its largest, at a fixed place.
+    pub(crate) fn len_words(limits: &StepLimits) -> usize {
+        let rows = limits.max_rows;
+        6 * rows + (limits.max_seqs + 1) + limits.max_seqs + limits.max_seqs.saturating_mul(limits.max_blocks)
+    }
+
+    pub(crate) fn new(memory: Arc<dyn Memory>, limits: StepLimits) -> Self {
+        StepBuffers { memory, limits, staging: vec![0; Self::len_words(&limits)] }
+    }
+
+    /// Checks `inputs`, lays them out in the staging copy and returns the step's tensors with the words to copy.
+    pub(crate) fn stage(
+        &mut self,
+        inputs: &StepInputs,
+        bounds: &StepBounds,
+    ) -> Result<(Step, Tensor, &[u32])> {
+        inputs.check(&self.limits, bounds)?;
+        let key = inputs.key();
+        let (max_rows, max_seqs) = (self.limits.max_rows, self.limits.max_seqs);
+        let scales: Vec<u32> = inputs.lora_scales.iter().map(|s| s.to_bits()).collect();
+        // The block tables come last: only as much as the step uses has to be copied.
+        let parts: [(&[u32], usize); 9] = [
+            (&inputs.token_ids, max_rows),
+            (&inputs.positions, max_rows),
+            (&inputs.rope_idx, max_rows),
+            (&inputs.lora_slots, max_rows),
+            (&scales, max_rows),
+            (&inputs.logit_rows, max_rows),
+            (&inputs.seq_starts, max_seqs + 1),
+            (&inputs.context_lens, max_seqs),
+            (&inputs.block_tables, inputs.block_tables.len()),
+        ];
+        let mut offsets = [0; 9];
+        let mut at = 0;
+        for ((part, room), offset) in parts.iter().zip(&mut offsets) {
+            *offset = at;
+            let Some(to) = self.staging.get_mut(at..at + part.len()) else {
+                return invalid("StepInputs", "the step does not fit the fixed buffer");
+            };
+            to.copy_from_slice(part);
+            at += room;
+        }
+        let whole = Tensor::persistent(self.memory.clone(), [at], DType::U32)?;
+        let part = |index: usize, len: usize| -> Result<Tensor> {
+            whole.rows(offsets.get(index).copied().unwrap_or(0), len)
+        };
+        let mut lora_scales = part(4, key.num_rows)?;
+        lora_scales.dtype = DType::F32;
+        let step = Step {
+            key,
+            token_ids: part(0, key.num_rows)?,
+            positions: part(1, key.num_rows)?,
+            rope_idx: part(2, key.num_rows)?,
+            lora_slots: part(3, key.num_rows)?,
+            lora_scales,
+            logit_rows: part(5, key.num_logit_rows)?,
+            seq_starts: part(6, key.num_seqs + 1)?,
+            context_lens: part(7, key.num_seqs)?,
+            block_tables: part(8, key.num_seqs * key.max_blocks)?.reshape([key.num_seqs, key.max_blocks])?,
+        };
+        Ok((step, whole, self.staging.get(..at).unwrap_or(&[])))
+    }
+}
