@@ -1,0 +1,213 @@
+//! Chat templates: a conversation as the text that the model was trained on.
+//!
+//! A template is a Jinja program that comes with a model, or with a request: not trusted. It runs in `minijinja`
+//! with bounded steps (fuel), recursion, source and output, without a loader, and sees nothing but its inputs and
+//! the clock that the caller gives.
+//!
+//! Behaviour follows what Hugging Face's libraries do with Python's jinja2: `trim_blocks` and `lstrip_blocks`, Python's
+//! methods of strings and dicts, Python's spelling of values, `tojson` without HTML escapes, `raise_exception`,
+//! `strftime_now`, loop controls, and `{% generation %}` as a plain block.
+
+mod functions;
+mod input;
+mod json;
+mod source;
+mod strftime;
+
+pub use input::{ChatInput, Message, MessageContent};
+
+use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior};
+use std::error::Error as _;
+use std::io::{self, Write};
+
+/// Limits on what a template may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TemplateLimits {
+    /// The longest template, in bytes.
+    pub max_source_bytes: usize,
+    /// The most instructions that one rendering may execute.
+    pub fuel_instructions: u64,
+    /// The deepest nesting of calls (macros, recursive loops).
+    pub max_recursion: usize,
+    /// The longest text that one rendering may give, in bytes. Values that a template builds on the way are
+    /// held to it too, where it multiplies them.
+    pub max_output_bytes: usize,
+}
+
+impl Default for TemplateLimits {
+    fn default() -> Self {
+        Self {
+            max_source_bytes: 1 << 20,
+            fuel_instructions: 5_000_000,
+            max_recursion: 100,
+            max_output_bytes: 16 << 20,
+        }
+    }
+}
+
+/// What can go wrong with a chat template.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TemplateError {
+    /// The template is not valid.
+    #[error("chat template: {message}")]
+    Syntax {
+        /// What is wrong, and where.
+        message: String,
+    },
+    /// The template is longer than allowed.
+    #[error("chat template of {actual_bytes} bytes is over the limit of {limit_bytes} bytes")]
+    SourceTooLong {
+        /// Its length.
+        actual_bytes: usize,
+        /// The limit.
+        limit_bytes: usize,
+    },
+    /// The template refuses the conversation (`raise_exception`): the caller's mistake.
+    #[error("{message}")]
+    Raised {
+        /// What the template says.
+        message: String,
+    },
+    /// The template fails on the conversation, for example because a message lacks what it needs.
+    #[error("chat template: {message}")]
+    Render {
+        /// What is wrong, and where.
+        message: String,
+    },
+    /// The template runs for too long.
+    #[error("chat template executes more than {limit_instructions} instructions")]
+    OutOfFuel {
+        /// The limit.
+        limit_instructions: u64,
+    },
+    /// The template gives too much text.
+    #[error("chat template gives more than {limit_bytes} bytes")]
+    OutputTooLong {
+        /// The limit.
+        limit_bytes: usize,
+    },
+    /// `continue_final_message` cannot be done.
+    #[error("continue_final_message: {message}")]
+    ContinueFinalMessage {
+        /// Why.
+        message: String,
+    },
+}
+
+/// A compiled chat template.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    source: String,
+    limits: TemplateLimits,
+}
+
+/// The only template of an environment.
+const NAME: &str = "chat_template";
+
+impl ChatTemplate {
+    /// Compiles a template.
+    ///
+    /// # Errors
+    /// The source is not valid or too long.
+    pub fn new(source: &str, limits: TemplateLimits) -> Result<Self, TemplateError> {
+        if source.len() > limits.max_source_bytes {
+            return Err(TemplateError::SourceTooLong {
+                actual_bytes: source.len(),
+                limit_bytes: limits.max_source_bytes,
+            });
+        }
+        let mut environment = Environment::new();
+        environment.set_syntax(source::syntax().map_err(syntax_error)?);
+        environment.set_undefined_behavior(UndefinedBehavior::Lenient);
+        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+        environment.set_fuel(Some(limits.fuel_instructions));
+        environment.set_recursion_limit(limits.max_recursion);
+        functions::install(&mut environment, limits.max_output_bytes);
+        environment
+            .add_template_owned(NAME, source::without_generation_tags(source))
+            .map_err(syntax_error)?;
+        Ok(Self { environment, source: source.to_owned(), limits })
+    }
+
+    /// The source, as it was given.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The text of a conversation.
+    ///
+    /// # Errors
+    /// The template refuses the conversation ([`TemplateError::Raised`]), fails on it, or exceeds a limit.
+    pub fn render(&self, input: &ChatInput<'_>) -> Result<String, TemplateError> {
+        let continued = input.continued_text()?;
+        let context = input.context(strftime::now_unix_s);
+        let template = self.environment.get_template(NAME).map_err(|error| self.render_error(&error))?;
+        let mut output =
+            Limited { text: Vec::new(), limit_bytes: self.limits.max_output_bytes, exceeded: false };
+        let result = template.render_captured_to(context, &mut output).map(|_| ());
+        if output.exceeded {
+            return Err(TemplateError::OutputTooLong { limit_bytes: self.limits.max_output_bytes });
+        }
+        result.map_err(|error| self.render_error(&error))?;
+        let text = String::from_utf8(output.text)
+            .map_err(|error| TemplateError::Render { message: error.to_string() })?;
+        match continued {
+            None => Ok(text),
+            Some(continued) => input::cut_after(text, &continued),
+        }
+    }
+
+    fn render_error(&self, error: &Error) -> TemplateError {
+        if let Some(raised) = functions::raised(error) {
+            return TemplateError::Raised { message: raised };
+        }
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+        while let Some(current) = cause {
+            if current.downcast_ref::<Error>().is_some_and(|error| error.kind() == ErrorKind::OutOfFuel) {
+                return TemplateError::OutOfFuel { limit_instructions: self.limits.fuel_instructions };
+            }
+            cause = current.source();
+        }
+        TemplateError::Render { message: describe(error) }
+    }
+}
+
+fn syntax_error(error: Error) -> TemplateError {
+    TemplateError::Syntax { message: describe(&error) }
+}
+
+/// The error with its causes, on one line.
+fn describe(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(current) = cause {
+        text.push_str(": ");
+        text.push_str(&current.to_string());
+        cause = current.source();
+    }
+    text
+}
+
+/// Collects output up to a limit.
+struct Limited {
+    text: Vec<u8>,
+    limit_bytes: usize,
+    exceeded: bool,
+}
+
+impl Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() > self.limit_bytes - self.text.len() {
+            self.exceeded = true;
+            return Err(io::Error::other("output limit"));
+        }
+        self.text.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
