@@ -206,6 +206,14 @@ impl Ctx {
         Ok(to)
     }
 
+    /// Runs `f` and releases every scratch tensor that it allocated.
+    pub fn scratch<R>(&mut self, f: impl FnOnce(&mut Ctx) -> Result<R>) -> Result<R> {
+        let mark = self.arena.live.len();
+        let result = f(self);
+        self.arena.release_to(mark);
+        result
+    }
+
     /// A persistent, zeroed tensor.
     pub fn persistent(&self, what: &'static str, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
         let shape = shape.into();

@@ -26,6 +26,9 @@ pub trait Device: Send + Sync + fmt::Debug {
     /// device's tiles. `host` has the right number of bytes.
     fn load_weight(&self, host: &HostTensor<'_>) -> Result<Weight>;
 
+    /// Rows `first_row ..` of a weight of this device, dequantised, `[rows, cols]`; as many as `out` holds.
+    fn dequantise_rows(&self, weight: &Weight, first_row: usize, out: &mut [f32]) -> Result<()>;
+
     /// The op set of a new context.
     fn open(&self) -> Result<Box<dyn Ops>>;
 }

@@ -189,6 +189,10 @@ pub struct Step {
     pub block_tables: Tensor,
     /// `[logit rows]`.
     pub logit_rows: Tensor,
+    /// `[logit rows]`: adapter slots of the logit rows, for an adapted head.
+    pub logit_lora_slots: Tensor,
+    /// `[logit rows]` F32.
+    pub logit_lora_scales: Tensor,
 }
 
 /// The fixed buffer and where each input lies in it.
@@ -203,7 +207,7 @@ impl StepBuffers {
     /// Words of the buffer: each input at its largest, at a fixed place.
     pub(crate) fn len_words(limits: &StepLimits) -> usize {
         let rows = limits.max_rows;
-        6 * rows + (limits.max_seqs + 1) + limits.max_seqs + limits.max_seqs.saturating_mul(limits.max_blocks)
+        8 * rows + (limits.max_seqs + 1) + limits.max_seqs + limits.max_seqs.saturating_mul(limits.max_blocks)
     }
 
     pub(crate) fn new(memory: Arc<dyn Memory>, limits: StepLimits) -> Self {
@@ -220,19 +224,25 @@ impl StepBuffers {
         let key = inputs.key();
         let (max_rows, max_seqs) = (self.limits.max_rows, self.limits.max_seqs);
         let scales: Vec<u32> = inputs.lora_scales.iter().map(|s| s.to_bits()).collect();
+        let of_logit_rows = |values: &[u32]| -> Vec<u32> {
+            inputs.logit_rows.iter().filter_map(|&r| values.get(r as usize).copied()).collect()
+        };
+        let (logit_slots, logit_scales) = (of_logit_rows(&inputs.lora_slots), of_logit_rows(&scales));
         // The block tables come last: only as much as the step uses has to be copied.
-        let parts: [(&[u32], usize); 9] = [
+        let parts: [(&[u32], usize); 11] = [
             (&inputs.token_ids, max_rows),
             (&inputs.positions, max_rows),
             (&inputs.rope_idx, max_rows),
             (&inputs.lora_slots, max_rows),
             (&scales, max_rows),
             (&inputs.logit_rows, max_rows),
+            (&logit_slots, max_rows),
+            (&logit_scales, max_rows),
             (&inputs.seq_starts, max_seqs + 1),
             (&inputs.context_lens, max_seqs),
             (&inputs.block_tables, inputs.block_tables.len()),
         ];
-        let mut offsets = [0; 9];
+        let mut offsets = [0; 11];
         let mut at = 0;
         for ((part, room), offset) in parts.iter().zip(&mut offsets) {
             *offset = at;
@@ -246,19 +256,20 @@ impl StepBuffers {
         let part = |index: usize, len: usize| -> Result<Tensor> {
             whole.rows(offsets.get(index).copied().unwrap_or(0), len)
         };
-        let mut lora_scales = part(4, key.num_rows)?;
-        lora_scales.dtype = DType::F32;
+        let f32s = |index: usize, len: usize| part(index, len).map(|t| Tensor { dtype: DType::F32, ..t });
         let step = Step {
             key,
             token_ids: part(0, key.num_rows)?,
             positions: part(1, key.num_rows)?,
             rope_idx: part(2, key.num_rows)?,
             lora_slots: part(3, key.num_rows)?,
-            lora_scales,
+            lora_scales: f32s(4, key.num_rows)?,
             logit_rows: part(5, key.num_logit_rows)?,
-            seq_starts: part(6, key.num_seqs + 1)?,
-            context_lens: part(7, key.num_seqs)?,
-            block_tables: part(8, key.num_seqs * key.max_blocks)?.reshape([key.num_seqs, key.max_blocks])?,
+            logit_lora_slots: part(6, key.num_logit_rows)?,
+            logit_lora_scales: f32s(7, key.num_logit_rows)?,
+            seq_starts: part(8, key.num_seqs + 1)?,
+            context_lens: part(9, key.num_seqs)?,
+            block_tables: part(10, key.num_seqs * key.max_blocks)?.reshape([key.num_seqs, key.max_blocks])?,
         };
         Ok((step, whole, self.staging.get(..at).unwrap_or(&[])))
     }

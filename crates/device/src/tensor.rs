@@ -117,11 +117,6 @@ impl Tensor {
         }
         Ok(Tensor { shape, ..self.clone() })
     }
-
-    pub(crate) fn overlaps(&self, other: &Tensor) -> bool {
-        let (a, b) = (self.memory.addr() + self.offset_bytes, other.memory.addr() + other.offset_bytes);
-        a < b + other.size_bytes() && b < a + self.size_bytes()
-    }
 }
 
 impl fmt::Debug for Tensor {

@@ -1,1 +1,492 @@
-//! The CPU device.
+//! The CPU device: runs everywhere, and is the reference for the others.
+//!
+//! Kernels are written once over sixteen-lane vectors (`simd`) and compiled for each instruction set; the best one
+//! that the machine has is chosen at start ([`Isa`]). Work is cut by rows and output features only, never along a
+//! sum, so results depend neither on the number of threads nor on what else is in a batch.
+
+mod attention;
+mod blocks;
+mod gemm;
+mod isa;
+mod linear;
+mod lora;
+mod memory;
+mod philox;
+mod pool;
+mod rowwise;
+mod sample;
+mod simd;
+mod weight;
+
+use std::sync::Arc;
+
+use self::attention::{Attend, Cache, KvF16, KvF32, MAX_HEAD_DIM, attend, write_row};
+use self::linear::{LinearScratch, linear, rows_per_task};
+use self::memory::HostMemory;
+use self::rowwise::{RmsNorm, SiluMul, rope_row};
+use self::sample::{SampleScratch, logprobs_row, sample_row};
+use self::simd::LANES;
+use self::weight::CpuWeight;
+use crate::error::{DeviceError, Result, invalid};
+use crate::kv::BLOCK_SIZE;
+use crate::lora::LoraBatch;
+use crate::ops::{Device, LinearTarget, Ops, PagedAttention, RopeTables};
+use crate::sample::{LogprobRow, SampleRow, Sampled, TokenLogprobs};
+use crate::step::GraphKey;
+use crate::tensor::{Memory, Tensor};
+use crate::weight::{HostTensor, Weight};
+use crate::{DType, Shape};
+
+pub use self::isa::{ISA_ENV, Isa};
+pub use self::pool::ThreadPool;
+
+/// How to set up the CPU device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CpuOptions {
+    /// Threads that compute, the calling one included; `None` takes all that the machine offers.
+    pub threads: Option<usize>,
+    /// Instruction set; `None` takes the best one.
+    pub isa: Option<Isa>,
+}
+
+/// What kernels need of the device.
+#[derive(Debug)]
+pub(crate) struct Cpu {
+    isa: Isa,
+    pool: ThreadPool,
+}
+
+/// The CPU as a device.
+#[derive(Debug, Clone)]
+pub struct CpuDevice {
+    cpu: Arc<Cpu>,
+}
+
+impl CpuDevice {
+    /// Starts the threads.
+    pub fn new(options: CpuOptions) -> Result<Self> {
+        let isa = options.isa.unwrap_or_else(Isa::best);
+        if !Isa::available().contains(&isa) {
+            return Err(DeviceError::Unsupported {
+                device: "this CPU".into(),
+                what: format!("the {isa} instruction set"),
+            });
+        }
+        let threads = options
+            .threads
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
+        let pool = ThreadPool::new(threads).map_err(|e| DeviceError::Invalid {
+            op: "CpuDevice",
+            reason: format!("cannot start {threads} threads: {e}"),
+        })?;
+        Ok(CpuDevice { cpu: Arc::new(Cpu { isa, pool }) })
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.cpu.isa
+    }
+
+    /// Threads that compute, the calling one included.
+    pub fn num_threads(&self) -> usize {
+        self.cpu.pool.num_threads()
+    }
+
+    /// The threads.
+    pub fn pool(&self) -> &ThreadPool {
+        &self.cpu.pool
+    }
+}
+
+impl Device for CpuDevice {
+    fn name(&self) -> String {
+        format!("cpu ({}, {} threads)", self.cpu.isa, self.num_threads())
+    }
+
+    fn alloc(&self, what: &'static str, bytes: usize) -> Result<Arc<dyn Memory>> {
+        Ok(HostMemory::new(what, bytes)?)
+    }
+
+    fn load_weight(&self, host: &HostTensor<'_>) -> Result<Weight> {
+        Ok(Weight::new(host, Arc::new(CpuWeight::pack(host, &self.cpu.pool)?)))
+    }
+
+    fn dequantise_rows(&self, weight: &Weight, first_row: usize, out: &mut [f32]) -> Result<()> {
+        let weight = cpu_weight(weight)?;
+        let rows = out.len() / weight.cols;
+        if !out.len().is_multiple_of(weight.cols) || first_row.saturating_add(rows) > weight.rows {
+            let of = (weight.rows, weight.cols);
+            return invalid(
+                "dequantise_rows",
+                format!("{} values from row {first_row} of {of:?}", out.len()),
+            );
+        }
+        for (i, row) in out.chunks_exact_mut(weight.cols).enumerate() {
+            weight.row(first_row + i, row);
+        }
+        Ok(())
+    }
+
+    fn open(&self) -> Result<Box<dyn Ops>> {
+        let sampling = (0..self.num_threads()).map(|_| SampleScratch::default()).collect();
+        Ok(Box::new(CpuOps { cpu: self.cpu.clone(), linear: LinearScratch::default(), sampling }))
+    }
+}
+
+/// A pointer that tasks on other threads may use, to disjoint places.
+#[derive(Clone, Copy)]
+pub(crate) struct SendPtr<T>(*mut T);
+// SAFETY: tasks write disjoint parts of tensors that outlive the job.
+unsafe impl<T> Send for SendPtr<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for SendPtr<T> {}
+
+impl<T> SendPtr<T> {
+    /// The pointer; a method, so that closures capture the wrapper.
+    fn get(&self) -> *mut T {
+        self.0
+    }
+}
+
+/// Where a tensor's elements are, after the liveness check.
+fn ptr<T>(t: &Tensor, op: &'static str, operand: &'static str) -> Result<SendPtr<T>> {
+    Ok(SendPtr(std::ptr::with_exposed_provenance_mut(t.addr(op, operand)?)))
+}
+
+/// A tensor's elements.
+///
+/// # Safety
+/// The tensor has elements of type `T` and nobody writes them meanwhile.
+unsafe fn slice<'a, T>(t: &'a Tensor, op: &'static str, operand: &'static str) -> Result<&'a [T]> {
+    // SAFETY: the memory holds this many elements and is initialised (zeroed at first).
+    Ok(unsafe { std::slice::from_raw_parts(ptr::<T>(t, op, operand)?.0, t.shape().numel()) })
+}
+
+fn cpu_weight(weight: &Weight) -> Result<&CpuWeight> {
+    match weight.data().as_any().downcast_ref() {
+        Some(weight) => Ok(weight),
+        None => invalid("cpu", "a weight of another device"),
+    }
+}
+
+/// The CPU's ops for one context.
+struct CpuOps {
+    cpu: Arc<Cpu>,
+    linear: LinearScratch,
+    sampling: Vec<SampleScratch>,
+}
+
+impl CpuOps {
+    /// Runs `f(row)` for all rows, in parallel when there is enough work.
+    fn for_rows(&self, rows: usize, row_len: usize, f: impl Fn(usize) + Sync) {
+        let piece = rows_per_task(rows, row_len);
+        self.cpu.pool.run(rows.div_ceil(piece), &|i| (i * piece..rows.min((i + 1) * piece)).for_each(&f));
+    }
+}
+
+impl Ops for CpuOps {
+    unsafe fn replay(&mut self, _key: &GraphKey) -> Result<()> {
+        invalid("replay", "the CPU device records no steps")
+    }
+
+    unsafe fn embed(&mut self, ids: &Tensor, table: &Weight, out: &Tensor) -> Result<()> {
+        let weight = cpu_weight(table)?;
+        // SAFETY: the trait's contract.
+        let ids = unsafe { slice::<u32>(ids, "embed", "ids")? };
+        let out = ptr::<f32>(out, "embed", "out")?;
+        let cols = weight.cols;
+        self.for_rows(ids.len(), cols, |i| {
+            let Some(&id) = ids.get(i) else { return };
+            // SAFETY: row `i` of the output is this task's alone.
+            let row = unsafe { std::slice::from_raw_parts_mut(out.get().add(i * cols), cols) };
+            if (id as usize) < weight.rows {
+                weight.row(id as usize, row);
+            }
+        });
+        Ok(())
+    }
+
+    unsafe fn rms_norm(&mut self, x: &Tensor, weight: &Tensor, eps: f32, out: &Tensor) -> Result<()> {
+        let (rows, len) = (x.shape().rows(), x.shape().row_len());
+        let [x, weight, out] =
+            [(x, "x"), (weight, "weight"), (out, "out")].map(|(t, n)| ptr::<f32>(t, "rms_norm", n));
+        let (x, weight, out) = (x?, weight?, out?);
+        self.for_rows(rows, len, |row| {
+            // SAFETY: the trait's contract; each task writes its own rows.
+            unsafe {
+                let (x, out) = (x.get().add(row * len), out.get().add(row * len));
+                self.cpu.isa.run(RmsNorm { x, weight: weight.get(), out, len, eps });
+            }
+        });
+        Ok(())
+    }
+
+    unsafe fn linear(
+        &mut self,
+        x: &Tensor,
+        targets: &[LinearTarget<'_>],
+        lora: Option<&LoraBatch<'_>>,
+    ) -> Result<()> {
+        // SAFETY: the trait's contract.
+        unsafe { linear(&self.cpu, &mut self.linear, x, targets, lora) }
+    }
+
+    unsafe fn rope(
+        &mut self,
+        pairs: &[(&Tensor, &Tensor)],
+        positions: &Tensor,
+        rope_idx: &Tensor,
+        tables: &RopeTables,
+    ) -> Result<()> {
+        let op = "rope";
+        // SAFETY: the trait's contract.
+        let (positions, rope_idx) = unsafe {
+            (slice::<u32>(positions, op, "positions")?, slice::<u32>(rope_idx, op, "table index")?)
+        };
+        let mut table_slices = Vec::with_capacity(tables.tables.len());
+        for table in &tables.tables {
+            // SAFETY: tables are F32 and written only before they are used.
+            table_slices.push((unsafe { slice::<f32>(table, op, "table")? }, table.shape().row_len()));
+        }
+        for &(x, out) in pairs {
+            let (heads, head_dim) = match x.shape().dims() {
+                &[_, heads, head_dim] => (heads, head_dim),
+                _ => return invalid(op, "x must be [rows, heads, head_dim]"),
+            };
+            let (x, out) = (ptr::<f32>(x, op, "x")?, ptr::<f32>(out, op, "out")?);
+            let row_len = heads * head_dim;
+            self.for_rows(positions.len(), row_len, |row| {
+                let (Some(&position), Some(&table)) = (positions.get(row), rope_idx.get(row)) else { return };
+                let Some((table, width)) = table_slices.get(table as usize) else { return };
+                let angles = table.get(position as usize * width..(position as usize + 1) * width);
+                if let Some(angles) = angles {
+                    // SAFETY: the trait's contract; each task writes its own rows.
+                    unsafe {
+                        rope_row(
+                            x.get().add(row * row_len),
+                            out.get().add(row * row_len),
+                            heads,
+                            head_dim,
+                            angles,
+                        );
+                    }
+                }
+            });
+        }
+        Ok(())
+    }
+
+    unsafe fn paged_attention(&mut self, args: PagedAttention<'_>) -> Result<()> {
+        let op = "paged_attention";
+        let PagedAttention { q, k, v, kv, step, scale, window, out } = args;
+        let (&[_, num_heads, head_dim], &[_, num_kv_heads, _]) = (q.shape().dims(), k.shape().dims()) else {
+            return invalid(op, "q, k and v must be [rows, heads, head_dim]");
+        };
+        if head_dim % LANES != 0 || head_dim > MAX_HEAD_DIM {
+            let what = format!("heads of {head_dim}: multiples of {LANES} up to {MAX_HEAD_DIM}");
+            return Err(DeviceError::Unsupported { device: "the CPU device".into(), what });
+        }
+        let f16 = kv.k.dtype() == DType::F16;
+        let cache = Cache {
+            k: ptr::<u8>(&kv.k, op, "cache")?.0,
+            v: ptr::<u8>(&kv.v, op, "cache")?.0,
+            num_kv_heads,
+            head_dim,
+        };
+        // SAFETY: the trait's contract.
+        let (starts, contexts, tables) = unsafe {
+            (
+                slice::<u32>(&step.seq_starts, op, "sequence starts")?,
+                slice::<u32>(&step.context_lens, op, "contexts")?,
+                slice::<u32>(&step.block_tables, op, "block tables")?,
+            )
+        };
+        let max_blocks = step.key.max_blocks;
+        let seqs: Vec<Seq<'_>> = starts
+            .windows(2)
+            .zip(contexts)
+            .zip(tables.chunks(max_blocks.max(1)))
+            .filter_map(|((range, &context), table)| {
+                let &[first, end] = range.first_chunk::<2>()?;
+                Some(Seq { rows: (first as usize, end as usize), context: context as usize, table })
+            })
+            .collect();
+        let [q, k, v, out] = [(q, "q"), (k, "k"), (v, "v"), (out, "out")].map(|(t, n)| ptr::<f32>(t, op, n));
+        let (q, k, v, out) = (q?, k?, v?, out?);
+        let cache = SendCache(cache);
+
+        let kv_len = num_kv_heads * head_dim;
+        let write = |seq: &Seq<'_>, row: usize| {
+            let position = seq.position(row);
+            // SAFETY: the trait's contract: no two rows of a step have the same place in the cache.
+            unsafe {
+                let (k, v) = (k.get().add(row * kv_len), v.get().add(row * kv_len));
+                if f16 {
+                    write_row::<KvF16>(cache.get(), seq.table, position, k, v);
+                } else {
+                    write_row::<KvF32>(cache.get(), seq.table, position, k, v);
+                }
+            }
+        };
+        let writes: Vec<(usize, usize)> = seqs
+            .iter()
+            .enumerate()
+            .flat_map(|(s, seq)| (seq.rows.0..seq.rows.1).map(move |r| (s, r)))
+            .collect();
+        self.for_rows(writes.len(), kv_len, |i| {
+            if let Some((seq, row)) = writes.get(i).and_then(|&(s, r)| Some((seqs.get(s)?, r))) {
+                write(seq, row);
+            }
+        });
+
+        // Rows of a long prompt are cut so that a task is a few whole groups of query vectors.
+        const ROWS_PER_TASK: usize = 16;
+        let mut tasks = Vec::new();
+        for seq in &seqs {
+            for first in (seq.rows.0..seq.rows.1).step_by(ROWS_PER_TASK) {
+                let rows = (first, seq.rows.1.min(first + ROWS_PER_TASK));
+                tasks.extend((0..num_kv_heads).map(|head| (seq, rows, head)));
+            }
+        }
+        // Late rows have the longest contexts: start them first.
+        self.cpu.pool.run(tasks.len(), &|i| {
+            let Some(&(seq, rows, kv_head)) = tasks.get(tasks.len() - 1 - i) else { return };
+            let args = Attend {
+                cache: *cache.get(),
+                table: seq.table,
+                kv_head,
+                group: num_heads / num_kv_heads,
+                q: q.get(),
+                out: out.get(),
+                num_heads,
+                rows,
+                position: seq.position(rows.0),
+                scale,
+                window,
+            };
+            // SAFETY: the trait's contract; tasks write disjoint rows and heads.
+            unsafe { attend(self.cpu.isa, f16, args) };
+        });
+        Ok(())
+    }
+
+    unsafe fn silu_mul(&mut self, gate: &Tensor, up: &Tensor, out: &Tensor) -> Result<()> {
+        let (rows, len) = (gate.shape().rows(), gate.shape().row_len());
+        let [gate, up, out] =
+            [(gate, "gate"), (up, "up"), (out, "out")].map(|(t, n)| ptr::<f32>(t, "silu_mul", n));
+        let (gate, up, out) = (gate?, up?, out?);
+        self.for_rows(rows, len, |row| {
+            // SAFETY: the trait's contract; each task writes its own rows.
+            unsafe {
+                let at = row * len;
+                let (gate, up, out) = (gate.get().add(at), up.get().add(at), out.get().add(at));
+                self.cpu.isa.run(SiluMul { gate, up, out, len });
+            }
+        });
+        Ok(())
+    }
+
+    unsafe fn gather_rows(&mut self, x: &Tensor, rows: &Tensor, out: &Tensor) -> Result<()> {
+        let len = x.shape().row_len();
+        // SAFETY: the trait's contract.
+        let (from, indices) =
+            unsafe { (slice::<f32>(x, "gather_rows", "x")?, slice::<u32>(rows, "gather_rows", "rows")?) };
+        let out = ptr::<f32>(out, "gather_rows", "out")?;
+        for (i, &row) in indices.iter().enumerate() {
+            let row = row as usize * len;
+            if let Some(row) = from.get(row..row + len) {
+                // SAFETY: the trait's contract.
+                unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), out.get().add(i * len), len) };
+            }
+        }
+        Ok(())
+    }
+
+    unsafe fn sample(&mut self, logits: &Tensor, rows: &[SampleRow]) -> Result<Vec<Sampled>> {
+        // SAFETY: the trait's contract.
+        let values = unsafe { slice::<f32>(logits, "sample", "logits")? };
+        Ok(self.for_logits(values, logits.shape(), rows, sample_row))
+    }
+
+    unsafe fn logprobs(&mut self, logits: &Tensor, rows: &[LogprobRow]) -> Result<Vec<TokenLogprobs>> {
+        // SAFETY: the trait's contract.
+        let values = unsafe { slice::<f32>(logits, "logprobs", "logits")? };
+        Ok(self.for_logits(values, logits.shape(), rows, logprobs_row))
+    }
+
+    unsafe fn copy(&mut self, src: &Tensor, dst: &Tensor) -> Result<()> {
+        let (from, to) = (ptr::<u8>(src, "copy", "src")?, ptr::<u8>(dst, "copy", "dst")?);
+        // SAFETY: the trait's contract: equal sizes, no overlap.
+        unsafe { std::ptr::copy_nonoverlapping(from.0, to.0, src.size_bytes().min(dst.size_bytes())) };
+        Ok(())
+    }
+
+    unsafe fn write(&mut self, dst: &Tensor, bytes: &[u8]) -> Result<()> {
+        let to = ptr::<u8>(dst, "write", "dst")?;
+        // SAFETY: the trait's contract; a host slice cannot overlap device memory that no slice refers to.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.0, bytes.len().min(dst.size_bytes())) };
+        Ok(())
+    }
+
+    unsafe fn read(&mut self, src: &Tensor, bytes: &mut [u8]) -> Result<()> {
+        let from = ptr::<u8>(src, "read", "src")?;
+        // SAFETY: as `write`.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from.0, bytes.as_mut_ptr(), bytes.len().min(src.size_bytes()))
+        };
+        Ok(())
+    }
+}
+
+impl CpuOps {
+    /// Maps rows of logits in parallel, each thread with a scratch space of its own.
+    fn for_logits<A: Sync, B: Send>(
+        &mut self,
+        values: &[f32],
+        shape: Shape,
+        rows: &[A],
+        f: impl Fn(&[f32], &A, &mut SampleScratch) -> B + Sync,
+    ) -> Vec<B> {
+        let vocab = shape.row_len().max(1);
+        let num_parts = self.sampling.len().min(rows.len()).max(1);
+        let per_part = rows.len().div_ceil(num_parts).max(1);
+        let parts: Vec<_> = values
+            .chunks(vocab * per_part)
+            .zip(rows.chunks(per_part))
+            .zip(&mut self.sampling)
+            .map(|part| std::sync::Mutex::new((part, Vec::new())))
+            .collect();
+        self.cpu.pool.run(parts.len(), &|i| {
+            let Some(mut part) = parts.get(i).and_then(|p| p.lock().ok()) else { return };
+            let (((values, rows), scratch), out) = &mut *part;
+            out.extend(values.chunks(vocab).zip(rows.iter()).map(|(values, row)| f(values, row, scratch)));
+        });
+        parts.into_iter().filter_map(|p| p.into_inner().ok()).flat_map(|(_, out)| out).collect()
+    }
+}
+
+/// One sequence of a step.
+struct Seq<'a> {
+    rows: (usize, usize),
+    context: usize,
+    table: &'a [u32],
+}
+
+impl Seq<'_> {
+    /// Position of a row of the step.
+    fn position(&self, row: usize) -> usize {
+        self.context - (self.rows.1 - row)
+    }
+}
+
+struct SendCache(Cache);
+// SAFETY: tasks write disjoint positions, or only read.
+unsafe impl Sync for SendCache {}
+
+impl SendCache {
+    fn get(&self) -> &Cache {
+        &self.0
+    }
+}
+
+const _: () = assert!(BLOCK_SIZE == 16);

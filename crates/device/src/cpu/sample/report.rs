@@ -29,7 +29,8 @@ pub(super) fn logprobs(logits: &[f32], wanted: &Wanted<'_>, scratch: &mut Sample
     let max = scan::block_maxima(values, maxima);
     let scale = Scale { max: max.max(f32::MIN), inv_temperature: 1.0 };
     let log_total = scan::block_masses(values, maxima, scale, masses).ln();
-    let logit = |token: u32| values.get(token as usize).copied().filter(|v| !v.is_nan()).unwrap_or(f32::NEG_INFINITY);
+    let logit =
+        |token: u32| values.get(token as usize).copied().filter(|v| !v.is_nan()).unwrap_or(f32::NEG_INFINITY);
     let logprob = |token: u32| match logit(token) {
         f32::NEG_INFINITY => f32::NEG_INFINITY,
         v => (f64::from(scan::capped(v)) - f64::from(max) - log_total) as f32,

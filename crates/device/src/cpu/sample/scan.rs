@@ -243,8 +243,7 @@ mod tests {
         let (mut maxima, mut masses) = (Vec::new(), Vec::new());
         let max = block_maxima(&values, &mut maxima);
         assert_eq!(max, values.iter().copied().fold(f32::MIN, f32::max));
-        let total =
-            block_masses(&values, &maxima, Scale { max, inv_temperature: 0.5 }, &mut masses);
+        let total = block_masses(&values, &maxima, Scale { max, inv_temperature: 0.5 }, &mut masses);
         for (i, block) in values.chunks(BLOCK).enumerate() {
             assert_eq!(maxima[i], block.iter().copied().fold(f32::MIN, f32::max));
             let want: f64 = block.iter().map(|&v| (f64::from(v - max) * 0.5).exp()).sum();

@@ -156,7 +156,8 @@ fn frequencies_match_the_exact_distribution() {
             }
         }
         // Wilson and Hilferty's approximation of the 0.999 quantile.
-        let limit = degrees * f64::powi(1.0 - 2.0 / (9.0 * degrees) + 3.09 * f64::sqrt(2.0 / (9.0 * degrees)), 3);
+        let limit =
+            degrees * f64::powi(1.0 - 2.0 / (9.0 * degrees) + 3.09 * f64::sqrt(2.0 / (9.0 * degrees)), 3);
         assert!(chi < limit, "{chi} over {limit}");
     }
 }

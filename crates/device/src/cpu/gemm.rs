@@ -1,0 +1,292 @@
+//! The matrix products: activations times panels of 16 output features.
+//!
+//! Each output element is one chain of fused multiply-adds over the inputs in ascending order; how many rows or
+//! panels a call handles changes only what is computed beside it.
+
+use super::blocks::{BLOCK, BlockFormat, BlockMeta};
+use super::isa::Kernel;
+use super::simd::{LANES, Simd};
+
+/// What happens to a finished sum before it is stored: `out = sum + bias + residual`.
+#[derive(Clone, Copy)]
+pub(crate) struct Epilogue {
+    /// `[features]` or null.
+    pub(crate) bias: *const f32,
+    /// As `out`, or null.
+    pub(crate) residual: *const f32,
+    /// Row 0, feature 0.
+    pub(crate) out: *mut f32,
+    /// Features, and the distance between rows.
+    pub(crate) features: usize,
+}
+
+impl Epilogue {
+    #[inline(always)]
+    unsafe fn store<S: Simd>(&self, row: usize, panel: usize, sum: S::F) {
+        let first = panel * LANES;
+        let at = row * self.features + first;
+        // SAFETY: the caller's row and panel exist; the last panel is stored in part.
+        unsafe {
+            let n = self.features - first;
+            if n >= LANES {
+                let mut y = sum;
+                if !self.bias.is_null() {
+                    y = S::add(y, S::load(self.bias.add(first)));
+                }
+                if !self.residual.is_null() {
+                    y = S::add(y, S::load(self.residual.add(at)));
+                }
+                S::store(self.out.add(at), y);
+            } else {
+                let mut y = sum;
+                if !self.bias.is_null() {
+                    y = S::add(y, S::load_part(self.bias.add(first), n));
+                }
+                if !self.residual.is_null() {
+                    y = S::add(y, S::load_part(self.residual.add(at), n));
+                }
+                S::store_part(self.out.add(at), y, n);
+            }
+        }
+    }
+}
+
+/// Rows `rows.0 .. rows.1` times panels `panels.0 .. panels.1` of a quantised weight.
+#[derive(Clone, Copy)]
+pub(crate) struct QuantisedGemm<F> {
+    pub(crate) format: std::marker::PhantomData<F>,
+    /// `[rows, cols]` signed bytes.
+    pub(crate) q: *const i8,
+    /// `[rows, cols / 32]`.
+    pub(crate) meta: *const BlockMeta,
+    pub(crate) cols: usize,
+    pub(crate) quants: *const u8,
+    pub(crate) scales: *const u8,
+    pub(crate) rows: (usize, usize),
+    pub(crate) panels: (usize, usize),
+    pub(crate) epilogue: Epilogue,
+}
+
+impl<F: BlockFormat> QuantisedGemm<F> {
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const M: usize>(&self, row: usize, panel: usize) {
+        let num_blocks = self.cols / BLOCK;
+        let offset = F::OFFSET + if F::SIGNED { S::I8_BIAS } else { 0 };
+        // SAFETY: rows, panels and their extents are the caller's; all loads stay within them.
+        unsafe {
+            let quants = self.quants.add(panel * num_blocks * F::QUANT_BYTES);
+            let scales = self.scales.add(panel * (num_blocks / F::SUPER) * F::SCALE_BYTES);
+            let q = self.q.add(row * self.cols);
+            let meta = self.meta.add(row * num_blocks);
+            let mut sums = [S::splat(0.0); M];
+            for b in 0..num_blocks {
+                let w = F::quants::<S>(quants.add(b * F::QUANT_BYTES));
+                let (parts, min) = F::scales::<S>(scales.add(b / F::SUPER * F::SCALE_BYTES), b % F::SUPER);
+                for (m, sum) in sums.iter_mut().enumerate() {
+                    let a = q.add(m * self.cols + b * BLOCK);
+                    let meta = meta.add(m * num_blocks + b);
+                    let dot = |acc, w, a| if F::SIGNED { S::dot_i8(acc, w, a) } else { S::dot_u8(acc, w, a) };
+                    let start = |sum: i32| S::splat_i32(-offset * sum);
+                    let factor = S::splat((*meta).scale);
+                    if F::PARTS == 1 {
+                        // Two chains, for latency; integer sums are exact in any order.
+                        let mut x = if offset == 0 { S::splat_i32(0) } else { start((*meta).sum) };
+                        let mut y = S::splat_i32(0);
+                        x = dot(x, w[0], a);
+                        y = dot(y, w[1], a.add(4));
+                        x = dot(x, w[2], a.add(8));
+                        y = dot(y, w[3], a.add(12));
+                        x = dot(x, w[4], a.add(16));
+                        y = dot(y, w[5], a.add(20));
+                        x = dot(x, w[6], a.add(24));
+                        y = dot(y, w[7], a.add(28));
+                        *sum = S::fma(S::to_f32(S::add_i32(x, y)), S::mul(parts[0], factor), *sum);
+                    } else {
+                        let low = (*meta).sum_low;
+                        let mut x = start(low);
+                        let mut y = start((*meta).sum - low);
+                        x = dot(x, w[0], a);
+                        y = dot(y, w[4], a.add(16));
+                        x = dot(x, w[1], a.add(4));
+                        y = dot(y, w[5], a.add(20));
+                        x = dot(x, w[2], a.add(8));
+                        y = dot(y, w[6], a.add(24));
+                        x = dot(x, w[3], a.add(12));
+                        y = dot(y, w[7], a.add(28));
+                        *sum = S::fma(S::to_f32(x), S::mul(parts[0], factor), *sum);
+                        *sum = S::fma(S::to_f32(y), S::mul(parts[1], factor), *sum);
+                    }
+                    if F::HAS_MIN {
+                        *sum = S::fma(min, S::splat((*meta).scaled_sum), *sum);
+                    }
+                }
+            }
+            for (m, sum) in sums.into_iter().enumerate() {
+                self.epilogue.store::<S>(row + m, panel, sum);
+            }
+        }
+    }
+}
+
+impl<F: BlockFormat> Kernel for QuantisedGemm<F> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for panel in self.panels.0..self.panels.1 {
+            let mut row = self.rows.0;
+            while row < self.rows.1 {
+                // SAFETY: the caller's; a tile never exceeds the rows that are left.
+                unsafe {
+                    row += match self.rows.1 - row {
+                        12.. => {
+                            self.tile::<S, 12>(row, panel);
+                            12
+                        }
+                        8.. => {
+                            self.tile::<S, 8>(row, panel);
+                            8
+                        }
+                        4.. => {
+                            self.tile::<S, 4>(row, panel);
+                            4
+                        }
+                        2.. => {
+                            self.tile::<S, 2>(row, panel);
+                            2
+                        }
+                        _ => {
+                            self.tile::<S, 1>(row, panel);
+                            1
+                        }
+                    };
+                }
+            }
+        }
+    }
+}
+
+/// Element type of a plain weight or an adapter's factor.
+pub(crate) trait Element: Copy + Send + Sync + 'static {
+    /// Size in bytes.
+    const BYTES: usize;
+    /// 16 elements.
+    unsafe fn load<S: Simd>(p: *const u8) -> S::F;
+    /// The first `n`.
+    unsafe fn load_part<S: Simd>(p: *const u8, n: usize) -> S::F;
+}
+
+macro_rules! element {
+    ($(#[$doc:meta])* $name:ident, $bytes:literal, $load:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy)]
+        pub(crate) struct $name;
+
+        impl Element for $name {
+            const BYTES: usize = $bytes;
+            #[inline(always)]
+            unsafe fn load<S: Simd>(p: *const u8) -> S::F {
+                // SAFETY: the caller's.
+                unsafe { S::$load(p.cast()) }
+            }
+            #[inline(always)]
+            unsafe fn load_part<S: Simd>(p: *const u8, n: usize) -> S::F {
+                let mut whole = [0_u8; LANES * $bytes];
+                // SAFETY: `n` elements are readable, by the caller, and fit.
+                unsafe {
+                    std::ptr::copy_nonoverlapping(p, whole.as_mut_ptr(), n * $bytes);
+                    S::$load(whole.as_ptr().cast())
+                }
+            }
+        }
+    };
+}
+element!(
+    /// binary32.
+    F32, 4, load);
+element!(
+    /// binary16.
+    F16, 2, load_f16);
+element!(
+    /// bfloat16.
+    BF16, 2, load_bf16);
+
+/// As [`QuantisedGemm`], for a plain weight and f32 activations.
+#[derive(Clone, Copy)]
+pub(crate) struct PlainGemm<E> {
+    pub(crate) element: std::marker::PhantomData<E>,
+    /// `[rows, cols]`.
+    pub(crate) x: *const f32,
+    pub(crate) cols: usize,
+    pub(crate) weights: *const u8,
+    pub(crate) rows: (usize, usize),
+    pub(crate) panels: (usize, usize),
+    pub(crate) epilogue: Epilogue,
+}
+
+impl<E: Element> PlainGemm<E> {
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const M: usize, const P: usize>(&self, row: usize, panel: usize) {
+        // SAFETY: rows, panels and their extents are the caller's; all loads stay within them.
+        unsafe {
+            let x = self.x.add(row * self.cols);
+            let stride = self.cols * LANES * E::BYTES;
+            let weights = self.weights.add(panel * stride);
+            let mut sums = [[S::splat(0.0); P]; M];
+            for k in 0..self.cols {
+                let mut w = [S::splat(0.0); P];
+                for (p, w) in w.iter_mut().enumerate() {
+                    *w = E::load::<S>(weights.add(p * stride + k * LANES * E::BYTES));
+                }
+                for (m, sums) in sums.iter_mut().enumerate() {
+                    let x = S::splat(*x.add(m * self.cols + k));
+                    for (sum, w) in sums.iter_mut().zip(w) {
+                        *sum = S::fma(x, w, *sum);
+                    }
+                }
+            }
+            for (m, sums) in sums.into_iter().enumerate() {
+                for (p, sum) in sums.into_iter().enumerate() {
+                    self.epilogue.store::<S>(row + m, panel + p, sum);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn rows<S: Simd, const P: usize>(&self, panel: usize) {
+        let mut row = self.rows.0;
+        while row < self.rows.1 {
+            // SAFETY: the caller's; a tile never exceeds the rows that are left.
+            unsafe {
+                if self.rows.1 - row >= 6 {
+                    self.tile::<S, 6, P>(row, panel);
+                    row += 6;
+                } else if self.rows.1 - row >= 2 {
+                    self.tile::<S, 2, P>(row, panel);
+                    row += 2;
+                } else {
+                    self.tile::<S, 1, P>(row, panel);
+                    row += 1;
+                }
+            }
+        }
+    }
+}
+
+impl<E: Element> Kernel for PlainGemm<E> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let mut panel = self.panels.0;
+        while panel < self.panels.1 {
+            // SAFETY: the caller's; no more panels are taken than are left.
+            unsafe {
+                if self.panels.1 - panel >= 4 {
+                    self.rows::<S, 4>(panel);
+                    panel += 4;
+                } else {
+                    self.rows::<S, 1>(panel);
+                    panel += 1;
+                }
+            }
+        }
+    }
+}

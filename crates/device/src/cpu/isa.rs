@@ -1,0 +1,112 @@
+//! Which instruction set the kernels use, and how they are called.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::simd;
+
+/// Environment variable that forces an instruction set, for tests and comparisons.
+pub const ISA_ENV: &str = "WARDROBE_ISA";
+
+/// An instruction set that kernels exist for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Isa {
+    /// Plain Rust.
+    Portable,
+    /// AVX2 with FMA and F16C.
+    Avx2,
+    /// AVX-512 with VNNI.
+    Avx512,
+}
+
+impl Isa {
+    /// What this machine can run, best last.
+    pub fn available() -> Vec<Isa> {
+        let mut all = vec![Isa::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::is_x86_feature_detected as has;
+            let avx2 = has!("avx2") && has!("fma") && has!("f16c");
+            if avx2 {
+                all.push(Isa::Avx2);
+            }
+            if avx2
+                && has!("avx512f")
+                && has!("avx512bw")
+                && has!("avx512vl")
+                && has!("avx512dq")
+                && has!("avx512vnni")
+            {
+                all.push(Isa::Avx512);
+            }
+        }
+        all
+    }
+
+    /// The best that this machine can run.
+    pub fn best() -> Isa {
+        Self::available().last().copied().unwrap_or(Isa::Portable)
+    }
+
+    /// Runs a kernel compiled for this instruction set.
+    ///
+    /// # Safety
+    /// The machine must have the instruction set, and the kernel's own contract must hold.
+    pub(crate) unsafe fn run<K: Kernel>(self, kernel: K) {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            match self {
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => run_avx512(kernel),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => run_avx2(kernel),
+                _ => kernel.run::<simd::portable::Portable>(),
+            }
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Isa::Portable => "portable",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+        })
+    }
+}
+
+impl FromStr for Isa {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        [Isa::Portable, Isa::Avx2, Isa::Avx512]
+            .into_iter()
+            .find(|isa| isa.to_string() == s)
+            .ok_or_else(|| format!("unknown instruction set {s:?}: portable, avx2 or avx512"))
+    }
+}
+
+/// A kernel with its operands, written over [`simd::Simd`].
+pub(crate) trait Kernel {
+    /// Runs it. Must be `#[inline(always)]`, so that it is compiled with the caller's CPU features.
+    ///
+    /// # Safety
+    /// As the kernel states, and the CPU features of `S`.
+    unsafe fn run<S: simd::Simd>(self);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn run_avx512<K: Kernel>(kernel: K) {
+    // SAFETY: the features are enabled; the rest is the caller's.
+    unsafe { kernel.run::<simd::avx512::Avx512>() }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn run_avx2<K: Kernel>(kernel: K) {
+    // SAFETY: the features are enabled; the rest is the caller's.
+    unsafe { kernel.run::<simd::avx2::Avx2>() }
+}

@@ -1,0 +1,351 @@
+//! The linear op: quantise the activations once, multiply all targets' panels as one job, then add the adapters.
+
+use std::marker::PhantomData;
+
+use super::blocks::{BLOCK, BlockMeta, quantise_row};
+use super::gemm::{BF16, Epilogue, F16, F32, PlainGemm, QuantisedGemm};
+use super::isa::{Isa, Kernel};
+use super::lora::{ExpandArgs, ShrinkArgs, expand, shrink};
+use super::simd::{LANES, Simd};
+use super::weight::{CpuWeight, with_block_format};
+use super::{Cpu, SendPtr, cpu_weight, ptr};
+use crate::error::Result;
+use crate::lora::{LoraBatch, LoraFactors, LoraModules, NULL_SLOT};
+use crate::ops::LinearTarget;
+use crate::{Tensor, WeightFormat};
+
+/// Bytes of activations that a task passes over for each panel: they should stay in the second-level cache.
+const ACTIVATION_BYTES: usize = 512 * 1024;
+/// Tasks per thread, so that a thread that was held up does not hold up the others.
+const TASKS_PER_THREAD: usize = 8;
+
+/// Buffers that a context keeps between linear ops.
+#[derive(Default)]
+pub(crate) struct LinearScratch {
+    q: Vec<i8>,
+    meta: Vec<BlockMeta>,
+    low: Vec<f32>,
+}
+
+/// Adjacent rows that use one slot.
+struct Group {
+    rows: (usize, usize),
+    slot: u32,
+}
+
+/// A piece of the base product.
+#[derive(Clone, Copy)]
+struct BaseTask {
+    target: usize,
+    rows: (usize, usize),
+    panels: (usize, usize),
+}
+
+/// A group's update of one target; `low` is where its shrunk rows start in the scratch buffer.
+struct Update<'a> {
+    target: usize,
+    rows: (usize, usize),
+    factors: Option<&'a LoraFactors>,
+    low: usize,
+}
+
+struct Quantise {
+    x: *const f32,
+    cols: usize,
+    q: *mut i8,
+    meta: *mut BlockMeta,
+    rows: (usize, usize),
+}
+
+impl Kernel for Quantise {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for row in self.rows.0..self.rows.1 {
+            // SAFETY: rows and extents are the caller's.
+            unsafe {
+                quantise_row::<S>(
+                    self.x.add(row * self.cols),
+                    self.cols,
+                    self.q.add(row * self.cols),
+                    self.meta.add(row * (self.cols / BLOCK)),
+                );
+            }
+        }
+    }
+}
+
+/// See [`crate::Ops::linear`].
+///
+/// # Safety
+/// As [`crate::Ops`].
+pub(crate) unsafe fn linear(
+    cpu: &Cpu,
+    scratch: &mut LinearScratch,
+    x: &Tensor,
+    targets: &[LinearTarget<'_>],
+    lora: Option<&LoraBatch<'_>>,
+) -> Result<()> {
+    let (rows, cols) = (x.shape().rows(), x.shape().row_len());
+    let x_ptr = ptr::<f32>(x, "linear", "x")?;
+    let weights = targets.iter().map(|t| cpu_weight(t.weight)).collect::<Result<Vec<_>>>()?;
+
+    let table = lora.map(|l| l.table.read());
+    let groups = match lora {
+        // SAFETY: `rows` slots, checked by the caller.
+        Some(l) => groups(unsafe { super::slice::<u32>(l.slots, "linear", "adapter slots")? }),
+        None => Vec::new(),
+    };
+    let (updates, low_len, deferred) = updates(targets, &groups, table.as_deref().map_or(&[], Vec::as_slice));
+    let row_scales = match lora {
+        Some(l) => ptr::<f32>(l.scales, "linear", "adapter scales")?,
+        None => SendPtr(std::ptr::null_mut()),
+    };
+    scratch.low.resize(low_len.max(scratch.low.len()), 0.0);
+    let low = SendPtr(scratch.low.as_mut_ptr());
+
+    if weights.iter().any(|w| w.format.is_quantised()) {
+        // SAFETY: `x` has these extents.
+        unsafe { quantise(cpu, scratch, x_ptr.0, rows, cols) };
+    }
+    let (q, meta) = (SendPtr(scratch.q.as_mut_ptr()), SendPtr(scratch.meta.as_mut_ptr()));
+
+    let mut epilogues = Vec::with_capacity(targets.len());
+    for (target, &deferred) in targets.iter().zip(&deferred) {
+        let optional = |t: Option<&Tensor>, name| match t {
+            Some(t) if !deferred => ptr::<f32>(t, "linear", name).map(|p| p.0.cast_const()),
+            _ => Ok(std::ptr::null()),
+        };
+        epilogues.push(Epilogue {
+            bias: optional(target.bias, "bias")?,
+            residual: optional(target.residual, "residual")?,
+            out: ptr::<f32>(target.out, "linear", "out")?.0,
+            features: target.weight.rows(),
+        });
+    }
+    let epilogues = SendPtr(epilogues.as_mut_ptr());
+
+    let base = base_tasks(&weights, rows, cols, cpu.pool.num_threads());
+    let shrinks: Vec<&Update<'_>> = updates.iter().filter(|u| u.factors.is_some()).collect();
+    cpu.pool.run(base.len() + shrinks.len(), &|i| {
+        if let Some(task) = base.get(i) {
+            // SAFETY: the operands are sound and tasks write disjoint outputs.
+            unsafe {
+                let epilogue = *epilogues.get().add(task.target);
+                if let Some(weight) = weights.get(task.target) {
+                    multiply(cpu.isa, weight, (x_ptr.get(), q.get(), meta.get()), task, epilogue);
+                }
+            }
+        } else if let Some((update, factors)) =
+            shrinks.get(i - base.len()).and_then(|u| Some((u, u.factors?)))
+        {
+            // SAFETY: shapes were checked; each update has its own part of the scratch buffer.
+            unsafe { run_shrink(cpu.isa, update, factors, (x_ptr.get(), cols), row_scales.get(), low.get()) };
+        }
+    });
+    if updates.is_empty() {
+        return Ok(());
+    }
+    run_expands(cpu, targets, &updates, &deferred, low)
+}
+
+/// Quantises all rows into the scratch buffers.
+unsafe fn quantise(cpu: &Cpu, scratch: &mut LinearScratch, x: *const f32, rows: usize, cols: usize) {
+    let (bytes, metas) = (rows * cols, rows * (cols / BLOCK));
+    scratch.q.resize(bytes.max(scratch.q.len()), 0);
+    scratch.meta.resize(metas.max(scratch.meta.len()), BlockMeta::default());
+    let (q, meta) = (SendPtr(scratch.q.as_mut_ptr()), SendPtr(scratch.meta.as_mut_ptr()));
+    let x = SendPtr(x.cast_mut());
+    let piece = rows_per_task(rows, cols);
+    cpu.pool.run(rows.div_ceil(piece), &|i| {
+        let rows = (i * piece, rows.min((i + 1) * piece));
+        // SAFETY: the buffers were sized above; tasks have disjoint rows.
+        unsafe { cpu.isa.run(Quantise { x: x.get(), cols, q: q.get(), meta: meta.get(), rows }) };
+    });
+}
+
+/// Rows that make a task worth handing to another thread.
+pub(crate) fn rows_per_task(rows: usize, cols: usize) -> usize {
+    (16 * 1024 / cols.max(1)).clamp(1, rows.max(1))
+}
+
+/// Cuts the rows into runs of one slot.
+fn groups(slots: &[u32]) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    for (row, &slot) in slots.iter().enumerate() {
+        match groups.last_mut() {
+            Some(group) if group.slot == slot => group.rows.1 = row + 1,
+            _ => groups.push(Group { rows: (row, row + 1), slot }),
+        }
+    }
+    groups
+}
+
+/// The updates to make, the length of their scratch buffer, and which targets leave bias and residual to them: those
+/// that some row scales as a whole.
+fn updates<'a>(
+    targets: &[LinearTarget<'_>],
+    groups: &[Group],
+    table: &'a [Option<LoraModules>],
+) -> (Vec<Update<'a>>, usize, Vec<bool>) {
+    let mut updates = Vec::new();
+    let mut low = 0;
+    let mut deferred = Vec::with_capacity(targets.len());
+    for (target_idx, target) in targets.iter().enumerate() {
+        let factors = |slot: u32| -> Option<&'a LoraFactors> {
+            let module = target.module?;
+            if slot == NULL_SLOT {
+                return None;
+            }
+            table.get(slot as usize)?.as_ref()?.get(module.0 as usize)?.as_ref()
+        };
+        let defer = groups.iter().any(|g| factors(g.slot).is_some_and(|f| f.out_scale.is_some()));
+        deferred.push(defer);
+        for group in groups {
+            let factors = factors(group.slot);
+            if factors.is_some() || defer {
+                updates.push(Update { target: target_idx, rows: group.rows, factors, low });
+                low += factors.map_or(0, |f| f.rank() * (group.rows.1 - group.rows.0));
+            }
+        }
+    }
+    (updates, low, deferred)
+}
+
+/// Cuts the product into tasks of some panels, and of as many rows as leave the activations in the cache.
+fn base_tasks(weights: &[&CpuWeight], rows: usize, cols: usize, num_threads: usize) -> Vec<BaseTask> {
+    let bytes_per_row = if weights.iter().all(|w| w.format.is_quantised()) { cols } else { 4 * cols };
+    let max_rows = (ACTIVATION_BYTES / bytes_per_row.max(1)).max(48) / 12 * 12;
+    let num_chunks = rows.div_ceil(max_rows);
+    let total: usize = weights.iter().map(|w| w.num_panels()).sum();
+    // Whole groups of four panels where there are many: plain weights are multiplied four panels at once.
+    let per_task = (total * num_chunks).div_ceil(num_threads * TASKS_PER_THREAD).max(1);
+    let per_task = if per_task > 4 { per_task.next_multiple_of(4) } else { per_task };
+    let mut tasks = Vec::new();
+    for chunk in 0..num_chunks {
+        let rows = (chunk * max_rows, rows.min((chunk + 1) * max_rows));
+        for (target, weight) in weights.iter().enumerate() {
+            for first in (0..weight.num_panels()).step_by(per_task) {
+                let panels = (first, weight.num_panels().min(first + per_task));
+                tasks.push(BaseTask { target, rows, panels });
+            }
+        }
+    }
+    tasks
+}
+
+/// Runs one task of the base product.
+unsafe fn multiply(
+    isa: Isa,
+    weight: &CpuWeight,
+    (x, q, meta): (*const f32, *const i8, *const BlockMeta),
+    task: &BaseTask,
+    epilogue: Epilogue,
+) {
+    let BaseTask { rows, panels, .. } = *task;
+    let cols = weight.cols;
+    let weights = weight.quants.ptr().cast_const();
+    // SAFETY: the caller's.
+    unsafe {
+        with_block_format!(weight.format, F => isa.run(QuantisedGemm::<F> {
+            format: PhantomData, q, meta, cols, quants: weights, scales: weight.scales.ptr(), rows, panels, epilogue,
+        }), else match weight.format {
+            WeightFormat::F16 => isa.run(PlainGemm::<F16> { element: PhantomData, x, cols, weights, rows, panels, epilogue }),
+            WeightFormat::BF16 => isa.run(PlainGemm::<BF16> { element: PhantomData, x, cols, weights, rows, panels, epilogue }),
+            _ => isa.run(PlainGemm::<F32> { element: PhantomData, x, cols, weights, rows, panels, epilogue }),
+        });
+    }
+}
+
+unsafe fn run_shrink(
+    isa: Isa,
+    update: &Update<'_>,
+    factors: &LoraFactors,
+    (x, cols): (*const f32, usize),
+    row_scales: *const f32,
+    low: *mut f32,
+) {
+    let (first, end) = update.rows;
+    let Ok(a) = ptr::<u8>(&factors.a, "linear", "A") else { return };
+    let rank = factors.rank();
+    // SAFETY: shapes were checked by the caller; the update's part of `low` is its own.
+    unsafe {
+        shrink(
+            isa,
+            factors.a.dtype(),
+            ShrinkArgs {
+                x: x.add(first * cols),
+                cols,
+                a: a.get(),
+                scales: row_scales.add(first),
+                scale: factors.scale,
+                low: low.add(update.low),
+                rank,
+                rows: end - first,
+                ranks: (0, rank),
+            },
+        );
+    }
+}
+
+/// The second half of the updates: a job of its own, since it needs all of the first.
+fn run_expands(
+    cpu: &Cpu,
+    targets: &[LinearTarget<'_>],
+    updates: &[Update<'_>],
+    deferred: &[bool],
+    low: SendPtr<f32>,
+) -> Result<()> {
+    let mut tasks = Vec::new();
+    for update in updates {
+        let (Some(target), Some(&deferred)) = (targets.get(update.target), deferred.get(update.target))
+        else {
+            continue;
+        };
+        let features = target.weight.rows();
+        let optional = |t: Option<&Tensor>, name| match t {
+            Some(t) if deferred => ptr::<f32>(t, "linear", name).map(|p| p.0.cast_const()),
+            _ => Ok(std::ptr::null()),
+        };
+        let (bias, residual) = (optional(target.bias, "bias")?, optional(target.residual, "residual")?);
+        let out = ptr::<f32>(target.out, "linear", "out")?.0;
+        let (b_t, out_scale, dtype, rank) = match update.factors {
+            Some(f) => {
+                let out_scale =
+                    f.out_scale.as_ref().map(|s| ptr::<f32>(s, "linear", "output scale")).transpose()?;
+                let b = ptr::<u8>(&f.b_t, "linear", "B")?.0.cast_const();
+                (b, out_scale.map_or(std::ptr::null(), |p| p.0.cast_const()), f.b_t.dtype(), f.rank())
+            }
+            None => (std::ptr::null(), std::ptr::null(), crate::DType::F32, 0),
+        };
+        let num_vectors = features.div_ceil(LANES);
+        let per_task = num_vectors.div_ceil(cpu.pool.num_threads()).next_multiple_of(4);
+        let row_offset =
+            |p: *const f32| if p.is_null() { p } else { p.wrapping_add(update.rows.0 * features) };
+        for first in (0..num_vectors).step_by(per_task) {
+            let args = ExpandArgs {
+                low: low.0.wrapping_add(update.low),
+                rank,
+                b_t,
+                out_scale,
+                bias,
+                residual: row_offset(residual),
+                out: out.wrapping_add(update.rows.0 * features),
+                features,
+                rows: update.rows.1 - update.rows.0,
+                vectors: (first, num_vectors.min(first + per_task)),
+            };
+            tasks.push((dtype, SendArgs(args)));
+        }
+    }
+    cpu.pool.run(tasks.len(), &|i| {
+        if let Some((dtype, args)) = tasks.get(i) {
+            // SAFETY: shapes were checked; tasks write disjoint vectors of disjoint rows.
+            unsafe { expand(cpu.isa, *dtype, args.0) };
+        }
+    });
+    Ok(())
+}
+
+struct SendArgs(ExpandArgs);
+// SAFETY: the pointers belong to tensors that outlive the job, and tasks write disjoint parts.
+unsafe impl Sync for SendArgs {}

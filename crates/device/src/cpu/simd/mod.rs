@@ -1,0 +1,100 @@
+//! Sixteen lanes of f32, or 64 bytes, whatever the machine's registers are.
+//!
+//! Kernels are written once over [`Simd`] and compiled once per instruction set. Every instruction set works on the
+//! same logical vectors in the same order, so where it has fused multiply-add the results are the same bits.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+pub(crate) mod portable;
+
+/// Lanes of a vector, and rows of a weight panel.
+pub(crate) const LANES: usize = 16;
+
+/// An instruction set.
+///
+/// # Safety
+/// All functions need the CPU features of the instruction set. Loads and stores need their pointers valid for 16
+/// elements (64 bytes for `load_w`, `n` elements for the `_part` forms); none needs alignment.
+#[allow(clippy::missing_safety_doc)]
+pub(crate) trait Simd: Copy + 'static {
+    /// 16 f32.
+    type F: Copy;
+    /// 16 i32.
+    type I: Copy;
+    /// 16 groups of 4 bytes.
+    type W: Copy;
+
+    /// What `bias_i8` adds to signed bytes to make them fit `dot_i8`.
+    const I8_BIAS: i32;
+
+    unsafe fn splat(x: f32) -> Self::F;
+    unsafe fn load(p: *const f32) -> Self::F;
+    unsafe fn store(p: *mut f32, x: Self::F);
+    /// The first `n` lanes (1 to 16), the others 0.
+    unsafe fn load_part(p: *const f32, n: usize) -> Self::F;
+    /// The first `n` lanes (1 to 16).
+    unsafe fn store_part(p: *mut f32, x: Self::F, n: usize);
+    unsafe fn load_f16(p: *const u16) -> Self::F;
+    unsafe fn load_bf16(p: *const u16) -> Self::F;
+    /// 16 signed bytes to f32.
+    unsafe fn load_i8(p: *const i8) -> Self::F;
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn abs(a: Self::F) -> Self::F;
+    /// `a * b + c`.
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// Sum of the lanes: halves are added until one is left.
+    unsafe fn reduce_add(a: Self::F) -> f32;
+    unsafe fn reduce_max(a: Self::F) -> f32;
+
+    /// Nearest integers, ties to even.
+    unsafe fn round(a: Self::F) -> Self::I;
+    unsafe fn to_f32(a: Self::I) -> Self::F;
+    /// `2^a` for `a` in -127..=127; exactly 0 at -127.
+    unsafe fn exp2i(a: Self::I) -> Self::F;
+    unsafe fn splat_i32(x: i32) -> Self::I;
+    unsafe fn add_i32(a: Self::I, b: Self::I) -> Self::I;
+    /// Sum of the lanes.
+    unsafe fn reduce_add_i32(a: Self::I) -> i32;
+    /// Stores the lanes, which are within -128..=127, as bytes.
+    unsafe fn store_i8(p: *mut i8, a: Self::I);
+
+    unsafe fn load_w(p: *const u8) -> Self::W;
+    /// The low four bits of each byte, and the high four.
+    unsafe fn nibbles(w: Self::W) -> (Self::W, Self::W);
+    /// `low | ((high >> SHIFT) & 3) << 4`: joins 4 low bits with 2 high ones.
+    unsafe fn join_2bit<const SHIFT: i32>(low: Self::W, high: Self::W) -> Self::W;
+    /// Adds `I8_BIAS` to each signed byte.
+    unsafe fn bias_i8(w: Self::W) -> Self::W;
+    /// Per lane `acc + Σ w[4 i + j] * a[j]`: `w` unsigned and at most 127, `a` the four signed bytes at `a`, in
+    /// -127..=127.
+    unsafe fn dot_u8(acc: Self::I, w: Self::W, a: *const i8) -> Self::I;
+    /// As `dot_u8` for what `bias_i8` returned.
+    unsafe fn dot_i8(acc: Self::I, w: Self::W, a: *const i8) -> Self::I;
+}
+
+/// `e^x` to about 1e-7 relative; exactly 0 below -87.7, so that a masked score of -inf weighs nothing.
+///
+/// Cody-Waite reduction and the Taylor polynomial of degree 7 on `|r| <= ln 2 / 2` (truncation 5e-9).
+#[inline(always)]
+pub(crate) unsafe fn exp<S: Simd>(x: S::F) -> S::F {
+    // SAFETY: register arithmetic only; the caller guarantees the CPU features.
+    unsafe {
+        let x = S::min(S::max(x, S::splat(-88.02)), S::splat(88.02));
+        let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
+        let nf = S::to_f32(n);
+        let r = S::fma(nf, S::splat(-0.693_359_4), x);
+        let r = S::fma(nf, S::splat(2.121_944_4e-4), r);
+        let mut p = S::splat(1.0 / 5040.0);
+        for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+            p = S::fma(p, r, S::splat(c));
+        }
+        S::mul(p, S::exp2i(n))
+    }
+}
