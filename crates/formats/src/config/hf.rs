@@ -1,0 +1,152 @@
+//! `config.json` and `generation_config.json` of Hugging Face transformers.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::{HiddenAct, Keys, ModelConfig, RopeScaling, rope};
+use crate::error::Result;
+
+impl ModelConfig {
+    /// Reads the content of a `config.json` (given as parsed JSON) and, if there is one, of a
+    /// `generation_config.json`. Keys that are absent take the defaults of transformers' `LlamaConfig`
+    /// or `MistralConfig`. `path` is for messages.
+    ///
+    /// # Errors
+    /// [`crate::FormatError::Key`] naming a key that is missing, out of bounds, or asks for what is not supported.
+    pub fn from_hf(
+        path: &Path,
+        config: &Map<String, Value>,
+        generation: Option<(&Path, &Map<String, Value>)>,
+    ) -> Result<Self> {
+        let keys = Keys::new(path, config);
+        let architecture = architecture(&keys)?;
+        let is_mistral = keys.str("model_type")? == Some("mistral");
+        let is_llama = keys.str("model_type")? == Some("llama");
+        if keys.get("quantization_config").is_some() {
+            let found = keys
+                .object("quantization_config")?
+                .and_then(|q| q.str("quant_method").ok().flatten().map(str::to_owned))
+                .unwrap_or_else(|| "a quantised checkpoint".to_owned());
+            return Err(keys.error("quantization_config", "none (plain weights, or a GGUF file)", found));
+        }
+
+        let hidden_size = keys.require_usize("hidden_size")?;
+        let num_heads = keys.require_usize("num_attention_heads")?;
+        let default_kv_heads = if is_mistral { 8 } else { num_heads };
+        let head_dim = match keys.usize("head_dim")? {
+            Some(given) => given,
+            None if num_heads > 0 && hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
+            None => {
+                let expected = format!("a divisor of hidden_size ({hidden_size}), or an explicit head_dim");
+                return Err(keys.error("num_attention_heads", &expected, num_heads));
+            }
+        };
+        let max_position_embeddings = match keys.usize("max_position_embeddings")? {
+            Some(given) => given,
+            None if is_mistral => 131_072,
+            None => 2048,
+        };
+        let (rope_theta, rope_scaling) = rope_of(&keys, max_position_embeddings)?;
+        let sliding_window = match keys.map().get("sliding_window") {
+            None if is_mistral => Some(4096),
+            _ => keys.usize("sliding_window")?,
+        };
+
+        let mut bos = keys.token_ids("bos_token_id")?;
+        let mut eos_token_ids = Vec::new();
+        if let Some((generation_path, generation)) = generation {
+            let generation = Keys::new(generation_path, generation);
+            eos_token_ids = generation.token_ids("eos_token_id")?;
+            if bos.is_empty() {
+                bos = generation.token_ids("bos_token_id")?;
+            }
+        }
+        eos_token_ids.extend(keys.token_ids("eos_token_id")?);
+        let mut seen = std::collections::HashSet::new();
+        eos_token_ids.retain(|id| seen.insert(*id));
+
+        let config = Self {
+            architecture,
+            hidden_size,
+            intermediate_size: keys.require_usize("intermediate_size")?,
+            num_layers: keys.require_usize("num_hidden_layers")?,
+            num_heads,
+            num_kv_heads: keys.usize("num_key_value_heads")?.unwrap_or(default_kv_heads),
+            head_dim,
+            vocab_size: keys.require_usize("vocab_size")?,
+            rms_norm_eps: keys.f64("rms_norm_eps")?.unwrap_or(1e-6),
+            rope_theta,
+            rope_scaling,
+            max_position_embeddings,
+            // The base class's default is true; both families here override it.
+            tie_word_embeddings: keys.bool("tie_word_embeddings")?.unwrap_or(!(is_llama || is_mistral)),
+            attention_bias: keys.bool("attention_bias")?.unwrap_or(false),
+            mlp_bias: keys.bool("mlp_bias")?.unwrap_or(false),
+            sliding_window: if keys.bool("use_sliding_window")? == Some(false) {
+                None
+            } else {
+                sliding_window
+            },
+            bos_token_id: bos.first().copied(),
+            eos_token_ids,
+            hidden_act: hidden_act(&keys)?,
+        };
+        config.check(path)?;
+        Ok(config)
+    }
+}
+
+/// The first of `architectures`, or what `model_type` stands for.
+fn architecture(keys: &Keys<'_>) -> Result<String> {
+    if let Some(first) = keys.strings("architectures")?.unwrap_or_default().into_iter().next() {
+        return Ok(crate::error::shorten(&first));
+    }
+    match keys.str("model_type")? {
+        Some("llama") => Ok("LlamaForCausalLM".to_owned()),
+        Some("mistral") => Ok("MistralForCausalLM".to_owned()),
+        Some(other) => Ok(crate::error::shorten(other)),
+        None => Err(keys.error("architectures", "the name of an architecture", "nothing")),
+    }
+}
+
+/// Base and scaling of the rotary frequencies, from `rope_parameters` (transformers 5) or `rope_theta` and
+/// `rope_scaling`.
+fn rope_of(keys: &Keys<'_>, max_position: usize) -> Result<(f64, RopeScaling)> {
+    const DEFAULT_THETA: f64 = 10_000.0;
+    let partial = keys.f64("partial_rotary_factor")?.unwrap_or(1.0);
+    if partial != 1.0 {
+        return Err(keys.error("partial_rotary_factor", "1", partial));
+    }
+    let outer_theta = keys.f64("rope_theta")?;
+    let Some(parameters) = keys.object("rope_parameters")? else {
+        let scaling = match keys.object("rope_scaling")? {
+            Some(scaling) => rope::from_hf(&scaling, max_position)?,
+            None => RopeScaling::None,
+        };
+        return Ok((outer_theta.unwrap_or(DEFAULT_THETA), scaling));
+    };
+    if let Some((kind, _)) = parameters.map().iter().find(|(_, v)| v.is_object()) {
+        return Err(parameters.error(
+            kind,
+            "one set of parameters for all layers",
+            "one for a kind of layer",
+        ));
+    }
+    let theta = parameters.f64("rope_theta")?.or(outer_theta).unwrap_or(DEFAULT_THETA);
+    Ok((theta, rope::from_hf(&parameters, max_position)?))
+}
+
+fn hidden_act(keys: &Keys<'_>) -> Result<HiddenAct> {
+    let key = if keys.get("hidden_activation").is_some() { "hidden_activation" } else { "hidden_act" };
+    match keys.str(key)?.unwrap_or("silu") {
+        "silu" | "swish" => Ok(HiddenAct::Silu),
+        "gelu" => Ok(HiddenAct::Gelu),
+        "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(HiddenAct::GeluTanh),
+        "relu" => Ok(HiddenAct::Relu),
+        other => {
+            let expected = "one of silu, swish, gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, relu";
+            Err(keys.error(key, expected, format!("{:?}", crate::error::shorten(other))))
+        }
+    }
+}

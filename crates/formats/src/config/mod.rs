@@ -1,0 +1,167 @@
+//! The configuration of a decoder, from Hugging Face's `config.json` or from GGUF metadata.
+//!
+//! Purpose: one description for both sources, in which every number was checked against sane bounds, so that later
+//! crates may multiply and allocate by them.
+//! Invariants: see the fields of [`ModelConfig`]; [`ModelConfig::check`] holds for every value made here.
+//! Not done here: deciding whether an architecture is supported: its name is passed on as the file has it.
+
+mod gguf;
+mod hf;
+mod keys;
+mod rope;
+
+use std::path::Path;
+
+use crate::error::{FormatError, Result};
+
+pub use rope::RopeScaling;
+
+pub(crate) use keys::{Keys, describe};
+
+/// Bounds for what a file may claim: far over every published model, and small enough that products of any three
+/// fit 64 bits.
+mod bounds {
+    pub(super) const HIDDEN_SIZE: usize = 1 << 18;
+    pub(super) const INTERMEDIATE_SIZE: usize = 1 << 20;
+    pub(super) const NUM_LAYERS: usize = 2048;
+    pub(super) const NUM_HEADS: usize = 4096;
+    pub(super) const HEAD_DIM: usize = 2048;
+    pub(super) const VOCAB_SIZE: usize = 1 << 24;
+    pub(super) const POSITIONS: usize = 1 << 28;
+    pub(super) const ROPE_THETA: f64 = 1e15;
+    pub(super) const ROPE_FACTOR: f64 = 1e6;
+    pub(super) const EOS_TOKENS: usize = 64;
+}
+
+/// The function between the two halves of a gated MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[non_exhaustive]
+pub enum HiddenAct {
+    /// `x * sigmoid(x)`: `silu`, `swish`.
+    Silu,
+    /// GELU with the error function: `gelu`.
+    Gelu,
+    /// GELU with the tanh approximation: `gelu_new`, `gelu_pytorch_tanh`, `gelu_fast`.
+    GeluTanh,
+    /// `max(x, 0)`: `relu`.
+    Relu,
+}
+
+/// Shape and constants of a decoder.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[non_exhaustive]
+pub struct ModelConfig {
+    /// Architecture as Hugging Face names it, such as `LlamaForCausalLM`. From a GGUF file: that name for `llama`,
+    /// else `general.architecture` as it stands.
+    pub architecture: String,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the MLP's inner layer.
+    pub intermediate_size: usize,
+    /// Number of decoder blocks.
+    pub num_layers: usize,
+    /// Number of query heads.
+    pub num_heads: usize,
+    /// Number of key and value heads; divides `num_heads`.
+    pub num_kv_heads: usize,
+    /// Width of one head, even; explicit in the file or `hidden_size / num_heads`.
+    pub head_dim: usize,
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// Epsilon of RMSNorm, over 0 and under 1.
+    pub rms_norm_eps: f64,
+    /// Base of the rotary frequencies, over 0.
+    pub rope_theta: f64,
+    /// Scaling of the rotary frequencies.
+    pub rope_scaling: RopeScaling,
+    /// Longest sequence that the model is meant for, in tokens.
+    pub max_position_embeddings: usize,
+    /// Whether the head uses the embedding's weight.
+    pub tie_word_embeddings: bool,
+    /// Whether attention projections have biases. From a GGUF file: whether there is any; which ones is told by
+    /// the tensors.
+    pub attention_bias: bool,
+    /// Whether MLP projections have biases; from a GGUF file as for `attention_bias`.
+    pub mlp_bias: bool,
+    /// Number of last tokens that attention sees, if it is limited.
+    pub sliding_window: Option<usize>,
+    /// First token of a sequence, if the files name one.
+    pub bos_token_id: Option<u32>,
+    /// Tokens that end generation, without repetition: those of `generation_config.json`, then those of
+    /// `config.json`; or the end-of-sequence, end-of-turn and end-of-message tokens of a GGUF file.
+    pub eos_token_ids: Vec<u32>,
+    /// Activation of the MLP.
+    pub hidden_act: HiddenAct,
+}
+
+impl ModelConfig {
+    /// Whether every field is within bounds and they fit each other; for configurations made by hand. `path` is for
+    /// messages.
+    ///
+    /// # Errors
+    /// [`FormatError::Key`] naming the field.
+    pub fn check(&self, path: &Path) -> Result<()> {
+        let within = |key: &str, value: usize, max: usize| {
+            if (1..=max).contains(&value) {
+                return Ok(());
+            }
+            Err(FormatError::key(path, key, format!("an integer from 1 to {max}"), value))
+        };
+        within("hidden_size", self.hidden_size, bounds::HIDDEN_SIZE)?;
+        within("intermediate_size", self.intermediate_size, bounds::INTERMEDIATE_SIZE)?;
+        within("num_hidden_layers", self.num_layers, bounds::NUM_LAYERS)?;
+        within("num_attention_heads", self.num_heads, bounds::NUM_HEADS)?;
+        within("num_key_value_heads", self.num_kv_heads, bounds::NUM_HEADS)?;
+        within("head_dim", self.head_dim, bounds::HEAD_DIM)?;
+        within("vocab_size", self.vocab_size, bounds::VOCAB_SIZE)?;
+        within("max_position_embeddings", self.max_position_embeddings, bounds::POSITIONS)?;
+        if !self.num_heads.is_multiple_of(self.num_kv_heads) {
+            let expected = format!("a divisor of num_attention_heads ({})", self.num_heads);
+            return Err(FormatError::key(path, "num_key_value_heads", expected, self.num_kv_heads));
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return Err(FormatError::key(path, "head_dim", "an even number", self.head_dim));
+        }
+        if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {
+            return Err(FormatError::key(
+                path,
+                "rms_norm_eps",
+                "a number between 0 and 1",
+                self.rms_norm_eps,
+            ));
+        }
+        if !(self.rope_theta > 0.0 && self.rope_theta <= bounds::ROPE_THETA) {
+            let expected = format!("a number over 0 and up to {:e}", bounds::ROPE_THETA);
+            return Err(FormatError::key(path, "rope_theta", expected, self.rope_theta));
+        }
+        if let Some(window) = self.sliding_window {
+            within("sliding_window", window, bounds::POSITIONS)?;
+        }
+        if self.eos_token_ids.len() > bounds::EOS_TOKENS {
+            let expected = format!("at most {} ids", bounds::EOS_TOKENS);
+            return Err(FormatError::key(path, "eos_token_id", expected, self.eos_token_ids.len()));
+        }
+        let ids = self.bos_token_id.iter().map(|id| ("bos_token_id", *id));
+        let ids = ids.chain(self.eos_token_ids.iter().map(|id| ("eos_token_id", *id)));
+        for (key, id) in ids {
+            if id as usize >= self.vocab_size {
+                let expected = format!("a token under vocab_size ({})", self.vocab_size);
+                return Err(FormatError::key(path, key, expected, id));
+            }
+        }
+        self.rope_scaling.check(path, self.head_dim)
+    }
+
+    /// Rows of the query projection: `num_heads * head_dim`.
+    pub fn q_size(&self) -> usize {
+        self.num_heads.saturating_mul(self.head_dim)
+    }
+
+    /// Rows of the key and of the value projection: `num_kv_heads * head_dim`.
+    pub fn kv_size(&self) -> usize {
+        self.num_kv_heads.saturating_mul(self.head_dim)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,161 @@
+//! How rotary frequencies are stretched for longer contexts.
+
+use std::path::Path;
+
+use super::{Keys, bounds};
+use crate::error::{FormatError, Result};
+
+/// Scaling of the rotary frequencies `theta^(-2j / head_dim)`.
+///
+/// The formulas are those of `modeling_rope_utils.py` of Hugging Face transformers.
+#[derive(Clone, Debug, PartialEq, Default, serde::Serialize)]
+#[non_exhaustive]
+pub enum RopeScaling {
+    /// Frequencies as they are.
+    #[default]
+    None,
+    /// Position interpolation (Chen et al. 2023, section 3): frequencies divided by `factor`.
+    Linear {
+        /// At least 1.
+        factor: f64,
+    },
+    /// Llama 3.1: frequencies of long wavelengths divided by `factor`, short ones kept, smooth between.
+    Llama3 {
+        /// At least 1.
+        factor: f64,
+        /// Wavelengths over `original_max_position / low_freq_factor` are divided.
+        low_freq_factor: f64,
+        /// Wavelengths under `original_max_position / high_freq_factor` are kept. Over `low_freq_factor`.
+        high_freq_factor: f64,
+        /// Context that the model was first trained at, in tokens.
+        original_max_position: usize,
+    },
+    /// YaRN (Peng et al. 2023, section 3.2 and 3.4).
+    Yarn {
+        /// At least 1.
+        factor: f64,
+        /// Context that the model was first trained at, in tokens.
+        original_max_position: usize,
+        /// Rotations over the original context above which a frequency is kept. Over `beta_slow`.
+        beta_fast: f64,
+        /// Rotations below which a frequency is divided by `factor`.
+        beta_slow: f64,
+        /// What sine and cosine are multiplied by: the file's `attention_factor`, or what `mscale` and
+        /// `mscale_all_dim` give, or `0.1 ln(factor) + 1`.
+        attention_factor: f64,
+        /// Whether the ends of the ramp are rounded outwards to whole dimensions (the default of every reader).
+        truncate: bool,
+    },
+    /// Divisors of the frequencies, `[head_dim / 2]`, each over 0: `rope_freqs.weight` of a GGUF file.
+    FrequencyFactors(Vec<f32>),
+}
+
+impl RopeScaling {
+    pub(super) fn check(&self, path: &Path, head_dim: usize) -> Result<()> {
+        let factor_ok = |factor: f64| {
+            if (1.0..=bounds::ROPE_FACTOR).contains(&factor) {
+                return Ok(());
+            }
+            let expected = format!("a number from 1 to {:e}", bounds::ROPE_FACTOR);
+            Err(FormatError::key(path, "rope_scaling.factor", expected, factor))
+        };
+        let original_ok = |original: usize| {
+            if (1..=bounds::POSITIONS).contains(&original) {
+                return Ok(());
+            }
+            let expected = format!("an integer from 1 to {}", bounds::POSITIONS);
+            Err(FormatError::key(path, "rope_scaling.original_max_position_embeddings", expected, original))
+        };
+        let ordered = |low_key: &str, low: f64, high: f64| {
+            if low > 0.0 && low < high && high <= bounds::ROPE_FACTOR {
+                return Ok(());
+            }
+            let key = format!("rope_scaling.{low_key}");
+            Err(FormatError::key(
+                path,
+                key,
+                format!("a number over 0 and under its counterpart, {high}"),
+                low,
+            ))
+        };
+        match self {
+            Self::None => Ok(()),
+            Self::Linear { factor } => factor_ok(*factor),
+            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position } => {
+                factor_ok(*factor)?;
+                ordered("low_freq_factor", *low_freq_factor, *high_freq_factor)?;
+                original_ok(*original_max_position)
+            }
+            Self::Yarn { factor, original_max_position, beta_fast, beta_slow, attention_factor, .. } => {
+                factor_ok(*factor)?;
+                ordered("beta_slow", *beta_slow, *beta_fast)?;
+                if !(*attention_factor > 0.0 && *attention_factor <= bounds::ROPE_FACTOR) {
+                    let key = "rope_scaling.attention_factor";
+                    return Err(FormatError::key(path, key, "a number over 0", attention_factor));
+                }
+                original_ok(*original_max_position)
+            }
+            Self::FrequencyFactors(factors) => {
+                if factors.len() != head_dim / 2 {
+                    let expected = format!("{} values, half of head_dim", head_dim / 2);
+                    return Err(FormatError::key(path, "rope_freqs.weight", expected, factors.len()));
+                }
+                match factors.iter().find(|f| !(**f > 0.0 && f64::from(**f) <= bounds::ROPE_FACTOR)) {
+                    Some(bad) => {
+                        Err(FormatError::key(path, "rope_freqs.weight", "finite values over 0", bad))
+                    }
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+}
+
+/// Reads `rope_scaling`, or `rope_parameters` as transformers 5 writes it; `max_position` is the configuration's.
+pub(super) fn from_hf(keys: &Keys<'_>, max_position: usize) -> Result<RopeScaling> {
+    let rope_type = match keys.str("rope_type")? {
+        Some(name) => name,
+        None => keys.str("type")?.unwrap_or("default"),
+    };
+    let partial = keys.f64("partial_rotary_factor")?.unwrap_or(1.0);
+    if partial != 1.0 {
+        return Err(keys.error("partial_rotary_factor", "1", partial));
+    }
+    match rope_type {
+        "default" => Ok(RopeScaling::None),
+        "linear" => Ok(RopeScaling::Linear { factor: keys.require_f64("factor")? }),
+        "llama3" => Ok(RopeScaling::Llama3 {
+            factor: keys.require_f64("factor")?,
+            low_freq_factor: keys.require_f64("low_freq_factor")?,
+            high_freq_factor: keys.require_f64("high_freq_factor")?,
+            original_max_position: keys.require_usize("original_max_position_embeddings")?,
+        }),
+        "yarn" => yarn_from_hf(keys, max_position),
+        other => Err(keys.error(
+            "rope_type",
+            "one of default, linear, llama3, yarn",
+            format!("\"{other}\", which is not supported"),
+        )),
+    }
+}
+
+fn yarn_from_hf(keys: &Keys<'_>, max_position: usize) -> Result<RopeScaling> {
+    let factor = keys.require_f64("factor")?;
+    let temperature = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+    let attention_factor =
+        match (keys.f64("attention_factor")?, keys.f64("mscale")?, keys.f64("mscale_all_dim")?) {
+            (Some(given), _, _) => given,
+            (None, Some(mscale), Some(all_dim)) if mscale != 0.0 && all_dim != 0.0 => {
+                temperature(mscale) / temperature(all_dim)
+            }
+            _ => temperature(1.0),
+        };
+    Ok(RopeScaling::Yarn {
+        factor,
+        original_max_position: keys.usize("original_max_position_embeddings")?.unwrap_or(max_position),
+        beta_fast: keys.f64("beta_fast")?.unwrap_or(32.0),
+        beta_slow: keys.f64("beta_slow")?.unwrap_or(1.0),
+        attention_factor,
+        truncate: keys.bool("truncate")?.unwrap_or(true),
+    })
+}

@@ -1,0 +1,99 @@
+//! From GGUF tensor names to Hugging Face's.
+//!
+//! Both schemes are the ones of the Llama family: `gguf-py/gguf/tensor_mapping.py` of llama.cpp lists the pairs.
+
+/// Where a GGUF tensor goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HfName {
+    /// It is a tensor of the model, under this name.
+    Tensor(String),
+    /// `rope_freqs.weight`: the divisors of the rotary frequencies, `[head_dim / 2]`; part of the configuration.
+    RopeFactors,
+    /// A table that can be computed (`blk.N.attn_rot_embd.weight`), left out as other readers do.
+    Derived,
+}
+
+/// The Hugging Face name of the Llama-family tensor `gguf_name`; `None` if the family has no such tensor.
+pub fn hf_name(gguf_name: &str) -> Option<HfName> {
+    let whole = match gguf_name {
+        "token_embd.weight" => Some("model.embed_tokens.weight"),
+        "output.weight" => Some("lm_head.weight"),
+        "output_norm.weight" => Some("model.norm.weight"),
+        "rope_freqs.weight" => return Some(HfName::RopeFactors),
+        _ => None,
+    };
+    if let Some(name) = whole {
+        return Some(HfName::Tensor(name.to_owned()));
+    }
+    let (layer, rest) = gguf_name.strip_prefix("blk.")?.split_once('.')?;
+    let layer_idx: u32 = layer.parse().ok()?;
+    // "01" or "+1" would give a second name to layer 1.
+    if layer_idx.to_string() != layer {
+        return None;
+    }
+    let (part, parameter) = rest.rsplit_once('.')?;
+    let module = match (part, parameter) {
+        ("attn_rot_embd", "weight") => return Some(HfName::Derived),
+        ("attn_norm", "weight") => "input_layernorm",
+        ("ffn_norm", "weight") => "post_attention_layernorm",
+        ("attn_q", "weight" | "bias") => "self_attn.q_proj",
+        ("attn_k", "weight" | "bias") => "self_attn.k_proj",
+        ("attn_v", "weight" | "bias") => "self_attn.v_proj",
+        ("attn_output", "weight" | "bias") => "self_attn.o_proj",
+        ("ffn_gate", "weight" | "bias") => "mlp.gate_proj",
+        ("ffn_up", "weight" | "bias") => "mlp.up_proj",
+        ("ffn_down", "weight" | "bias") => "mlp.down_proj",
+        _ => return None,
+    };
+    Some(HfName::Tensor(format!("model.layers.{layer_idx}.{module}.{parameter}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_the_llama_family() {
+        let tensor = |name: &str| match hf_name(name) {
+            Some(HfName::Tensor(hf)) => hf,
+            other => panic!("{name}: {other:?}"),
+        };
+        assert_eq!(tensor("token_embd.weight"), "model.embed_tokens.weight");
+        assert_eq!(tensor("output.weight"), "lm_head.weight");
+        assert_eq!(tensor("output_norm.weight"), "model.norm.weight");
+        assert_eq!(tensor("blk.3.attn_q.weight"), "model.layers.3.self_attn.q_proj.weight");
+        assert_eq!(tensor("blk.3.attn_k.bias"), "model.layers.3.self_attn.k_proj.bias");
+        assert_eq!(tensor("blk.12.attn_v.weight"), "model.layers.12.self_attn.v_proj.weight");
+        assert_eq!(tensor("blk.0.attn_output.weight"), "model.layers.0.self_attn.o_proj.weight");
+        assert_eq!(tensor("blk.0.attn_norm.weight"), "model.layers.0.input_layernorm.weight");
+        assert_eq!(tensor("blk.0.ffn_norm.weight"), "model.layers.0.post_attention_layernorm.weight");
+        assert_eq!(tensor("blk.0.ffn_gate.weight"), "model.layers.0.mlp.gate_proj.weight");
+        assert_eq!(tensor("blk.0.ffn_up.weight"), "model.layers.0.mlp.up_proj.weight");
+        assert_eq!(tensor("blk.0.ffn_down.bias"), "model.layers.0.mlp.down_proj.bias");
+        assert_eq!(hf_name("rope_freqs.weight"), Some(HfName::RopeFactors));
+        assert_eq!(hf_name("blk.1.attn_rot_embd.weight"), Some(HfName::Derived));
+    }
+
+    #[test]
+    fn other_names_are_not_guessed() {
+        for name in [
+            "",
+            "blk",
+            "blk.",
+            "blk.0",
+            "blk.0.",
+            "blk.0.attn_q",
+            "blk.01.attn_q.weight",
+            "blk.+1.attn_q.weight",
+            "blk.-1.attn_q.weight",
+            "blk.99999999999.attn_q.weight",
+            "blk.0.attn_norm.bias",
+            "blk.0.ffn_gate_exps.weight",
+            "blk.0.attn_q.weight.extra",
+            "output.bias",
+        ] {
+            assert_eq!(hf_name(name), None, "{name}");
+        }
+    }
+}
