@@ -3,6 +3,8 @@
 //! The engine needs little of a tokenizer: text for tokens as they come, and the bytes of single tokens for
 //! log-probabilities. A simulation brings its own.
 
+use wardrobe_text::{DetokenizeOptions, DetokenizeStream, Tokenizer};
+
 use crate::ids::TokenId;
 
 /// Makes detokenizers. Shared by all sequences.
@@ -21,4 +23,26 @@ pub trait Detokenizer: Send {
 
     /// The output ends: returns what was held back.
     fn finish(&mut self) -> String;
+}
+
+impl TextCodec for Tokenizer {
+    fn detokenizer(&self, _prompt: &[TokenId], skip_special_tokens: bool) -> Box<dyn Detokenizer> {
+        // Output goes on after a prompt, which is never empty: it does not start a text.
+        let options = DetokenizeOptions { skip_special: skip_special_tokens, at_text_start: false };
+        Box::new(DetokenizeStream::new(self.clone(), options))
+    }
+
+    fn token_bytes(&self, token: TokenId) -> Vec<u8> {
+        Tokenizer::token_bytes(self, token).unwrap_or_default().to_vec()
+    }
+}
+
+impl Detokenizer for DetokenizeStream {
+    fn push(&mut self, token: TokenId) -> String {
+        DetokenizeStream::push(self, token).to_owned()
+    }
+
+    fn finish(&mut self) -> String {
+        self.flush().to_owned()
+    }
 }

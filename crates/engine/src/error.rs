@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::ids::{GenerationId, SequenceId, TokenId};
+use crate::ids::{GenerationId, SequenceId};
 
 /// Why an engine could not start or stop.
 #[derive(Debug, thiserror::Error, Clone, PartialEq)]
@@ -231,12 +231,4 @@ pub enum ExecutorError {
         /// What happened.
         reason: String,
     },
-}
-
-/// A token id that the vocabulary does not have, as a [`SubmitError`].
-pub(crate) fn token_out_of_vocab(field: &'static str, token: TokenId, vocab_size: usize) -> SubmitError {
-    SubmitError::InvalidField {
-        field,
-        reason: format!("has token id {token}, outside the vocabulary of {vocab_size}"),
-    }
 }

@@ -4,17 +4,24 @@
 mod adapter;
 mod codec;
 mod config;
+mod core;
+mod engine;
 mod error;
 mod executor;
 mod ids;
+mod kv;
+mod mailbox;
 mod request;
 mod response;
+mod scheduler;
 mod stats;
 mod stream;
+mod validate;
 
 pub use adapter::{AdapterInfo, AdapterLevel, AdapterLoader, AdapterSource, LoadOptions, PreparedAdapter};
 pub use codec::{Detokenizer, TextCodec};
 pub use config::{BLOCK_SIZE_TOKENS, EngineConfig, RequestLimits};
+pub use engine::Engine;
 pub use error::{AdapterError, EngineError, ExecutorError, SubmitError};
 pub use executor::{
     ChunkOutput, Executor, ExecutorLimits, PromptLogprobs, SampleSpec, Sampled, SequenceChunk, StepOutput,
