@@ -1,7 +1,7 @@
 //! A context: an arena for scratch tensors, the buffers of a step, and the checked front of a device's ops.
 //!
-//! The arena is sized at start and never grows. Allocations stack up; [`Ctx::scope`] releases what was allocated in
-//! it. Every op here checks liveness, shapes and element types, allocates its output and then calls the device, so
+//! The arena is sized at start and never grows. Allocations stack up; [`Ctx::scratch`] and
+//! [`Ctx::scope_into`] release what was allocated in them. Every op here checks liveness, shapes and element types, allocates its output and then calls the device, so
 //! a device's ops see only sound operands.
 
 use std::collections::HashMap;
@@ -119,8 +119,8 @@ pub struct Ctx {
     ops: Box<dyn Ops>,
     arena: Arena,
     step_buffers: StepBuffers,
-    /// Shape of the output of each recorded step.
-    recorded: HashMap<GraphKey, Shape>,
+    /// Place in the arena and shape of the output of each recorded step.
+    recorded: HashMap<GraphKey, (usize, Shape)>,
 }
 
 impl fmt::Debug for Ctx {
@@ -166,44 +166,24 @@ impl Ctx {
         self.arena.alloc(shape.into(), dtype)
     }
 
-    /// Runs `f` and releases every scratch tensor that it allocated; the tensor it returns is moved to where the
-    /// scope began.
-    pub fn scope(&mut self, f: impl FnOnce(&mut Ctx) -> Result<Tensor>) -> Result<Tensor> {
-        let mark = self.arena.live.len();
-        // Room for the result is taken after the fact, so the result may have to move down over itself: devices
-        // copy only between ranges that do not overlap, hence by pieces no longer than the distance.
-        let result = f(self);
-        let result = match result {
-            Ok(t) if matches!(&t.life, Life::Scratch { slot, .. } if *slot >= mark && t.is_live()) => t,
-            other => {
-                self.arena.release_to(mark);
-                return other;
+    /// Runs `f`, copies its result over `x`, which has the same shape and type, and releases every scratch tensor that
+    /// `f` allocated. So a stack of blocks needs the memory of one.
+    pub fn scope_into(
+        &mut self,
+        x: Tensor,
+        f: impl FnOnce(&mut Ctx, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        self.scratch(|ctx| {
+            let result = f(ctx, &x)?;
+            expect("scope_into", "result", &result, x.shape, x.dtype)?;
+            expect("scope_into", "x", &x, x.shape, x.dtype)?;
+            if result.addr("scope_into", "result")? != x.addr("scope_into", "x")? {
+                // SAFETY: both are live and of one size; allocations of an arena never overlap.
+                unsafe { ctx.ops.copy(&result, &x)? };
             }
-        };
-        self.arena.release_to(mark);
-        let to = self.alloc(result.shape, result.dtype)?;
-        let distance = result.offset_bytes.saturating_sub(to.offset_bytes);
-        if distance == 0 {
-            return Ok(to);
-        }
-        let bytes = to.size_bytes();
-        let piece = |t: &Tensor, at: usize, len: usize| Tensor {
-            memory: t.memory.clone(),
-            offset_bytes: t.offset_bytes + at,
-            shape: Shape::from([len]),
-            dtype: DType::U32,
-            life: Life::Persistent,
-        };
-        let step = distance - distance % 4;
-        let mut at = 0;
-        while at < bytes {
-            let len = step.min(bytes - at);
-            // SAFETY: both pieces lie in the arena, the source was live until just now and nothing has been
-            // allocated over it but `to`, which the pieces fill from below without overlapping.
-            unsafe { self.ops.copy(&piece(&result, at, len / 4), &piece(&to, at, len / 4))? };
-            at += len;
-        }
-        Ok(to)
+            Ok(())
+        })?;
+        Ok(x)
     }
 
     /// Runs `f` and releases every scratch tensor that it allocated.
@@ -300,20 +280,21 @@ impl Ctx {
         // SAFETY: the step's contents were checked by `stage`.
         let mode = unsafe { self.ops.begin_step(&step.key)? };
         if mode == StepMode::Replay
-            && let Some(&shape) = self.recorded.get(&step.key)
+            && let Some(&(offset_bytes, shape)) = self.recorded.get(&step.key)
         {
-            // The recorded scope left its result at the bottom of the arena.
+            // The replayed ops write where the recorded ones did.
+            self.arena.used_bytes = offset_bytes;
             let out = self.alloc(shape, DType::F32)?;
             // SAFETY: as `begin_step`; addresses are those of the recording.
             unsafe { self.ops.replay(&step.key)? };
             return Ok(out);
         }
-        let result = self.scope(|ctx| forward(ctx, &step));
+        let result = forward(self, &step);
         // SAFETY: the step began above.
         unsafe { self.ops.end_step(&step.key, result.is_ok())? };
         let out = result?;
         if mode == StepMode::Capture {
-            self.recorded.insert(step.key, out.shape);
+            self.recorded.insert(step.key, (out.offset_bytes, out.shape));
         }
         Ok(out)
     }

@@ -1,0 +1,225 @@
+//! Paged attention: schedules of mixed steps over several sequences, against attention over the plain history.
+
+use half::f16;
+
+use super::random::Random;
+use super::tiny_model::{BOUNDS, Chunk, TinyBatch};
+use super::{Expected, Subject, upload};
+use crate::{AttentionSpec, Ctx, DType, KvCache, KvConfig};
+
+const ARENA_BYTES: usize = 4 << 20;
+
+/// One attention layer and the sequences that run through it.
+#[derive(Debug, Clone)]
+pub(super) struct Case {
+    pub(super) spec: AttentionSpec,
+    pub(super) dtype: DType,
+    /// Tokens of each sequence in the end.
+    pub(super) lens: Vec<usize>,
+    pub(super) seed: u64,
+}
+
+/// One step: sequences with how many of their next tokens run.
+pub(super) type Plan = Vec<(usize, usize)>;
+
+impl Case {
+    pub(super) fn new(heads: [usize; 2], head_dim: usize, dtype: DType, lens: &[usize]) -> Self {
+        let [num_heads, num_kv_heads] = heads;
+        let scale = (head_dim as f32).sqrt().recip();
+        let spec = AttentionSpec { num_heads, num_kv_heads, head_dim, scale, window: None };
+        Case { spec, dtype, lens: lens.to_vec(), seed: 0 }
+    }
+
+    /// Query, key and value of one token: a function of sequence and position, whatever the schedule.
+    fn token(&self, seq: usize, position: usize) -> [Vec<f32>; 3] {
+        let AttentionSpec { num_heads, num_kv_heads, head_dim, .. } = self.spec;
+        let mut random = Random::new(self.seed << 40 ^ (seq as u64) << 20 ^ position as u64);
+        [num_heads, num_kv_heads, num_kv_heads]
+            .map(|heads| (0..heads * head_dim).map(|_| random.range(-1.8..1.8)).collect())
+    }
+
+    /// Everything at once.
+    pub(super) fn one_shot(&self) -> Vec<Plan> {
+        vec![self.lens.iter().copied().enumerate().collect()]
+    }
+
+    /// Random chunks of random subsets, decode rows beside chunks of prompts, until all is done.
+    pub(super) fn random_plans(&self, random: &mut Random) -> Vec<Plan> {
+        let mut left = self.lens.clone();
+        let mut plans = Vec::new();
+        while left.iter().any(|&n| n > 0) {
+            let mut plan = Plan::new();
+            for (seq, left) in left.iter_mut().enumerate() {
+                if *left > 0 && random.below(3) > 0 {
+                    let n = random.pick(&[1, 1, 2, 5, 16, 17, 40]).min(*left);
+                    plan.push((seq, n));
+                    *left -= n;
+                }
+            }
+            if !plan.is_empty() {
+                plans.push(plan);
+            }
+        }
+        plans
+    }
+
+    /// A cache of several layers whose every element has been NaN: what a sequence finds in a block it was given.
+    fn used_cache(&self, ctx: &mut Ctx) -> KvCache {
+        let AttentionSpec { num_heads, num_kv_heads, head_dim, .. } = self.spec;
+        let num_blocks = BOUNDS.num_blocks;
+        let config = KvConfig { num_layers: 2, num_blocks, num_kv_heads, head_dim, dtype: self.dtype };
+        let mut cache = ctx.kv_cache(config).unwrap();
+        let rows = 16 * num_blocks;
+        let nan = |heads: usize| vec![f32::NAN; rows * heads * head_dim];
+        let q = upload(ctx, [rows, num_heads, head_dim], &vec![0.0; rows * num_heads * head_dim]);
+        let k = upload(ctx, [rows, num_kv_heads, head_dim], &nan(num_kv_heads));
+        // Many sequences of one block each: quicker than a long one.
+        let chunks = (0..num_blocks as u32).map(|b| Chunk::of(vec![0; 16], 0, vec![b])).collect::<Vec<_>>();
+        for (at, chunks) in chunks.chunks(16).enumerate() {
+            let inputs = TinyBatch { chunks: chunks.to_vec() }.inputs();
+            for layer in 0..2 {
+                let n = inputs.positions.len();
+                let part = |t: &crate::Tensor| t.rows(at * 256, n).unwrap();
+                let qkv = [&part(&q), &part(&k), &part(&k)];
+                ctx.run_step(&inputs, &BOUNDS, |ctx, step| {
+                    ctx.paged_attention(qkv, &self.spec, cache.layer_mut(layer)?, step)
+                })
+                .unwrap();
+            }
+        }
+        cache
+    }
+
+    /// Runs the plans; the outputs of each sequence, `[len, heads * head_dim]`.
+    pub(super) fn run(&self, subject: &Subject, plans: &[Plan]) -> Vec<Vec<f32>> {
+        let AttentionSpec { num_heads, num_kv_heads, head_dim, .. } = self.spec;
+        let mut ctx = subject.ctx(ARENA_BYTES);
+        let mut cache = self.used_cache(&mut ctx);
+        let blocks = Random::new(self.seed ^ 5).shuffled(BOUNDS.num_blocks);
+        let mut rest = blocks.as_slice();
+        let tables: Vec<&[u32]> = self
+            .lens
+            .iter()
+            .map(|len| {
+                let (table, others) = rest.split_at(len.div_ceil(16));
+                rest = others;
+                table
+            })
+            .collect();
+        let mut done = vec![0; self.lens.len()];
+        let mut outs = vec![Vec::new(); self.lens.len()];
+        for plan in plans {
+            let mut batch = TinyBatch::default();
+            let mut qkv: [Vec<f32>; 3] = Default::default();
+            for &(seq, n) in plan {
+                let blocks = tables[seq][..(done[seq] + n).div_ceil(16)].to_vec();
+                batch.chunks.push(Chunk::of(vec![0; n], done[seq], blocks));
+                for position in done[seq]..done[seq] + n {
+                    for (all, one) in qkv.iter_mut().zip(self.token(seq, position)) {
+                        all.extend(one);
+                    }
+                }
+            }
+            let inputs = batch.inputs();
+            let rows = inputs.positions.len();
+            let [q, k, v] = [num_heads, num_kv_heads, num_kv_heads];
+            let shapes = [q, k, v].map(|heads| [rows, heads, head_dim]);
+            let [q, k, v] = [0, 1, 2].map(|i| upload(&mut ctx, shapes[i], &qkv[i]));
+            let out = ctx.run_step(&inputs, &BOUNDS, |ctx, step| {
+                ctx.paged_attention([&q, &k, &v], &self.spec, cache.layer_mut(1)?, step)
+            });
+            let out = ctx.read_f32(&out.unwrap()).unwrap();
+            let mut rows = out.chunks(num_heads * head_dim);
+            for &(seq, n) in plan {
+                done[seq] += n;
+                rows.by_ref().take(n).for_each(|row| outs[seq].extend_from_slice(row));
+            }
+        }
+        assert_eq!(done, self.lens, "the plans run every token");
+        outs
+    }
+
+    fn rounded(&self, v: f32) -> f64 {
+        if self.dtype == DType::F16 { f16::from_f32(v).to_f64() } else { f64::from(v) }
+    }
+
+    /// Attention of one row over its sequence's history.
+    fn expected(&self, history: &[[Vec<f32>; 3]], position: usize) -> Vec<Expected> {
+        let AttentionSpec { num_heads, num_kv_heads, head_dim, scale, window } = self.spec;
+        let from = window.map_or(0, |w| (position + 1).saturating_sub(w));
+        let seen = &history[from..=position];
+        let mut out = Vec::new();
+        for head in 0..num_heads {
+            let q = &history[position][0][head * head_dim..][..head_dim];
+            let at = head / (num_heads / num_kv_heads) * head_dim;
+            let mut scores = Vec::new();
+            let mut largest_terms = 0f64;
+            for token in seen {
+                let mut score = Expected::default();
+                for (&q, &k) in q.iter().zip(&token[1][at..]) {
+                    score.add(f64::from(q) * self.rounded(k) * f64::from(scale));
+                }
+                largest_terms = largest_terms.max(score.magnitude);
+                scores.push(score.value);
+            }
+            let best = scores.iter().copied().fold(f64::MIN, f64::max);
+            let weights: Vec<f64> = scores.iter().map(|s| (s - best).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            for d in 0..head_dim {
+                let mut sum = Expected::default();
+                for (token, weight) in seen.iter().zip(&weights) {
+                    sum.add(weight / total * self.rounded(token[2][at + d]));
+                }
+                // An error in a score is a relative error of its weight.
+                sum.magnitude *= 1.0 + largest_terms;
+                out.push(sum);
+            }
+        }
+        out
+    }
+
+    /// Compares every `stride`-th row.
+    fn check(&self, subject: &Subject, plans: &[Plan], stride: usize) {
+        let outs = self.run(subject, plans);
+        let width = self.spec.num_heads * self.spec.head_dim;
+        for (seq, out) in outs.iter().enumerate() {
+            let history: Vec<_> = (0..self.lens[seq]).map(|p| self.token(seq, p)).collect();
+            for position in (0..self.lens[seq]).rev().step_by(stride) {
+                let what = format!("{:?} {:?}, sequence {seq}, position {position}", self.spec, self.dtype);
+                subject.check(&what, &out[position * width..][..width], &self.expected(&history, position));
+            }
+        }
+    }
+}
+
+pub(super) fn ragged_batches(subject: &Subject) {
+    let mut random = Random::new(51);
+    let shapes = [([1, 1], 64), ([2, 1], 64), ([3, 1], 80), ([8, 1], 96), ([4, 2], 128), ([9, 3], 64)];
+    for (turn, (heads, head_dim)) in shapes.into_iter().enumerate() {
+        for dtype in [DType::F32, DType::F16] {
+            let case = Case { seed: turn as u64, ..Case::new(heads, head_dim, dtype, &[1, 37, 16, 70, 17]) };
+            let plans = case.random_plans(&mut random);
+            case.check(subject, &plans, 3);
+        }
+    }
+}
+
+pub(super) fn long_contexts(subject: &Subject) {
+    let mut random = Random::new(52);
+    for dtype in [DType::F32, DType::F16] {
+        let case = Case { seed: 9, ..Case::new([3, 1], 64, dtype, &[600, 257]) };
+        case.check(subject, &case.one_shot(), 61);
+        case.check(subject, &case.random_plans(&mut random), 61);
+    }
+}
+
+pub(super) fn windows(subject: &Subject) {
+    let mut random = Random::new(53);
+    for (window, lens) in [(1, [20, 5]), (5, [40, 3]), (16, [33, 16]), (40, [100, 41]), (300, [560, 299])] {
+        for dtype in [DType::F32, DType::F16] {
+            let mut case = Case::new([2, 1], 64, dtype, &lens);
+            case.spec.window = Some(window);
+            case.check(subject, &case.random_plans(&mut random), 7);
+        }
+    }
+}

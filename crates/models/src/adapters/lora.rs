@@ -1,0 +1,192 @@
+//! LoRA (with rsLoRA, DoRA and per-module ranks): from a PEFT folder to factors on a device.
+//!
+//! Every tensor of the adapter must belong to a module of the model, in the right shape; what cannot be served is
+//! refused by name. The result is immutable and can be bound to any slot.
+
+use wardrobe_device::{Ctx, DType, LoraFactors, LoraModules, Tensor};
+use wardrobe_formats::peft::LoraModule;
+use wardrobe_formats::{AdapterTensor, Digest, PeftAdapter, StorageType};
+
+use crate::error::{ModelError, Result};
+use crate::{Decoder, Module};
+
+/// What an adapter may at most be, and whether one that does nothing is allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoraLimits {
+    /// Largest rank.
+    pub max_rank: usize,
+    /// Accept an adapter whose B factors are all zero: it changes nothing, which is rarely meant.
+    pub allow_noop: bool,
+}
+
+impl Default for LoraLimits {
+    fn default() -> Self {
+        LoraLimits { max_rank: 256, allow_noop: false }
+    }
+}
+
+/// An adapter's factors on a device, by module.
+#[derive(Debug, Clone)]
+pub struct LoraAdapter {
+    modules: LoraModules,
+    digest: Digest,
+    max_rank: usize,
+    size_bytes: usize,
+}
+
+impl LoraAdapter {
+    /// Fits `adapter` to `model` and copies its factors to the context's device.
+    ///
+    /// # Errors
+    /// [`ModelError::Adapter`] naming the module or tensor that does not fit.
+    pub fn new(
+        ctx: &mut Ctx,
+        model: &dyn Decoder,
+        adapter: &PeftAdapter,
+        limits: &LoraLimits,
+    ) -> Result<Self> {
+        let refuse =
+            |reason: String| ModelError::Adapter { adapter: adapter.path().display().to_string(), reason };
+        if let Some(e) = adapter.embeddings().first() {
+            return Err(refuse(format!("adapts the embedding {}, which is not supported", e.module_path)));
+        }
+        if let Some(s) = adapter.saved().first() {
+            let name = format!("{}.{}", s.module_path, s.parameter);
+            return Err(refuse(format!("replaces {name} (modules_to_save), which is not supported")));
+        }
+        if adapter.modules().is_empty() {
+            return Err(refuse("has no factors".to_owned()));
+        }
+        if adapter.is_noop() && !limits.allow_noop {
+            return Err(refuse("all its B factors are zero, so it would change nothing".to_owned()));
+        }
+        let mut modules = vec![None; model.modules().len()];
+        let (mut max_rank, mut size_bytes) = (0, 0);
+        for part in adapter.modules() {
+            let module = model.modules().iter().find(|m| m.path == part.module_path);
+            let Some(module) = module else {
+                return Err(refuse(format!("module {} does not exist in the model", part.module_path)));
+            };
+            if part.rank > limits.max_rank {
+                let reason =
+                    format!("rank {} of {} exceeds the limit {}", part.rank, module.path, limits.max_rank);
+                return Err(refuse(reason));
+            }
+            let (out, input) = (module.weight.rows(), module.weight.cols());
+            let wanted = ([part.rank, input], [out, part.rank]);
+            if part.a.shape() != wanted.0 || part.b.shape() != wanted.1 {
+                return Err(refuse(format!(
+                    "module {}: A is {:?} and B is {:?}, but the model's layer needs {:?} and {:?}; is it for another model?",
+                    module.path,
+                    part.a.shape(),
+                    part.b.shape(),
+                    wanted.0,
+                    wanted.1
+                )));
+            }
+            let factors = factors(ctx, module, part)?;
+            max_rank = max_rank.max(part.rank);
+            size_bytes += factors.a.size_bytes() + factors.b_t.size_bytes();
+            size_bytes += factors.out_scale.as_ref().map_or(0, Tensor::size_bytes);
+            if let Some(entry) = modules.get_mut(module.idx.0 as usize) {
+                *entry = Some(factors);
+            }
+        }
+        Ok(LoraAdapter { modules: modules.into(), digest: adapter.digest(), max_rank, size_bytes })
+    }
+
+    /// Factors by module, to be bound to a slot.
+    pub fn modules(&self) -> &LoraModules {
+        &self.modules
+    }
+
+    /// Modules that it adapts.
+    pub fn num_modules(&self) -> usize {
+        self.modules.iter().flatten().count()
+    }
+
+    /// Digest of configuration and tensors.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Largest rank of any module.
+    pub fn max_rank(&self) -> usize {
+        self.max_rank
+    }
+
+    /// Bytes of all factors.
+    pub fn size_bytes(&self) -> usize {
+        self.size_bytes
+    }
+}
+
+fn dtype(storage: StorageType) -> DType {
+    match storage {
+        StorageType::F16 => DType::F16,
+        StorageType::BF16 => DType::BF16,
+        _ => DType::F32,
+    }
+}
+
+/// The element type in which both factors are held: their own if it is one and the same.
+fn factors(ctx: &mut Ctx, module: &Module, part: &LoraModule) -> Result<LoraFactors> {
+    let (out, input, rank) = (module.weight.rows(), module.weight.cols(), part.rank);
+    let (a, b) = (dtype(part.a.storage()), dtype(part.b.storage()));
+    let native =
+        a == b && matches!(part.a.storage(), StorageType::F32 | StorageType::F16 | StorageType::BF16);
+    let (dtype, a, b) = if native {
+        (a, part.a.bytes().to_vec(), transpose(part.b.bytes(), out, rank, a.size_bytes()))
+    } else {
+        let bytes = |t: &AdapterTensor| -> Result<Vec<u8>> {
+            Ok(t.to_f32()?.iter().flat_map(|v| v.to_le_bytes()).collect())
+        };
+        (DType::F32, bytes(&part.a)?, transpose(&bytes(&part.b)?, out, rank, 4))
+    };
+    let out_scale = match &part.magnitude {
+        Some(m) => {
+            let values = dora_scale(ctx, module, part, &m.to_f32()?)?;
+            Some(ctx.upload_f32("DoRA's scale", [out], &values)?)
+        }
+        None => None,
+    };
+    Ok(LoraFactors {
+        a: ctx.upload("an adapter", [rank, input], dtype, &a)?,
+        b_t: ctx.upload("an adapter", [rank, out], dtype, &b)?,
+        scale: part.scale as f32,
+        out_scale,
+    })
+}
+
+/// `[rows, cols]` to `[cols, rows]`, for elements of `size` bytes.
+fn transpose(bytes: &[u8], rows: usize, cols: usize, size: usize) -> Vec<u8> {
+    fn of<const N: usize>(bytes: &[u8], rows: usize, cols: usize) -> Vec<u8> {
+        let elements = bytes.as_chunks::<N>().0;
+        let mut out = Vec::with_capacity(rows * cols * N);
+        for c in 0..cols {
+            let column = elements.iter().skip(c).step_by(cols.max(1));
+            out.extend(column.flatten());
+        }
+        out
+    }
+    if size == 2 { of::<2>(bytes, rows, cols) } else { of::<4>(bytes, rows, cols) }
+}
+
+/// `m / ‖W + scale B A‖` per output (Liu et al., arXiv 2402.09353, equation 5): the norm runs over the inputs.
+fn dora_scale(ctx: &mut Ctx, module: &Module, part: &LoraModule, magnitude: &[f32]) -> Result<Vec<f32>> {
+    let (input, rank, scale) = (module.weight.cols(), part.rank, part.scale as f32);
+    let (a, b) = (part.a.to_f32()?, part.b.to_f32()?);
+    let device = ctx.device().clone();
+    let mut row = vec![0.0; input];
+    let mut out = Vec::with_capacity(magnitude.len());
+    for (o, (m, b)) in magnitude.iter().zip(b.chunks(rank.max(1))).enumerate() {
+        device.dequantise_rows(&module.weight, o, &mut row)?;
+        for (b, a) in b.iter().zip(a.chunks(input.max(1))) {
+            let factor = scale * b;
+            row.iter_mut().zip(a).for_each(|(w, a)| *w += factor * a);
+        }
+        let norm = row.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt() as f32;
+        out.push(if norm > 0.0 { m / norm } else { 0.0 });
+    }
+    Ok(out)
+}

@@ -1,0 +1,3 @@
+//! The adapter kinds, one file each.
+
+pub mod lora;

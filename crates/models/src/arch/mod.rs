@@ -1,0 +1,37 @@
+//! The architectures, one file each.
+
+mod llama;
+
+use std::sync::Arc;
+
+use wardrobe_device::Ctx;
+use wardrobe_formats::ModelFiles;
+
+use crate::Decoder;
+use crate::error::{ModelError, Result};
+use crate::loader::LoadOptions;
+
+type Load = fn(&mut Ctx, &ModelFiles, &LoadOptions<'_>) -> Result<Arc<dyn Decoder>>;
+
+/// Names that configurations use, and what loads them.
+const ARCHITECTURES: &[(&[&str], Load)] = &[(&["LlamaForCausalLM", "MistralForCausalLM"], llama::load)];
+
+/// Loads a model onto the context's device.
+///
+/// # Errors
+/// [`ModelError`] naming the architecture, the tensor or the configuration key at fault.
+pub fn load(ctx: &mut Ctx, files: &ModelFiles, options: &LoadOptions<'_>) -> Result<Arc<dyn Decoder>> {
+    let name = &files.config.architecture;
+    match ARCHITECTURES.iter().find(|(names, _)| names.contains(&name.as_str())) {
+        Some((_, load)) => load(ctx, files, options),
+        None => Err(ModelError::UnknownArchitecture {
+            name: name.clone(),
+            supported: ARCHITECTURES
+                .iter()
+                .flat_map(|(names, _)| *names)
+                .copied()
+                .collect::<Vec<_>>()
+                .join(", "),
+        }),
+    }
+}

@@ -1,0 +1,61 @@
+//! What can be wrong with a model or an adapter, by name.
+
+use wardrobe_device::DeviceError;
+use wardrobe_formats::FormatError;
+
+/// Failure to load a model or to fit an adapter to one.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// A file is malformed.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// The device refused.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// No file in `arch` knows this architecture.
+    #[error("architecture {name:?} is not supported; supported are {supported}")]
+    UnknownArchitecture {
+        /// As the model's configuration names it.
+        name: String,
+        /// Comma-separated.
+        supported: String,
+    },
+    /// The configuration asks for something that the architecture does not have.
+    #[error("{what} is not supported for {architecture}")]
+    Unsupported {
+        /// The architecture.
+        architecture: String,
+        /// What was asked for.
+        what: String,
+    },
+    /// A tensor has another shape than the configuration says.
+    #[error("tensor {name} has shape {actual:?}, expected {expected:?}")]
+    TensorShape {
+        /// The tensor.
+        name: String,
+        /// From the configuration.
+        expected: Vec<usize>,
+        /// In the file.
+        actual: Vec<usize>,
+    },
+    /// The file has a tensor that the architecture has no place for.
+    #[error("tensor {name} belongs to nothing in a {architecture}")]
+    UnusedTensor {
+        /// The tensor.
+        name: String,
+        /// The architecture.
+        architecture: String,
+    },
+    /// An adapter does not fit the model.
+    #[error("adapter {adapter}: {reason}")]
+    Adapter {
+        /// Where it came from.
+        adapter: String,
+        /// What does not fit, with the tensor or module at fault.
+        reason: String,
+    },
+}
+
+/// Result of this crate's functions.
+pub type Result<T> = std::result::Result<T, ModelError>;

@@ -1,0 +1,82 @@
+//! Decoder architectures and adapter kinds, each written once over the ops of `wardrobe-device`.
+//!
+//! - [`load`] reads a model's weights onto a device and gives a [`Decoder`]; [`arch`] has one file per architecture.
+//! - [`LoraAdapter`] makes an adapter folder's factors ready for a decoder; [`adapters`] has one file per kind.
+//! - [`rope_table`] computes the cosines and sines of every RoPE scaling.
+//!
+//! A decoder knows nothing of quantisation, devices, batching or training: the same file serves all of them.
+#![forbid(unsafe_code)]
+
+pub mod adapters;
+pub mod arch;
+mod error;
+mod loader;
+mod rope;
+
+use std::sync::Arc;
+
+use wardrobe_device::{Ctx, KvCache, LoraTable, ModuleIdx, RopeTables, Step, Tensor, Weight};
+
+pub use adapters::lora::{LoraAdapter, LoraLimits};
+pub use arch::load;
+pub use error::{ModelError, Result};
+pub use loader::{LoadOptions, LoadProgress, WeightPrecision};
+pub use rope::{RopeSpec, rope_table};
+pub use wardrobe_formats::ModelConfig;
+
+/// A linear layer that adapters may adapt.
+#[derive(Clone, Debug)]
+pub struct Module {
+    /// Path in Hugging Face's naming, such as `model.layers.3.self_attn.q_proj`.
+    pub path: String,
+    /// Position in [`Decoder::modules`], and index for the device's adapter table.
+    pub idx: ModuleIdx,
+    /// The frozen weight, `[out, in]`.
+    pub weight: Weight,
+}
+
+/// What a forward pass reads besides the step: state that outlives it.
+#[derive(Debug)]
+pub struct ForwardState<'a> {
+    /// Keys and values of all sequences.
+    pub kv: &'a mut KvCache,
+    /// One table per RoPE scaling in use.
+    pub rope: &'a RopeTables,
+    /// Adapter slots; `None` if the step has no adapted row.
+    pub lora: Option<&'a Arc<LoraTable>>,
+}
+
+/// A decoder-only transformer.
+pub trait Decoder: Send + Sync + std::fmt::Debug {
+    /// Shape and constants.
+    fn config(&self) -> &ModelConfig;
+
+    /// Every layer that adapters may adapt, in the order of [`ModuleIdx`].
+    fn modules(&self) -> &[Module];
+
+    /// Bytes of all weights on the device.
+    fn weight_bytes(&self) -> usize;
+
+    /// Computes the step's rows, writing their keys and values, and returns the final normed hidden states of the
+    /// step's logit rows, `[logit rows, hidden_size]`.
+    ///
+    /// # Errors
+    /// Those of the device.
+    fn forward(&self, ctx: &mut Ctx, step: &Step, state: ForwardState<'_>)
+    -> wardrobe_device::Result<Tensor>;
+
+    /// Logits of `hidden` `[rows, hidden_size]`: the step's logit rows `first_row ..`. `[rows, vocab_size]`.
+    ///
+    /// Apart from [`Decoder::forward`], so that a caller can bound memory by taking the rows in chunks.
+    ///
+    /// # Errors
+    /// Those of the device.
+    fn head(
+        &self,
+        ctx: &mut Ctx,
+        hidden: &Tensor,
+        first_row: usize,
+        step: &Step,
+        lora: Option<&Arc<LoraTable>>,
+    ) -> wardrobe_device::Result<Tensor>;
+}

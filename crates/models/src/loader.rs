@@ -1,0 +1,192 @@
+//! Reads a model's tensors one at a time and hands them to the device.
+//!
+//! Keeps count of what was used, so that a tensor which no layer asked for is an error and not silence.
+
+use std::collections::BTreeSet;
+
+use wardrobe_device::{Ctx, HostTensor, ModuleIdx, Tensor, Weight, WeightFormat};
+use wardrobe_formats::{ModelConfig, StorageType, TensorSource, convert};
+
+use crate::Module;
+use crate::error::{ModelError, Result};
+
+/// In what precision weights are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WeightPrecision {
+    /// As the file has them; formats that the device does not hold become `Q8_0`.
+    #[default]
+    AsStored,
+    /// Dequantised to f32: for comparisons, at the price of memory and speed.
+    F32,
+}
+
+/// Hears of each tensor: its name, and bytes read so far of all.
+pub type LoadProgress<'a> = dyn Fn(&str, u64, u64) + 'a;
+
+/// How to load a model.
+pub struct LoadOptions<'a> {
+    /// Precision of the weights.
+    pub precision: WeightPrecision,
+    /// Called for each tensor.
+    pub progress: &'a LoadProgress<'a>,
+}
+
+impl std::fmt::Debug for LoadOptions<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LoadOptions").field("precision", &self.precision).finish_non_exhaustive()
+    }
+}
+
+impl Default for LoadOptions<'_> {
+    fn default() -> Self {
+        LoadOptions { precision: WeightPrecision::AsStored, progress: &|_, _, _| {} }
+    }
+}
+
+/// Loads tensors by name for an architecture.
+pub(crate) struct Loader<'a> {
+    ctx: &'a mut Ctx,
+    source: &'a dyn TensorSource,
+    options: &'a LoadOptions<'a>,
+    used: BTreeSet<String>,
+    modules: Vec<Module>,
+    read_bytes: u64,
+    total_bytes: u64,
+    weight_bytes: usize,
+}
+
+/// How the device holds a storage type, if it does so without loss.
+fn native(storage: StorageType) -> Option<WeightFormat> {
+    Some(match storage {
+        StorageType::F32 => WeightFormat::F32,
+        StorageType::F16 => WeightFormat::F16,
+        StorageType::BF16 => WeightFormat::BF16,
+        StorageType::Q4_0 => WeightFormat::Q4_0,
+        StorageType::Q4_1 => WeightFormat::Q4_1,
+        StorageType::Q8_0 => WeightFormat::Q8_0,
+        StorageType::Q4_K => WeightFormat::Q4K,
+        StorageType::Q6_K => WeightFormat::Q6K,
+        _ => return None,
+    })
+}
+
+impl<'a> Loader<'a> {
+    pub(crate) fn new(ctx: &'a mut Ctx, source: &'a dyn TensorSource, options: &'a LoadOptions<'a>) -> Self {
+        let total_bytes = source.tensors().iter().filter_map(|t| t.size_bytes()).map(|b| b as u64).sum();
+        Loader {
+            ctx,
+            source,
+            options,
+            used: BTreeSet::new(),
+            modules: Vec::new(),
+            read_bytes: 0,
+            total_bytes,
+            weight_bytes: 0,
+        }
+    }
+
+    fn read(&mut self, name: &str, expected: &[usize]) -> Result<(StorageType, Vec<u8>)> {
+        let info = self.source.require(name)?;
+        if info.shape != expected {
+            return Err(ModelError::TensorShape {
+                name: name.to_owned(),
+                expected: expected.to_vec(),
+                actual: info.shape.clone(),
+            });
+        }
+        let bytes = self.source.read(name)?;
+        self.used.insert(name.to_owned());
+        self.read_bytes += bytes.len() as u64;
+        (self.options.progress)(name, self.read_bytes, self.total_bytes);
+        Ok((info.storage, bytes))
+    }
+
+    /// A tensor as it is used elementwise: f32.
+    pub(crate) fn vector(&mut self, name: &str, len: usize) -> Result<Tensor> {
+        let (storage, bytes) = self.read(name, &[len])?;
+        let values = convert::to_f32(storage, &bytes, len)?;
+        self.weight_bytes += 4 * len;
+        Ok(self.ctx.upload_f32("a parameter", [len], &values)?)
+    }
+
+    /// A bias, where the file has one.
+    pub(crate) fn optional_vector(&mut self, name: &str, len: usize) -> Result<Option<Tensor>> {
+        if self.has(name) { self.vector(name, len).map(Some) } else { Ok(None) }
+    }
+
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.source.info(name).is_some()
+    }
+
+    /// A matrix `[rows, cols]`.
+    pub(crate) fn weight(&mut self, name: &str, rows: usize, cols: usize) -> Result<Weight> {
+        let (storage, bytes) = self.read(name, &[rows, cols])?;
+        let numel = rows.saturating_mul(cols);
+        let (format, bytes) = match (self.options.precision, native(storage)) {
+            (WeightPrecision::AsStored, Some(format)) => (format, bytes),
+            (WeightPrecision::F32, Some(WeightFormat::F32)) => (WeightFormat::F32, bytes),
+            (WeightPrecision::F32, _) => {
+                let values = convert::to_f32(storage, &bytes, numel)?;
+                (WeightFormat::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect())
+            }
+            (WeightPrecision::AsStored, None) => {
+                tracing::warn!(tensor = name, from = ?storage, "held as Q8_0: the device has no such format");
+                (WeightFormat::Q8_0, convert::requantize_q8_0(storage, &bytes, numel, cols)?)
+            }
+        };
+        let weight = self.ctx.load_weight(&HostTensor { format, rows, cols, bytes: &bytes })?;
+        self.weight_bytes += weight.size_bytes();
+        Ok(weight)
+    }
+
+    /// A linear layer that adapters may adapt: `path.weight`, and `path.bias` if there is one.
+    pub(crate) fn linear(&mut self, path: &str, rows: usize, cols: usize) -> Result<Linear> {
+        let weight = self.weight(&format!("{path}.weight"), rows, cols)?;
+        let bias = self.optional_vector(&format!("{path}.bias"), rows)?;
+        Ok(self.register(path, weight, bias))
+    }
+
+    /// Makes a loaded weight one that adapters may adapt.
+    pub(crate) fn register(&mut self, path: &str, weight: Weight, bias: Option<Tensor>) -> Linear {
+        let idx = ModuleIdx(self.modules.len() as u32);
+        self.modules.push(Module { path: path.to_owned(), idx, weight: weight.clone() });
+        Linear { weight, bias, module: idx }
+    }
+
+    /// The modules and the size of all weights, once nothing is left over. `ignored` tells of tensors that are known
+    /// and not needed.
+    pub(crate) fn finish(
+        self,
+        config: &ModelConfig,
+        ignored: impl Fn(&str) -> bool,
+    ) -> Result<(Vec<Module>, usize)> {
+        let left = self.source.tensors().iter().find(|t| !self.used.contains(&t.name) && !ignored(&t.name));
+        if let Some(tensor) = left {
+            return Err(ModelError::UnusedTensor {
+                name: tensor.name.clone(),
+                architecture: config.architecture.clone(),
+            });
+        }
+        Ok((self.modules, self.weight_bytes))
+    }
+}
+
+/// A linear layer.
+#[derive(Debug)]
+pub(crate) struct Linear {
+    pub(crate) weight: Weight,
+    pub(crate) bias: Option<Tensor>,
+    pub(crate) module: ModuleIdx,
+}
+
+impl Linear {
+    /// The layer as an operand of the linear op.
+    pub(crate) fn projection<'a>(&'a self, residual: Option<&'a Tensor>) -> wardrobe_device::Projection<'a> {
+        wardrobe_device::Projection {
+            weight: &self.weight,
+            bias: self.bias.as_ref(),
+            module: Some(self.module),
+            residual,
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Cosines and sines of rotary positions, for every scaling.
+
+use wardrobe_formats::{ModelConfig, RopeScaling};
+
+/// What determines a RoPE table.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RopeSpec {
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// Dimensions that rotate.
+    pub rotary_dim: usize,
+    /// How frequencies are stretched.
+    pub scaling: RopeScaling,
+}
+
+impl RopeSpec {
+    /// The model's own.
+    pub fn of(config: &ModelConfig) -> Self {
+        RopeSpec {
+            theta: config.rope_theta,
+            rotary_dim: config.head_dim,
+            scaling: config.rope_scaling.clone(),
+        }
+    }
+
+    /// Frequency of each pair in radians per position, and the factor on cosines and sines.
+    ///
+    /// Formulas: Chen et al., arXiv 2306.15595 (linear); `rope_type: llama3` of the Llama 3.1 release; Peng et al.,
+    /// arXiv 2309.00071, equations 17 to 22 (YaRN).
+    fn frequencies(&self) -> (Vec<f64>, f64) {
+        let dim = self.rotary_dim as f64;
+        let plain = |i: usize| self.theta.powf(-((2 * i) as f64) / dim);
+        let pairs = 0..self.rotary_dim / 2;
+        let tau = std::f64::consts::TAU;
+        match &self.scaling {
+            RopeScaling::Linear { factor } => (pairs.map(|i| plain(i) / factor).collect(), 1.0),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position } => {
+                let original = *original_max_position as f64;
+                let stretch = |f: f64| {
+                    let wavelength = tau / f;
+                    if wavelength < original / high_freq_factor {
+                        f
+                    } else if wavelength > original / low_freq_factor {
+                        f / factor
+                    } else {
+                        let keep =
+                            (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                        (1.0 - keep) * f / factor + keep * f
+                    }
+                };
+                (pairs.map(|i| stretch(plain(i))).collect(), 1.0)
+            }
+            RopeScaling::Yarn {
+                factor,
+                original_max_position,
+                beta_fast,
+                beta_slow,
+                attention_factor,
+                truncate,
+            } => {
+                // The pair that makes `beta` rotations over the original context.
+                let pair_of = |beta: f64| {
+                    dim * (*original_max_position as f64 / (beta * tau)).ln() / (2.0 * self.theta.ln())
+                };
+                let (mut low, mut high) = (pair_of(*beta_fast), pair_of(*beta_slow));
+                if *truncate {
+                    (low, high) = (low.floor(), high.ceil());
+                }
+                let (low, high) = (low.max(0.0), high.min(dim - 1.0));
+                let width = if high > low { high - low } else { 0.001 };
+                let blend = |i: usize| {
+                    let interpolate = ((i as f64 - low) / width).clamp(0.0, 1.0);
+                    plain(i) / factor * interpolate + plain(i) * (1.0 - interpolate)
+                };
+                (pairs.map(blend).collect(), *attention_factor)
+            }
+            RopeScaling::FrequencyFactors(divisors) => {
+                let divisor = |i: usize| divisors.get(i).map_or(1.0, |d| f64::from(*d));
+                (pairs.map(|i| plain(i) / divisor(i)).collect(), 1.0)
+            }
+            _ => (pairs.map(plain).collect(), 1.0),
+        }
+    }
+}
+
+/// The table of `num_positions` positions: `[positions, rotary_dim / 2, 2]`, cosine and sine.
+///
+/// Frequencies and angles are rounded to f32, as the implementations that models were trained with do.
+pub fn rope_table(spec: &RopeSpec, num_positions: usize) -> Vec<f32> {
+    let (frequencies, factor) = spec.frequencies();
+    let frequencies: Vec<f32> = frequencies.iter().map(|&f| f as f32).collect();
+    let factor = factor as f32;
+    let mut table = Vec::with_capacity(num_positions * frequencies.len() * 2);
+    for position in 0..num_positions {
+        for f in &frequencies {
+            let (sin, cos) = (position as f32 * f).sin_cos();
+            table.extend([cos * factor, sin * factor]);
+        }
+    }
+    table
+}
