@@ -17,6 +17,8 @@ pub mod config;
 pub mod convert;
 pub mod digest;
 pub mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod gguf;
 pub mod model_files;
 mod paths;

@@ -254,3 +254,6 @@ fn read_templates(path: &Path, config: &Map<String, Value>, files: &mut Tokenize
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

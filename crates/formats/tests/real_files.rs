@@ -63,7 +63,8 @@ fn smollm2_weights_equal_candles() {
             None => expected,
             Some(heads) => {
                 let (rows, cols) = (info.shape[0], info.shape[1]);
-                let interleaved = candle_core::Tensor::from_vec(expected, (heads, rows / heads / 2, 2, cols), &device);
+                let interleaved =
+                    candle_core::Tensor::from_vec(expected, (heads, rows / heads / 2, 2, cols), &device);
                 let split = interleaved.unwrap().transpose(1, 2).unwrap().contiguous().unwrap();
                 split.flatten_all().unwrap().to_vec1().unwrap()
             }
@@ -91,4 +92,54 @@ fn smollm2_requantized_reads_back() {
     let (a, b) = (values(&original), values(&written));
     let largest = a.iter().fold(0f32, |m, x| m.max(x.abs()));
     assert!(a.iter().zip(&b).all(|(x, y)| (x - y).abs() <= largest / 127.0));
+}
+
+/// Adapters that PEFT itself wrote: every folder under the one that `WARDROBE_ADAPTERS` names.
+#[test]
+fn adapters_from_peft_open_and_survive_rewriting() {
+    use wardrobe_formats::peft::{PeftAdapter, PeftContents, write_peft};
+
+    let Some(root) = std::env::var_os("WARDROBE_ADAPTERS") else {
+        eprintln!("SKIPPED: WARDROBE_ADAPTERS does not name a folder of adapters");
+        return;
+    };
+    let out = tempfile::tempdir().unwrap();
+    let mut digests = Vec::new();
+    for entry in std::fs::read_dir(root).unwrap() {
+        let dir = entry.unwrap().path();
+        let adapter = PeftAdapter::open(&dir).unwrap();
+        assert!(!adapter.modules().is_empty() && !adapter.is_noop(), "{}", dir.display());
+        for module in adapter.modules() {
+            assert_eq!(module.a.shape()[0], module.rank);
+            assert!(module.scale > 0.0);
+        }
+        let contents = PeftContents {
+            config: adapter.config(),
+            modules: adapter.modules(),
+            embeddings: adapter.embeddings(),
+            saved: adapter.saved(),
+            extra_files: &[],
+        };
+        let copy = out.path().join(dir.file_name().unwrap());
+        write_peft(&copy, &contents, false).unwrap();
+        let again = PeftAdapter::open(&copy).unwrap();
+        assert_eq!(again.digest(), adapter.digest());
+        assert_eq!(again.modules(), adapter.modules());
+        eprintln!(
+            "{}: {} modules, rank {}, {} bytes, digest {}",
+            dir.display(),
+            adapter.modules().len(),
+            adapter.max_rank(),
+            adapter.total_bytes(),
+            adapter.digest()
+        );
+        digests.push(adapter.digest());
+    }
+    assert!(!digests.is_empty());
+    digests.sort();
+    digests.dedup();
+    assert_eq!(
+        digests.len(),
+        std::fs::read_dir(std::env::var_os("WARDROBE_ADAPTERS").unwrap()).unwrap().count()
+    );
 }

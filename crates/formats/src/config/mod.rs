@@ -35,7 +35,6 @@ mod bounds {
 
 /// The function between the two halves of a gated MLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
-#[non_exhaustive]
 pub enum HiddenAct {
     /// `x * sigmoid(x)`: `silu`, `swish`.
     Silu,
@@ -49,7 +48,6 @@ pub enum HiddenAct {
 
 /// Shape and constants of a decoder.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
-#[non_exhaustive]
 pub struct ModelConfig {
     /// Architecture as Hugging Face names it, such as `LlamaForCausalLM`. From a GGUF file: that name for `llama`,
     /// else `general.architecture` as it stands.

@@ -9,7 +9,6 @@ use crate::error::{FormatError, Result};
 ///
 /// The formulas are those of `modeling_rope_utils.py` of Hugging Face transformers.
 #[derive(Clone, Debug, PartialEq, Default, serde::Serialize)]
-#[non_exhaustive]
 pub enum RopeScaling {
     /// Frequencies as they are.
     #[default]

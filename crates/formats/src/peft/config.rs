@@ -13,7 +13,6 @@ use crate::error::{FormatError, Result, shorten};
 
 /// Which modules a configuration names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum ModuleSelector {
     /// Modules whose path is one of these or ends in `.` and one of these.
     List(Vec<String>),

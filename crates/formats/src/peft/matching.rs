@@ -26,8 +26,10 @@ pub(super) struct Matcher<'a> {
     config: &'a AdapterConfig,
     targets: Selector,
     excluded: Option<Selector>,
-    saved: Vec<Pattern>,
-    layers: Vec<Pattern>,
+    /// `modules_to_save`, each as a module that lies in or is one of that name.
+    saved: Vec<Regex>,
+    /// Give the layer's index as their first group.
+    layers: Vec<Regex>,
     ranks: Vec<(Pattern, usize)>,
     alphas: Vec<(Pattern, f64)>,
 }
@@ -51,11 +53,14 @@ impl<'a> Matcher<'a> {
         let alphas = compiler.patterns("alpha_pattern", &config.alpha_pattern)?;
         let mut saved = Vec::new();
         for name in bounded(path, "modules_to_save", &config.modules_to_save)? {
-            saved.push(compiler.pattern("modules_to_save", name, r"(?:^|.*\.)", r"(?:$|\..*)")?);
+            saved.push(compiler.regex("modules_to_save", name, r"\A(?:.*\.)?", r"(?:\z|\.)")?);
         }
         let mut layers = Vec::new();
         for name in bounded(path, "layers_pattern", &config.layers_pattern)? {
-            layers.push(compiler.pattern("layers_pattern", name, "^", "$")?);
+            layers.push(compiler.regex("layers_pattern", name, r"\A(?:.*?\.)?", r"\.(?P<idx>[0-9]+)\.")?);
+        }
+        if layers.is_empty() && config.layers_to_transform.is_some() {
+            layers.push(compiler.regex("layers_pattern", r".*?\.[^.]*", r"\A", r"\.(?P<idx>[0-9]+)\.")?);
         }
         Ok(Self {
             config,
@@ -86,11 +91,16 @@ impl<'a> Matcher<'a> {
             }
     }
 
-    /// Whether the module is stored whole: it is, or lies in, one of `modules_to_save`, or it is an embedding or
-    /// head, which PEFT stores of its own accord when the vocabulary was resized.
+    /// Whether the module is stored whole: its path or the start of it up to a dot ends in one of `modules_to_save`
+    /// (PEFT compares ends of strings there, not of segments), or it is an embedding or head, which PEFT stores of
+    /// its own accord when the vocabulary was resized.
     pub(super) fn saves(&self, module: &str) -> bool {
         let last = module.rsplit('.').next().unwrap_or(module);
-        self.is_in_saved(module) || EMBEDDING_NAMES.contains(&last)
+        let starts = module.match_indices('.').filter_map(|(dot, _)| module.get(..dot)).chain([module]);
+        EMBEDDING_NAMES.contains(&last)
+            || starts
+                .into_iter()
+                .any(|start| self.config.modules_to_save.iter().any(|name| start.ends_with(name)))
     }
 
     pub(super) fn rank(&self, module: &str) -> usize {
@@ -102,27 +112,13 @@ impl<'a> Matcher<'a> {
     }
 
     fn is_in_saved(&self, module: &str) -> bool {
-        self.saved.iter().any(|pattern| match pattern {
-            Pattern::Regex(regex) => regex.is_match(module),
-            Pattern::Plain(name) => {
-                let segments: Vec<&str> = module.split('.').collect();
-                let width = name.split('.').count();
-                segments.windows(width).any(|run| plain_eq(name, &run.join(".")))
-            }
-        })
+        self.saved.iter().any(|regex| regex.is_match(module))
     }
 
     /// The first number that follows a module list: any, or one that `layers_pattern` names.
     fn layer_idx(&self, module: &str) -> Option<usize> {
-        let segments: Vec<&str> = module.split('.').collect();
-        let is_number = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
-        let fits = |list: &str| self.layers.is_empty() || self.layers.iter().any(|p| p.matches_whole(list));
-        (1..segments.len().saturating_sub(1)).find_map(|i| {
-            let (list, number) = (segments.get(i - 1)?, segments.get(i)?);
-            // Without a pattern PEFT wants something before the list's name.
-            let has_room = i >= 2 || !self.layers.is_empty();
-            (has_room && is_number(number) && fits(list)).then(|| number.parse().ok()).flatten()
-        })
+        let found = self.layers.iter().find_map(|regex| regex.captures(module))?;
+        found.name("idx")?.as_str().parse().ok()
     }
 }
 
@@ -163,13 +159,6 @@ impl Pattern {
                 let at_boundary = start == 0 || module.as_bytes().get(start - 1) == Some(&b'.');
                 at_boundary && module.get(start..).is_some_and(|tail| plain_eq(name, tail))
             }
-        }
-    }
-
-    fn matches_whole(&self, text: &str) -> bool {
-        match self {
-            Self::Regex(regex) => regex.is_match(text),
-            Self::Plain(name) => plain_eq(name, text),
         }
     }
 }

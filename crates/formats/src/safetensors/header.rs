@@ -14,6 +14,7 @@ use crate::storage::StorageType;
 
 /// The reference implementation's bound.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
+const MAX_TENSORS: usize = 1 << 20;
 const MAX_DIMS: usize = 16;
 const LEN_BYTES: u64 = 8;
 
@@ -70,6 +71,8 @@ impl<'de> Deserialize<'de> for RawHeader {
                 while let Some(name) = map.next_key::<String>()? {
                     if name == "__metadata__" {
                         header.metadata = map.next_value()?;
+                    } else if header.tensors.len() >= MAX_TENSORS {
+                        return Err(serde::de::Error::custom(format!("more than {MAX_TENSORS} tensors")));
                     } else {
                         header.tensors.push((name, map.next_value()?));
                     }

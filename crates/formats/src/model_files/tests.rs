@@ -1,0 +1,158 @@
+//! Folders and files as models come in.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+use tempfile::{TempDir, tempdir};
+
+use super::*;
+use crate::gguf::{self, GgufTensor};
+use crate::safetensors::{self, TensorData};
+use crate::storage::StorageType;
+
+const CONFIG: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64,
+    "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 10,
+    "eos_token_id": 2}"#;
+
+fn safetensors_folder(fill: u8) -> TempDir {
+    let dir = tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), CONFIG).unwrap();
+    let bytes = vec![fill; 2560];
+    let embed = TensorData {
+        name: "model.embed_tokens.weight",
+        storage: StorageType::F32,
+        shape: &[10, 64],
+        bytes: &bytes,
+    };
+    safetensors::write(&dir.path().join(SINGLE_FILE), &[embed], &BTreeMap::new()).unwrap();
+    dir
+}
+
+fn write_gguf(path: &Path, template: Option<&str>) {
+    let mut metadata: Vec<(String, gguf::Value)> = [
+        ("general.architecture", gguf::Value::String("llama".into())),
+        ("llama.block_count", gguf::Value::U32(1)),
+        ("llama.context_length", gguf::Value::U32(128)),
+        ("llama.embedding_length", gguf::Value::U32(64)),
+        ("llama.feed_forward_length", gguf::Value::U32(96)),
+        ("llama.attention.head_count", gguf::Value::U32(4)),
+        ("llama.attention.layer_norm_rms_epsilon", gguf::Value::F32(1e-5)),
+    ]
+    .map(|(k, v)| (k.to_owned(), v))
+    .to_vec();
+    metadata
+        .extend(template.map(|t| ("tokenizer.chat_template".to_owned(), gguf::Value::String(t.to_owned()))));
+    let embed =
+        GgufTensor { name: "token_embd.weight".into(), storage: StorageType::F32, shape: vec![10, 64] };
+    gguf::write(path, &metadata, &[embed], |_| Ok(vec![1; 2560])).unwrap();
+}
+
+#[test]
+fn a_hugging_face_folder() {
+    let dir = safetensors_folder(1);
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    write("generation_config.json", r#"{"eos_token_id": [3]}"#);
+    write("tokenizer.json", r#"{"version": "1.0"}"#);
+    write("tokenizer_config.json", r#"{"chat_template": "old", "bos_token": "<s>"}"#);
+    let model = ModelFiles::open(dir.path()).unwrap();
+    assert_eq!(model.config.eos_token_ids, [3, 2]);
+    assert_eq!(model.tensors.read("model.embed_tokens.weight").unwrap().len(), 2560);
+    assert!(model.gguf_metadata().is_none());
+    assert_eq!(model.tokenizer.chat_template.as_deref(), Some("old"));
+    assert_eq!(model.tokenizer.tokenizer_config.as_ref().unwrap()["bos_token"], "<s>");
+    assert_eq!(model.tokenizer.read_tokenizer_json().unwrap().unwrap(), br#"{"version": "1.0"}"#);
+
+    write("chat_template.jinja", "new");
+    let list = json!({"chat_template": [{"name": "default", "template": "d"}, {"name": "tool_use", "template": "t"}]});
+    write("tokenizer_config.json", &list.to_string());
+    let model = ModelFiles::open(dir.path()).unwrap();
+    assert_eq!(model.tokenizer.chat_template.as_deref(), Some("new"));
+    assert_eq!(model.tokenizer.named_chat_templates["tool_use"], "t");
+    for bad in [
+        json!({"chat_template": 1}),
+        json!({"chat_template": [{"name": "x"}]}),
+        json!({"chat_template": ["x"]}),
+    ] {
+        write("tokenizer_config.json", &bad.to_string());
+        let message = ModelFiles::open(dir.path()).unwrap_err().to_string();
+        assert!(message.contains("key `chat_template`"), "{message}");
+    }
+}
+
+#[test]
+fn gguf_files_alone_and_in_folders() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    write_gguf(&path, Some("from gguf"));
+    let model = ModelFiles::open(&path).unwrap();
+    assert_eq!(model.tokenizer.chat_template.as_deref(), Some("from gguf"));
+    assert_eq!(model.gguf_metadata().unwrap().u64("llama.block_count").unwrap(), Some(1));
+    assert!(model.tokenizer.read_tokenizer_json().unwrap().is_none());
+
+    let in_folder = ModelFiles::open(dir.path()).unwrap();
+    assert_eq!(in_folder.digest().unwrap(), model.digest().unwrap());
+    std::fs::write(dir.path().join("chat_template.jinja"), "beside").unwrap();
+    let beside = ModelFiles::open(dir.path()).unwrap();
+    assert_eq!(beside.tokenizer.chat_template.as_deref(), Some("beside"));
+
+    write_gguf(&dir.path().join("n.GGUF"), None);
+    let message = ModelFiles::open(dir.path()).unwrap_err().to_string();
+    assert!(message.contains("several GGUF files (m.gguf, n.GGUF)"), "{message}");
+}
+
+#[test]
+fn digests_follow_content_and_manifests_structure() {
+    let (a, b, c) = (safetensors_folder(1), safetensors_folder(1), safetensors_folder(2));
+    let open = |dir: &TempDir| ModelFiles::open(dir.path()).unwrap();
+    let digest = |dir: &TempDir| open(dir).digest().unwrap();
+    assert_eq!(digest(&a), digest(&b));
+    assert_ne!(digest(&a), digest(&c));
+    let manifest = |dir: &TempDir| open(dir).manifest_digest().unwrap();
+    assert_eq!(manifest(&a), manifest(&c));
+    std::fs::write(
+        c.path().join("config.json"),
+        CONFIG.replace("\"eos_token_id\": 2", "\"eos_token_id\": 3"),
+    )
+    .unwrap();
+    assert_ne!(manifest(&a), manifest(&c));
+    let gone = open(&a);
+    std::fs::remove_file(a.path().join(SINGLE_FILE)).unwrap();
+    assert!(gone.digest().is_err());
+}
+
+#[test]
+fn what_is_missing_or_unreadable_is_told() {
+    let message = |path: &Path| ModelFiles::open(path).unwrap_err().to_string();
+    let dir = tempdir().unwrap();
+    assert!(message(&dir.path().join("nowhere")).contains("model not found"));
+    assert!(message(dir.path()).contains("model.safetensors"));
+    std::fs::write(dir.path().join("pytorch_model.bin"), b"").unwrap();
+    assert!(message(dir.path()).contains("pickled"));
+    std::fs::write(dir.path().join("x.txt"), b"hello world").unwrap();
+    assert!(message(&dir.path().join("x.txt")).contains("not a GGUF file"));
+
+    let dir = safetensors_folder(1);
+    std::fs::remove_file(dir.path().join("config.json")).unwrap();
+    assert!(message(dir.path()).contains("config.json not found"));
+    for (text, expected) in [("{", "invalid JSON"), ("[1]", "not a JSON object")] {
+        std::fs::write(dir.path().join("config.json"), text).unwrap();
+        assert!(message(dir.path()).contains(expected));
+    }
+    std::fs::write(dir.path().join("config.json"), [0xff, 0xfe]).unwrap();
+    assert!(message(dir.path()).contains("not UTF-8"));
+    std::fs::write(dir.path().join("config.json"), " ".repeat(5 << 20)).unwrap();
+    assert!(message(dir.path()).contains("over the limit"));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_is_refused_and_not_waited_for() {
+    let dir = safetensors_folder(1);
+    let path = dir.path().join("tokenizer_config.json");
+    let made = std::process::Command::new("mkfifo").arg(&path).status();
+    if !made.is_ok_and(|s| s.success()) {
+        eprintln!("SKIPPED: no mkfifo");
+        return;
+    }
+    assert!(ModelFiles::open(dir.path()).unwrap_err().to_string().contains("not a regular file"));
+}
