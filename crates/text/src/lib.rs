@@ -15,6 +15,9 @@
 //! filled from metadata that they have read.
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+extern crate self as wardrobe_text;
+
 mod detokenize;
 mod error;
 mod stop;
@@ -25,7 +28,9 @@ mod tokenizer;
 pub use detokenize::{DetokenizeOptions, DetokenizeStream};
 pub use error::{Result, TextError};
 pub use stop::{MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS, StopMatch, StopMatcher, StopOutput, StopStrings};
-pub use template::{ChatInput, ChatTemplate, Message, MessageContent, TemplateError, TemplateLimits};
+pub use template::{
+    ChatInput, ChatTemplate, Message, MessageContent, TemplateError, TemplateLimits, fuzz_chat_template,
+};
 pub use token_id::TokenId;
 pub use tokenizer::{
     DEFAULT_MAX_TEXT_BYTES, EncodeOptions, GgufVocab, MAX_MERGES, MAX_PIECE_BYTES, MAX_VOCAB_TOKENS,

@@ -125,9 +125,7 @@ impl ChatTemplate {
         environment.set_fuel(Some(limits.fuel_instructions));
         environment.set_recursion_limit(limits.max_recursion);
         functions::install(&mut environment, limits.max_output_bytes);
-        environment
-            .add_template_owned(NAME, source::without_generation_tags(source))
-            .map_err(syntax_error)?;
+        environment.add_template_owned(NAME, source::prepare(source)).map_err(syntax_error)?;
         Ok(Self { environment, source: source.to_owned(), limits })
     }
 
@@ -171,6 +169,27 @@ impl ChatTemplate {
             cause = current.source();
         }
         TemplateError::Render { message: describe(error) }
+    }
+}
+
+/// The body of a fuzz target: `bytes` are a template, and after a NUL byte a JSON list of messages. Whatever they are,
+/// compiling and rendering end within small limits, and without a panic.
+pub fn fuzz_chat_template(bytes: &[u8]) {
+    let mut parts = bytes.splitn(2, |byte| *byte == 0);
+    let source = String::from_utf8_lossy(parts.next().unwrap_or_default());
+    let limits = TemplateLimits {
+        max_source_bytes: 1 << 16,
+        fuel_instructions: 20_000,
+        max_recursion: 50,
+        max_output_bytes: 1 << 16,
+    };
+    let messages = parts
+        .next()
+        .and_then(|json| serde_json::from_slice(json).ok())
+        .unwrap_or_else(|| vec![Message::text("user", "Hello")]);
+    if let Ok(template) = ChatTemplate::new(&source, limits) {
+        // The text or the error: neither matters, only that there is one.
+        let _ = template.render(&ChatInput { messages: &messages, ..ChatInput::default() });
     }
 }
 

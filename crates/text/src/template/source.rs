@@ -8,9 +8,16 @@ pub(super) fn syntax() -> Result<SyntaxConfig, Error> {
     SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()
 }
 
+/// The source as minijinja is to read it.
+pub(super) fn prepare(source: &str) -> String {
+    // jinja2 reads every line end as a line feed, inside quoted strings too.
+    let lines = source.replace("\r\n", "\n").replace('\r', "\n");
+    without_generation_tags(&lines)
+}
+
 /// Replaces `{% generation %}` and `{% endgeneration %}`, which mark the assistant's text for training, by a block that
 /// always runs. Comments, expressions and raw blocks stay as they are.
-pub(super) fn without_generation_tags(source: &str) -> String {
+fn without_generation_tags(source: &str) -> String {
     let mut output = String::with_capacity(source.len());
     let mut rest = source;
     let mut raw = false;
@@ -94,6 +101,11 @@ mod tests {
     fn tags_become_plain_blocks() {
         assert_eq!(convert("a{% generation %}b{% endgeneration %}c"), "a{% if true %}b{% endif %}c");
         assert_eq!(convert("{%- generation -%}b{%- endgeneration +%}"), "{%- if true -%}b{%- endif +%}");
+    }
+
+    #[test]
+    fn line_ends_become_line_feeds() {
+        assert_eq!(super::prepare("a\r\n{{ '\r\n' }}\rb\n"), "a\n{{ '\n' }}\nb\n");
     }
 
     #[test]

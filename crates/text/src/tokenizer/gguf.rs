@@ -86,7 +86,7 @@ pub(super) fn build(mut vocab: GgufVocab) -> Result<Inner> {
         }
     }
 
-    let mut cutting = Cutting::BeforeSpace;
+    let mut cutting = Cutting::Words;
     let mut tokenizer = match spelling {
         Spelling::ByteLevel => byte_level(&mut vocab)?,
         Spelling::SentencePiece => {

@@ -227,7 +227,7 @@ fn cutting(file: &File, style: Style) -> Cutting {
                 }
             }
             let composes = normalizers.iter().all(|step| kind(step) == "NFC");
-            if ends_words && composes { Cutting::BeforeSpace } else { Cutting::Never }
+            if ends_words && composes { Cutting::Words } else { Cutting::Never }
         }
         Spelling::SentencePiece => {
             let crosses = |token: &String| token.trim_start_matches('\u{2581}').contains('\u{2581}');

@@ -16,6 +16,8 @@ mod json;
 mod pieces;
 mod pre;
 mod sentencepiece;
+#[cfg(test)]
+mod tests;
 
 use crate::detokenize::{append_piece, finish};
 use crate::{Result, TextError, TokenId};
@@ -35,8 +37,9 @@ pub const MAX_VOCAB_TOKENS: usize = 1 << 21;
 pub const MAX_PIECE_BYTES: usize = 1 << 14;
 /// The most merge rules that a vocabulary may have.
 pub const MAX_MERGES: usize = 1 << 23;
-/// The longest text that [`EncodeOptions::default`] allows: 16 MiB.
-pub const DEFAULT_MAX_TEXT_BYTES: usize = 16 << 20;
+/// The longest text that [`EncodeOptions::default`] allows: 4 MiB. Ordinary text is encoded in parts and takes little
+/// memory; a text made so that no part ends takes about 100 times its length while it is encoded.
+pub const DEFAULT_MAX_TEXT_BYTES: usize = 4 << 20;
 
 /// Words whose merges are remembered, for each thread that encodes.
 const CACHE_WORDS: usize = 2048;
