@@ -1,8 +1,10 @@
 //! Chat templates: a conversation as the text that the model was trained on.
 //!
-//! A template is a Jinja program that comes with a model, or with a request: not trusted. It runs in `minijinja`
-//! with bounded steps (fuel), recursion, source and output, without a loader, and sees nothing but its inputs and
-//! the clock that the caller gives.
+//! A template is a Jinja program that comes with a model, or with a request. It runs in `minijinja` with bounded source,
+//! steps (fuel), recursion, JSON and output, without a loader, and sees nothing but its inputs and the clock that the
+//! caller gives. What it cannot be held to is the size of values that it keeps to itself: a loop that joins a string to
+//! itself doubles it with every step, within any fuel. Templates from strangers' requests should therefore be accepted
+//! only where the operator allows it.
 //!
 //! Behaviour follows what Hugging Face's libraries do with Python's jinja2: `trim_blocks` and `lstrip_blocks`, Python's
 //! methods of strings and dicts, Python's spelling of values, `tojson` without HTML escapes, `raise_exception`,
@@ -29,8 +31,7 @@ pub struct TemplateLimits {
     pub fuel_instructions: u64,
     /// The deepest nesting of calls (macros, recursive loops).
     pub max_recursion: usize,
-    /// The longest text that one rendering may give, in bytes. Values that a template builds on the way are
-    /// held to it too, where it multiplies them.
+    /// The longest text that one rendering, or one `tojson` in it, may give, in bytes.
     pub max_output_bytes: usize,
 }
 
