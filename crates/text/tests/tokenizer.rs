@@ -144,7 +144,7 @@ fn long_runs_take_linear_time() {
     let start = std::time::Instant::now();
     for tokenizer in [byte_level(), sentencepiece()] {
         for unit in [" ", "a", "\n", "\u{4e00}", "1", "'", "hello", "<|start|", "e\u{301}"] {
-            let text = unit.repeat(400_000 / unit.len());
+            let text = unit.repeat(150_000 / unit.len());
             let ids = tokenizer.encode(&text, false).unwrap();
             assert_eq!(tokenizer.decode(&ids, false).unwrap(), text, "{unit:?}");
         }
