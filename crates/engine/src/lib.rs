@@ -14,6 +14,7 @@ mod mailbox;
 mod request;
 mod response;
 mod scheduler;
+pub mod simulation;
 mod stats;
 mod stream;
 mod validate;

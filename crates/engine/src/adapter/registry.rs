@@ -98,6 +98,17 @@ struct State {
     garbage: Vec<Arc<dyn PreparedAdapter>>,
 }
 
+impl State {
+    fn pop_reload(&mut self) -> Option<Arc<Generation>> {
+        while let Some(id) = self.reloads.pop_front() {
+            if let Some(entry) = self.entries.get(&id).filter(|entry| matches!(entry.tier, Tier::Loading)) {
+                return Some(entry.generation.clone());
+            }
+        }
+        None
+    }
+}
+
 /// Names, generations, leases and the host tier.
 pub(crate) struct AdapterRegistry {
     state: Mutex<State>,
@@ -455,10 +466,8 @@ impl AdapterRegistry {
             if state.closed.is_some() {
                 return None;
             }
-            while let Some(id) = state.reloads.pop_front() {
-                if let Some(entry) = state.entries.get(&id).filter(|e| matches!(e.tier, Tier::Loading)) {
-                    return Some(entry.generation.clone());
-                }
+            if let Some(generation) = state.pop_reload() {
+                return Some(generation);
             }
             state = self.reload_wanted.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -499,6 +508,12 @@ impl AdapterRegistry {
         };
         self.set_tier(&mut state, id, tier);
         self.unlock(state);
+    }
+
+    /// A generation to read again, if there is one.
+    #[cfg(test)]
+    pub fn try_next_reload(&self) -> Option<Arc<Generation>> {
+        self.lock().pop_reload()
     }
 
     /// Bytes of adapters in host memory.

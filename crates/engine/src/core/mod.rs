@@ -119,9 +119,6 @@ impl Core {
         self.look_at_readers(now);
         let computed = self.step(now);
         let finished = self.close_finished(now);
-        for slot in self.scheduler.slots_mut().sweep() {
-            self.executor.clear_slot(slot);
-        }
         if self.stats.unhealthy.is_some() || (self.stop_at.is_some() && self.groups.is_empty()) {
             self.publish_stats();
             return Next::Stop;
@@ -242,6 +239,10 @@ impl Core {
                 self.finish_interval = (self.finish_interval * 7 + interval) / 8;
             }
         }
+        // The leases are back: slots of generations that have ended are cleared.
+        for slot in self.scheduler.slots_mut().sweep() {
+            self.executor.clear_slot(slot);
+        }
         self.publish_stats();
         let any = !ends.is_empty();
         for (sender, summary) in ends {
@@ -294,11 +295,11 @@ impl Core {
         tracing::error!(%reason, "device lost");
         let finish = Finish::Error { message: format!("device lost: {reason}") };
         self.stats.unhealthy = Some(reason);
+        // New requests are refused before the first caller learns of it.
+        self.close_doors();
         for id in self.groups.keys().copied().collect::<Vec<_>>() {
             self.end_request(id, &finish);
         }
-        // New requests are refused before the first caller learns of it.
-        self.close_doors();
     }
 
     /// Takes no more requests and adapters.
@@ -321,3 +322,6 @@ impl Core {
         &self.scheduler
     }
 }
+
+#[cfg(test)]
+mod tests;

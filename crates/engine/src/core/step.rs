@@ -18,8 +18,8 @@ use crate::stats::StepRecord;
 impl Core {
     /// Plans and computes one step. `false` if there was nothing to do.
     pub(super) fn step(&mut self, now: Instant) -> bool {
-        let Schedule { mut rows, binds, failed } = self.scheduler.schedule();
-        let mut acted = !failed.is_empty() || !binds.is_empty();
+        let Schedule { mut rows, binds, failed, preempted } = self.scheduler.schedule();
+        let acted = preempted || !failed.is_empty() || !binds.is_empty();
         for (sequence, error) in failed {
             self.end_sequence(sequence, Finish::Error { message: error.to_string() });
         }
@@ -33,7 +33,6 @@ impl Core {
         if rows.is_empty() {
             return acted;
         }
-        acted = true;
         let plan = self.plan(&rows, now);
         let started = Instant::now();
         let result = catch_unwind(AssertUnwindSafe(|| self.executor.execute(&plan)));
@@ -54,9 +53,10 @@ impl Core {
                 tracing::warn!(%sequence, %reason, "sequence failed");
                 self.end_sequence(sequence, Finish::Error { message: reason });
             }
+            Err(ExecutorError::DeviceLost { reason }) => self.lose_device(reason),
             Err(error) => self.lose_device(error.to_string()),
         }
-        acted
+        true
     }
 
     /// Puts an adapter into its slot. If only that fails, the slot's sequences end; `Err` is a lost device.

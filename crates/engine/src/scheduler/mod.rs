@@ -40,6 +40,8 @@ pub(crate) struct Schedule {
     pub binds: Vec<SlotBind>,
     /// Waiting sequences whose adapter cannot be had.
     pub failed: Vec<(SequenceId, AdapterError)>,
+    /// Whether a running sequence lost its blocks.
+    pub preempted: bool,
 }
 
 /// Totals since the start.
@@ -120,6 +122,7 @@ impl Scheduler {
         if self.counters.preemptions == preemptions {
             self.admit_waiting(&mut draft);
         }
+        draft.schedule.preempted = self.counters.preemptions != preemptions;
         let slot_of = |row: &Row| self.sequences.get(&row.sequence).and_then(|sequence| sequence.slot);
         draft.schedule.rows.sort_by_key(|row| (slot_of(row), row.sequence));
         draft.schedule
