@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::adapter::registry::Lease;
+use crate::adapter::generation::Lease;
 use crate::error::SubmitError;
 use crate::ids::RequestId;
 use crate::stream::StreamSender;

@@ -4,6 +4,7 @@
 //! replacing moves the pointer, and requests keep the generation that they were submitted on through a lease.
 //! [`registry`] owns names, leases and the host tier; the device slots belong to the engine thread.
 
+pub(crate) mod generation;
 pub(crate) mod registry;
 pub(crate) mod reload;
 

@@ -10,67 +10,14 @@
 //! - `host_bytes` is the sum over generations in host memory and never exceeds the limit after a call.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use super::{AdapterInfo, AdapterLevel, AdapterSource, LoadOptions, PreparedAdapter};
+use super::generation::{Entry, Generation, Lease, Residency, Tier};
+use super::{AdapterInfo, AdapterSource, LoadOptions, PreparedAdapter};
 use crate::error::{AdapterError, SubmitError};
-use crate::ids::{Digest, GenerationId};
-
-/// What one load brought; immutable.
-#[derive(Debug)]
-pub(crate) struct Generation {
-    pub id: GenerationId,
-    pub name: String,
-    pub digest: Digest,
-    pub rank: usize,
-    pub num_modules: usize,
-    pub host_bytes: u64,
-    pub max_context_tokens: Option<usize>,
-    pub rope_idx: u32,
-    pub source: AdapterSource,
-    pub loaded_at: SystemTime,
-}
-
-/// Where a generation's memory is.
-enum Tier {
-    Host(Arc<dyn PreparedAdapter>),
-    Disk,
-    Loading,
-    Failed(AdapterError),
-}
-
-struct Entry {
-    generation: Arc<Generation>,
-    tier: Tier,
-    /// No name points at it any more; it goes with its last lease.
-    hidden: bool,
-    pinned: bool,
-    in_slot: bool,
-    leases: usize,
-    last_used: u64,
-}
-
-impl Entry {
-    fn resident_bytes(&self) -> u64 {
-        if matches!(self.tier, Tier::Host(_)) { self.generation.host_bytes } else { 0 }
-    }
-
-    /// Whether its memory may be dropped and read again later.
-    fn evictable(&self) -> bool {
-        self.leases == 0
-            && !self.pinned
-            && matches!(self.tier, Tier::Host(_))
-            && matches!(self.generation.source, AdapterSource::Path(_))
-    }
-
-    /// Whether its memory stays whatever requests end.
-    fn permanent(&self) -> bool {
-        !self.hidden && (self.pinned || matches!(self.generation.source, AdapterSource::InProcess { .. }))
-    }
-}
+use crate::ids::GenerationId;
 
 /// Limits of the registry.
 #[derive(Clone, Copy, Debug)]
@@ -116,38 +63,6 @@ pub(crate) struct AdapterRegistry {
     limits: RegistryLimits,
     /// Counts evictions and ends of generations, so that the engine thread notices them cheaply.
     departures: AtomicU64,
-}
-
-/// A request's hold on its generation. The generation stays until the last one drops.
-pub(crate) struct Lease {
-    registry: Arc<AdapterRegistry>,
-    pub generation: Arc<Generation>,
-}
-
-impl fmt::Debug for Lease {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Lease(generation {})", self.generation.id)
-    }
-}
-
-impl Lease {
-    /// The adapter's memory, if it is in the host tier.
-    pub fn residency(&self) -> Residency {
-        self.registry.residency(self.generation.id)
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.registry.release(self.generation.id);
-    }
-}
-
-/// Whether a leased adapter is at hand.
-pub(crate) enum Residency {
-    Ready(Arc<dyn PreparedAdapter>),
-    Loading,
-    Failed(AdapterError),
 }
 
 impl AdapterRegistry {
@@ -261,7 +176,7 @@ impl AdapterRegistry {
             leases: 0,
             last_used: state.clock,
         };
-        let info = info(&entry);
+        let info = entry.info();
         state.host_bytes += info.host_bytes;
         state.entries.insert(id, entry);
         state.names.insert(name.to_owned(), id);
@@ -351,7 +266,7 @@ impl AdapterRegistry {
         if let Some(expected) = expected.filter(|expected| actual.is_some_and(|a| a != *expected)) {
             return Err(AdapterError::GenerationMismatch { name: name.to_owned(), expected, actual });
         }
-        let Some((id, info)) = actual.and_then(|id| state.entries.get(&id).map(|entry| (id, info(entry))))
+        let Some((id, info)) = actual.and_then(|id| state.entries.get(&id).map(|entry| (id, entry.info())))
         else {
             return Err(AdapterError::NotLoaded { name: name.to_owned() });
         };
@@ -374,7 +289,7 @@ impl AdapterRegistry {
             return Err(AdapterError::NotLoaded { name: name.to_owned() });
         };
         entry.pinned = pinned;
-        let info = info(entry);
+        let info = entry.info();
         self.retry_starved(&mut state);
         Ok(info)
     }
@@ -382,7 +297,7 @@ impl AdapterRegistry {
     /// All names, sorted.
     pub fn list(&self) -> Vec<AdapterInfo> {
         let state = self.lock();
-        state.names.values().filter_map(|id| state.entries.get(id)).map(info).collect()
+        state.names.values().filter_map(|id| state.entries.get(id)).map(Entry::info).collect()
     }
 
     /// A hold on the generation that `name` points at now; starts reading it if it is on disk only.
@@ -414,7 +329,7 @@ impl AdapterRegistry {
         Ok(Arc::new(Lease { registry: self.clone(), generation }))
     }
 
-    fn release(&self, id: GenerationId) {
+    pub(super) fn release(&self, id: GenerationId) {
         let mut state = self.lock();
         if let Some(entry) = state.entries.get_mut(&id) {
             entry.leases = entry.leases.saturating_sub(1);
@@ -428,7 +343,7 @@ impl AdapterRegistry {
         self.unlock(state);
     }
 
-    fn residency(&self, id: GenerationId) -> Residency {
+    pub(super) fn residency(&self, id: GenerationId) -> Residency {
         match self.lock().entries.get(&id).map(|entry| &entry.tier) {
             Some(Tier::Host(adapter)) => Residency::Ready(adapter.clone()),
             Some(Tier::Failed(error)) => Residency::Failed(error.clone()),
@@ -527,27 +442,6 @@ impl AdapterRegistry {
     pub fn num_leases_and_hidden(&self) -> (usize, usize) {
         let state = self.lock();
         (state.entries.values().map(|e| e.leases).sum(), state.entries.values().filter(|e| e.hidden).count())
-    }
-}
-
-fn info(entry: &Entry) -> AdapterInfo {
-    let generation = &entry.generation;
-    AdapterInfo {
-        name: generation.name.clone(),
-        generation: generation.id,
-        digest: generation.digest,
-        rank: generation.rank,
-        num_modules: generation.num_modules,
-        host_bytes: generation.host_bytes,
-        source: generation.source.clone(),
-        level: match (entry.in_slot, &entry.tier) {
-            (true, _) => AdapterLevel::Device,
-            (false, Tier::Host(_)) => AdapterLevel::Host,
-            _ => AdapterLevel::Disk,
-        },
-        pinned: entry.pinned,
-        open_requests: entry.leases,
-        loaded_at: generation.loaded_at,
     }
 }
 

@@ -1,6 +1,8 @@
 use std::path::PathBuf;
 
 use super::*;
+use crate::adapter::AdapterLevel;
+use crate::ids::Digest;
 
 #[derive(Clone)]
 struct Fake {

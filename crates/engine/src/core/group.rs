@@ -6,7 +6,7 @@ use std::time::Instant;
 use tracing::Span;
 
 use super::output::{ChoiceOutput, token_logprobs};
-use crate::adapter::registry::Lease;
+use crate::adapter::generation::Lease;
 use crate::codec::TextCodec;
 use crate::executor::{PromptLogprobs, Sampled};
 use crate::ids::SequenceId;

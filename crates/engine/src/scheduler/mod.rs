@@ -220,7 +220,11 @@ impl Scheduler {
                 passed.push(rank.1);
                 continue;
             }
-            match self.take_slot(rank.1, draft) {
+            let mut outcome = self.take_slot(rank.1, draft);
+            if matches!(outcome, SlotOutcome::NoneFree) && self.free_held_slot(draft) {
+                outcome = self.take_slot(rank.1, draft);
+            }
+            match outcome {
                 SlotOutcome::Taken => {}
                 SlotOutcome::NoneFree => {
                     passed.push(rank.1);
@@ -285,6 +289,23 @@ impl Scheduler {
             }
         }
         SlotOutcome::Taken
+    }
+
+    /// Preempts the sequences of a slot that only slow readers use.
+    fn free_held_slot(&mut self, draft: &mut Draft) -> bool {
+        let mut users: BTreeMap<SlotIdx, Vec<&Sequence>> = BTreeMap::new();
+        for sequence in self.running.iter().filter_map(|rank| self.sequences.get(&rank.1)) {
+            if let Some(slot) = sequence.slot {
+                users.entry(slot).or_default().push(sequence);
+            }
+        }
+        let Some(held) = users.into_values().find(|users| users.iter().all(|sequence| sequence.held)) else {
+            return false;
+        };
+        for rank in held.into_iter().map(Sequence::rank).collect::<Vec<_>>() {
+            self.preempt(rank, draft);
+        }
+        true
     }
 
     /// Gives a waiting sequence the blocks of all its tokens, from the prefix cache as far as it goes.

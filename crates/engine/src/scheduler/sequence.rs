@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::adapter::registry::Lease;
+use crate::adapter::generation::Lease;
 use crate::config::BLOCK_SIZE_TOKENS;
 use crate::ids::{BlockId, SequenceId, SlotIdx, TokenId};
 use crate::kv::prefix::PrefixKey;

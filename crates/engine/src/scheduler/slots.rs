@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use crate::adapter::PreparedAdapter;
-use crate::adapter::registry::{AdapterRegistry, Lease, Residency};
+use crate::adapter::generation::{Lease, Residency};
+use crate::adapter::registry::AdapterRegistry;
 use crate::error::AdapterError;
 use crate::ids::{GenerationId, SlotIdx};
 

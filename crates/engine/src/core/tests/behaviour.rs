@@ -305,6 +305,32 @@ fn a_slow_reader_pauses_and_is_cancelled() {
 }
 
 #[test]
+fn slow_readers_do_not_keep_the_slots() {
+    let config = EngineConfig { stream_buffer_tokens: 4, ..EngineConfig::default() };
+    let mut bench = Bench::new(Size { num_slots: 1, ..ROOMY }, config);
+    bench.load("ada", adapter(1).in_process("a"), false).unwrap();
+    bench.load("bob", adapter(2).in_process("b"), false).unwrap();
+    let mut slow = bench.submit(prompt(10).with_adapter("ada").with_seed(1));
+    bench.settle();
+    assert_eq!(bench.stats().leased_slots, 1);
+    let other = bench.submit(Request { max_tokens: Some(3), ..prompt(10).with_adapter("bob") });
+    bench.settle();
+    assert_eq!(finished(other).1, [1]);
+    let mut completion = Completion::default();
+    while completion.summary.usage.prompt_tokens == 0 {
+        while let Some(event) = slow.try_next() {
+            completion.apply(event);
+        }
+        bench.settle();
+    }
+    drop(slow);
+    assert_eq!(completion.choices[0].finish, Some(Finish::Length));
+    let again = bench.ask(Request { max_tokens: Some(3), ..prompt(10).with_adapter("ada").with_seed(1) });
+    assert!(completion.choices[0].token_ids.starts_with(&again.choices[0].token_ids));
+    bench.assert_at_rest();
+}
+
+#[test]
 fn the_queue_is_bounded() {
     let config = EngineConfig { queue_capacity: 2, max_num_sequences: 1, ..EngineConfig::default() };
     let mut bench = Bench::new(ROOMY, config);
