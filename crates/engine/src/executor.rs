@@ -36,11 +36,12 @@ pub trait Executor: Send {
     /// Computes the plan's tokens, writes their keys and values, and samples where a chunk asks for it.
     ///
     /// Returns one [`ChunkOutput`] per chunk, in order. After an error nothing of the step counts: the engine
-    /// may plan the same positions again, into the same or other blocks.
+    /// may plan the same positions again, into the same or other blocks. A row that may sample no token at all
+    /// (`allowed` without `banned` is empty) is an [`ExecutorError::Sequence`].
     fn execute(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError>;
 
     /// Puts an adapter into a slot that is empty. Should return at once; an upload may go on behind it, as
-    /// long as chunks of the slot are computed after it.
+    /// long as chunks of the slot are computed after it. After an error the slot is empty.
     fn bind_slot(&mut self, slot: SlotIdx, adapter: &Arc<dyn PreparedAdapter>) -> Result<(), ExecutorError>;
 
     /// Empties a slot. No later chunk names it until it is bound again.

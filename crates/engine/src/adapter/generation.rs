@@ -71,6 +71,7 @@ impl Entry {
             rank: generation.rank,
             num_modules: generation.num_modules,
             host_bytes: generation.host_bytes,
+            max_context_tokens: generation.max_context_tokens,
             source: generation.source.clone(),
             level: match (self.in_slot, &self.tier) {
                 (true, _) => AdapterLevel::Device,

@@ -123,6 +123,8 @@ pub struct AdapterInfo {
     pub num_modules: usize,
     /// Bytes that it takes in host memory.
     pub host_bytes: u64,
+    /// The context it was trained for, where it brings its own; `None` is the base's.
+    pub max_context_tokens: Option<usize>,
     /// Where it came from.
     pub source: AdapterSource,
     /// The fastest tier that it is in.
