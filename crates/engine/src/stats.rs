@@ -102,7 +102,7 @@ pub struct StepRecord {
     pub time_to_first_token: Vec<Duration>,
 }
 
-/// Watches the engine, for metrics. Called from the engine thread.
+/// Watches the engine, for metrics. Called from the engine thread, so it must be quick; a panic in it ends the engine.
 pub trait EngineObserver: Send + Sync {
     /// A request has ended, whichever way.
     fn on_request_finished(&self, record: &RequestRecord);

@@ -305,6 +305,22 @@ fn a_slow_reader_pauses_and_is_cancelled() {
 }
 
 #[test]
+fn dropping_the_stream_frees_everything_at_once() {
+    let config = EngineConfig { max_num_sequences: 1, ..EngineConfig::default() };
+    let mut bench = Bench::new(ROOMY, config);
+    bench.load("ada", adapter(1).in_process("a"), false).unwrap();
+    let request = Request { max_tokens: Some(100), ..prompt(20).with_adapter("ada") };
+    let (running, waiting) = (bench.submit(request.clone().with_n(2)), bench.submit(request));
+    bench.turn();
+    let stats = bench.stats();
+    assert_eq!((stats.open_requests, stats.running_sequences, stats.waiting_sequences), (2, 1, 2));
+    drop((running, waiting));
+    bench.turn();
+    bench.assert_at_rest();
+    assert_eq!(bench.stats().finished_cancelled, 3);
+}
+
+#[test]
 fn slow_readers_do_not_keep_the_slots() {
     let config = EngineConfig { stream_buffer_tokens: 4, ..EngineConfig::default() };
     let mut bench = Bench::new(Size { num_slots: 1, ..ROOMY }, config);
