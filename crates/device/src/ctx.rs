@@ -110,6 +110,10 @@ impl Arena {
                 s.store(0, Ordering::Relaxed);
             }
         }
+        // The result of a replay is all there is, and does not begin where the arena does.
+        if self.live.is_empty() {
+            self.used_bytes = 0;
+        }
     }
 }
 
@@ -119,6 +123,7 @@ pub struct Ctx {
     ops: Box<dyn Ops>,
     arena: Arena,
     step_buffers: StepBuffers,
+    step: Option<Step>,
     /// Place in the arena and shape of the output of each recorded step.
     recorded: HashMap<GraphKey, (usize, Shape)>,
 }
@@ -142,6 +147,7 @@ impl Ctx {
             ops,
             arena: Arena { memory, stamps, live: Vec::new(), used_bytes: 0, next_stamp: 1, peak_bytes: 0 },
             step_buffers: StepBuffers::new(step_memory, config.step),
+            step: None,
             recorded: HashMap::new(),
         })
     }
@@ -265,7 +271,8 @@ impl Ctx {
 
     /// Runs one step: writes `inputs` into the fixed buffers, then runs, records or replays `forward` under the
     /// step's key. `forward` must depend on nothing but the key and what is on the device. All scratch tensors of
-    /// earlier steps are released; the result stays valid until the next step.
+    /// earlier steps are released; the result stays valid until the next step. Its inputs are
+    /// [`Ctx::step`] until then.
     pub fn run_step(
         &mut self,
         inputs: &StepInputs,
@@ -277,6 +284,7 @@ impl Ctx {
         let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
         // SAFETY: the fixed buffer is persistent and has room for the staged words.
         unsafe { self.ops.write(&buffer, &bytes)? };
+        self.step = Some(step.clone());
         // SAFETY: the step's contents were checked by `stage`.
         let mode = unsafe { self.ops.begin_step(&step.key)? };
         if mode == StepMode::Replay
@@ -289,7 +297,11 @@ impl Ctx {
             unsafe { self.ops.replay(&step.key)? };
             return Ok(out);
         }
-        let result = forward(self, &step);
+        let result = forward(self, &step).and_then(|out| match out.life {
+            // A replay has nothing but place and shape to find the result by.
+            Life::Scratch { .. } if out.dtype == DType::F32 && out.offset_bytes.is_multiple_of(ALIGN) => Ok(out),
+            _ => invalid("run_step", format!("the result {out:?} is no scratch tensor of its own")),
+        });
         // SAFETY: the step began above.
         unsafe { self.ops.end_step(&step.key, result.is_ok())? };
         let out = result?;
@@ -297,6 +309,11 @@ impl Ctx {
             self.recorded.insert(step.key, (out.offset_bytes, out.shape));
         }
         Ok(out)
+    }
+
+    /// The inputs of the step that ran last.
+    pub fn step(&self) -> Option<&Step> {
+        self.step.as_ref()
     }
 
     /// Embedding look-up: `[rows]` token ids to `[rows, cols]`.
@@ -498,7 +515,7 @@ fn expect(op: &'static str, operand: &'static str, t: &Tensor, shape: Shape, dty
 }
 
 /// Every adapter in the table fits the layer: a slot may be used by any row.
-fn check_factors(lora: &LoraBatch<'_>, module: ModuleIdx, weight: &Weight) -> Result<()> {
+pub(crate) fn check_factors(lora: &LoraBatch<'_>, module: ModuleIdx, weight: &Weight) -> Result<()> {
     for slot in lora.table.read().iter().flatten() {
         let Some(Some(f)) = slot.get(module.0 as usize) else { continue };
         let (a, b) = (f.a.shape(), f.b_t.shape());

@@ -51,6 +51,7 @@ mod executor;
 mod ids;
 mod kv;
 mod mailbox;
+pub mod model;
 mod request;
 mod response;
 mod scheduler;

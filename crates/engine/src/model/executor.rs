@@ -1,0 +1,295 @@
+//! Turns a step's plan into one forward pass over a mixed batch, and its logits into sampled tokens.
+//!
+//! Owns the context, the KV cache's memory, the RoPE tables and the adapter slots; knows nothing of requests.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use wardrobe_device::{
+    BLOCK_SIZE, Ctx, CtxConfig, DType, Device, DeviceError, KvCache, KvConfig, LogprobRow, LoraTable,
+    NULL_SLOT, RopeTables, SampleRow, Step, StepBounds, StepInputs, StepLimits, Tensor, TokenLogprobs,
+};
+use wardrobe_models::{Decoder, ForwardState, RopeSpec, rope_table};
+
+use super::peft::PreparedLora;
+use crate::adapter::PreparedAdapter;
+use crate::error::{EngineError, ExecutorError};
+use crate::executor::{ChunkOutput, Executor, ExecutorLimits, SampleSpec, Sampled, StepOutput, StepPlan};
+use crate::ids::{Digest, SlotIdx, TokenId};
+
+/// Rows of logits computed at once: they are the largest scratch tensor by far.
+const HEAD_ROWS: usize = 32;
+
+/// Sizes of the executor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ModelExecutorConfig {
+    /// Bytes for keys and values; as many whole blocks as fit.
+    pub kv_bytes: usize,
+    /// Element type of keys and values.
+    pub kv_dtype: DType,
+    /// Adapter slots.
+    pub num_slots: usize,
+    /// Tokens in a step.
+    pub max_batch_tokens: usize,
+    /// Sequences in a step.
+    pub max_num_sequences: usize,
+    /// Longest context; at most the model's.
+    pub max_context_tokens: usize,
+}
+
+/// Runs a decoder.
+#[derive(Debug)]
+pub struct ModelExecutor {
+    model: Arc<dyn Decoder>,
+    ctx: Ctx,
+    kv: KvCache,
+    rope: RopeTables,
+    lora: Arc<LoraTable>,
+    limits: ExecutorLimits,
+}
+
+impl ModelExecutor {
+    /// Takes all the memory that steps will use. `identity` is the digest of the model's content.
+    ///
+    /// # Errors
+    /// [`EngineError::Config`] if the memory does not hold one sequence's context or cannot be had.
+    pub fn new(
+        device: Arc<dyn Device>,
+        model: Arc<dyn Decoder>,
+        identity: Digest,
+        config: &ModelExecutorConfig,
+    ) -> Result<Self, EngineError> {
+        let c = model.config();
+        let max_context_tokens = config.max_context_tokens.min(c.max_position_embeddings);
+        let mut kv_config = KvConfig {
+            num_layers: c.num_layers,
+            num_blocks: 1,
+            num_kv_heads: c.num_kv_heads,
+            head_dim: c.head_dim,
+            dtype: config.kv_dtype,
+        };
+        kv_config.num_blocks = config.kv_bytes / kv_config.block_bytes().max(1);
+        if kv_config.num_blocks == 0 {
+            let reason = format!("is {} bytes; one block takes {}", config.kv_bytes, kv_config.block_bytes());
+            return Err(EngineError::Config { field: "kv_memory", reason });
+        }
+        let refused = |e: DeviceError| EngineError::Config { field: "device", reason: e.to_string() };
+        let step = StepLimits {
+            max_rows: config.max_batch_tokens,
+            max_seqs: config.max_num_sequences,
+            max_blocks: max_context_tokens.div_ceil(BLOCK_SIZE),
+        };
+        let arena_bytes = arena_bytes(model.as_ref(), config.max_batch_tokens);
+        let mut ctx = Ctx::new(device, CtxConfig { arena_bytes, step }).map_err(refused)?;
+        let kv = ctx.kv_cache(kv_config).map_err(refused)?;
+        let spec = RopeSpec::of(c);
+        let table = rope_table(&spec, max_context_tokens);
+        let shape = [max_context_tokens, spec.rotary_dim / 2, 2];
+        let table = ctx.upload_f32("the RoPE table", shape, &table).map_err(refused)?;
+        let limits = ExecutorLimits {
+            num_blocks: kv_config.num_blocks,
+            block_size_tokens: BLOCK_SIZE,
+            vocab_size: c.vocab_size,
+            max_context_tokens,
+            num_slots: config.num_slots,
+            model_digest: identity,
+        };
+        let lora = Arc::new(LoraTable::new(config.num_slots));
+        Ok(ModelExecutor { model, ctx, kv, rope: RopeTables { tables: vec![table] }, lora, limits })
+    }
+
+    fn bounds(&self) -> StepBounds {
+        StepBounds {
+            vocab_size: self.limits.vocab_size,
+            max_positions: self.limits.max_context_tokens,
+            num_rope_tables: self.rope.tables.len(),
+            num_slots: self.limits.num_slots,
+            num_blocks: self.limits.num_blocks,
+            block_size: self.limits.block_size_tokens,
+        }
+    }
+
+    fn run(&mut self, plan: &StepPlan) -> Result<StepOutput, DeviceError> {
+        let (inputs, wanted) = inputs(plan);
+        let bounds = self.bounds();
+        let Self { model, ctx, kv, rope, lora, .. } = self;
+        let lora = inputs.key().with_lora.then_some(&*lora);
+        let hidden = ctx.run_step(&inputs, &bounds, |ctx, step| {
+            model.forward(ctx, step, ForwardState { kv, rope, lora })
+        })?;
+        let mut output = StepOutput { chunks: vec![ChunkOutput::default(); plan.chunks.len()] };
+        let Some(step) = ctx.step().cloned() else { return Ok(output) };
+        let mut head = Head { model: model.as_ref(), ctx, hidden: &hidden, step: &step, lora };
+        head.sample(&wanted, &mut output)?;
+        head.logprobs(&wanted, &mut output)?;
+        Ok(output)
+    }
+}
+
+/// Upper bound of the scratch memory that a step of so many rows needs.
+fn arena_bytes(model: &dyn Decoder, max_rows: usize) -> usize {
+    let c = model.config();
+    let per_row = 8 * c.hidden_size + 3 * c.q_size() + 4 * c.kv_size() + 3 * c.intermediate_size;
+    let head_rows = HEAD_ROWS.min(max_rows) * c.vocab_size;
+    // Some room for the alignment of each tensor.
+    4 * (max_rows * per_row + head_rows) + (64 << 10)
+}
+
+/// What is wanted of the step's logit rows, in their order: first the rows to sample from, then the prompt's.
+#[derive(Default)]
+struct Wanted {
+    samples: Vec<(usize, SampleRow)>,
+    prompt: Vec<(usize, LogprobRow)>,
+}
+
+/// The step's contents, and what its logit rows are for.
+fn inputs(plan: &StepPlan) -> (StepInputs, Wanted) {
+    let mut step = StepInputs {
+        max_blocks: plan.chunks.iter().map(|c| c.block_table.len()).max().unwrap_or(0),
+        seq_starts: vec![0],
+        ..StepInputs::default()
+    };
+    let mut wanted = Wanted::default();
+    let mut prompt_rows = Vec::new();
+    for (chunk_idx, chunk) in plan.chunks.iter().enumerate() {
+        let first = step.token_ids.len();
+        let len = chunk.token_ids.len();
+        step.token_ids.extend(chunk.token_ids.iter().map(|t| t.0));
+        step.positions.extend((chunk.start..chunk.start + len).map(|p| p as u32));
+        step.rope_idx.extend(std::iter::repeat_n(chunk.rope_idx, len));
+        step.lora_slots.extend(std::iter::repeat_n(chunk.slot.map_or(NULL_SLOT, |s| s.0), len));
+        step.lora_scales.extend(std::iter::repeat_n(chunk.adapter_scale, len));
+        step.seq_starts.push((first + len) as u32);
+        step.context_lens.push((chunk.start + len) as u32);
+        step.block_tables.extend(chunk.block_table.iter().map(|b| b.0));
+        step.block_tables.resize(step.context_lens.len() * step.max_blocks, 0);
+        if let Some(spec) = &chunk.sample {
+            step.logit_rows.push((first + len - 1) as u32);
+            wanted.samples.push((chunk_idx, sample_row(spec)));
+        }
+        if let Some(prompt) = &chunk.prompt_logprobs {
+            for (i, target) in prompt.targets.iter().enumerate() {
+                prompt_rows.push((first + prompt.first_row + i) as u32);
+                wanted.prompt.push((chunk_idx, LogprobRow { target: target.0, top: prompt.top }));
+            }
+        }
+    }
+    step.logit_rows.append(&mut prompt_rows);
+    (step, wanted)
+}
+
+fn sample_row(spec: &SampleSpec) -> SampleRow {
+    SampleRow {
+        temperature: spec.temperature,
+        top_k: spec.top_k,
+        top_p: spec.top_p,
+        min_p: spec.min_p,
+        repetition_penalty: spec.repetition_penalty,
+        presence_penalty: spec.presence_penalty,
+        frequency_penalty: spec.frequency_penalty,
+        history: spec
+            .history
+            .iter()
+            .map(|c| wardrobe_device::TokenCount {
+                token: c.token.0,
+                output_count: c.output_count,
+                in_prompt: c.in_prompt,
+            })
+            .collect(),
+        logit_bias: spec.logit_bias.iter().map(|&(t, bias)| (t.0, bias)).collect(),
+        banned: spec.banned.iter().map(|t| t.0).collect(),
+        allowed: spec.allowed.clone(),
+        seed: spec.seed,
+        choice: spec.choice,
+        position: spec.position,
+        top_logprobs: spec.top_logprobs,
+        logprob_tokens: spec.logprob_token_ids.iter().map(|t| t.0).collect(),
+    }
+}
+
+fn sampled(token: u32, logprobs: Option<TokenLogprobs>) -> Sampled {
+    let Some(l) = logprobs else { return Sampled { token: TokenId(token), ..Sampled::default() } };
+    let top = l.top.into_iter().chain(l.asked).map(|(t, p)| (TokenId(t), p)).collect();
+    Sampled { token: TokenId(token), logprob: l.logprob, rank: l.rank, top }
+}
+
+/// The head over a step's logit rows.
+struct Head<'a> {
+    model: &'a dyn Decoder,
+    ctx: &'a mut Ctx,
+    hidden: &'a Tensor,
+    step: &'a Step,
+    lora: Option<&'a Arc<LoraTable>>,
+}
+
+impl Head<'_> {
+    /// Calls `f` with the logits of `items`, whose rows start at `first_row`, some at a time.
+    fn for_rows<T>(
+        &mut self,
+        first_row: usize,
+        items: &[T],
+        mut f: impl FnMut(&mut Ctx, &Tensor, &[T]) -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
+        for (i, items) in items.chunks(HEAD_ROWS).enumerate() {
+            let first_row = first_row + i * HEAD_ROWS;
+            let hidden = self.hidden.rows(first_row, items.len())?;
+            let (model, step, lora) = (self.model, self.step, self.lora);
+            self.ctx.scratch(|ctx| {
+                let logits = model.head(ctx, &hidden, first_row, step, lora)?;
+                f(ctx, &logits, items)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn sample(&mut self, wanted: &Wanted, output: &mut StepOutput) -> Result<(), DeviceError> {
+        self.for_rows(0, &wanted.samples, |ctx, logits, items| {
+            let rows: Vec<SampleRow> = items.iter().map(|(_, row)| row.clone()).collect();
+            for ((chunk, _), drawn) in items.iter().zip(ctx.sample(logits, &rows)?) {
+                if let Some(chunk) = output.chunks.get_mut(*chunk) {
+                    chunk.sampled = Some(sampled(drawn.token, drawn.logprobs));
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn logprobs(&mut self, wanted: &Wanted, output: &mut StepOutput) -> Result<(), DeviceError> {
+        self.for_rows(wanted.samples.len(), &wanted.prompt, |ctx, logits, items| {
+            let rows: Vec<LogprobRow> = items.iter().map(|(_, row)| *row).collect();
+            for ((chunk, row), logprobs) in items.iter().zip(ctx.logprobs(logits, &rows)?) {
+                if let Some(chunk) = output.chunks.get_mut(*chunk) {
+                    chunk.prompt_logprobs.push(sampled(row.target, Some(logprobs)));
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Executor for ModelExecutor {
+    fn limits(&self) -> ExecutorLimits {
+        self.limits
+    }
+
+    fn execute(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError> {
+        self.run(plan).map_err(|e| ExecutorError::DeviceLost { reason: e.to_string() })
+    }
+
+    fn bind_slot(&mut self, slot: SlotIdx, adapter: &Arc<dyn PreparedAdapter>) -> Result<(), ExecutorError> {
+        let adapter: &dyn Any = adapter.as_ref();
+        let Some(PreparedLora(lora)) = adapter.downcast_ref() else {
+            return Err(ExecutorError::Slot { reason: "an adapter of another loader".to_owned() });
+        };
+        self.lora
+            .bind(slot.0, lora.modules().clone())
+            .map_err(|e| ExecutorError::Slot { reason: e.to_string() })
+    }
+
+    fn clear_slot(&mut self, slot: SlotIdx) {
+        // The slot is one of ours: the engine binds before it clears.
+        if let Err(error) = self.lora.clear(slot.0) {
+            tracing::error!(%error, "clearing an adapter slot");
+        }
+    }
+}

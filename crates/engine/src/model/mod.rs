@@ -1,0 +1,7 @@
+//! The executor over a real model: a decoder of `wardrobe-models` in a context of `wardrobe-device`.
+
+mod executor;
+mod peft;
+
+pub use executor::{ModelExecutor, ModelExecutorConfig};
+pub use peft::PeftLoader;

@@ -1,0 +1,40 @@
+//! The facade's error: which part refused, and why.
+
+/// Failure to open a model, a device or an engine, or to compute with them.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file on disk.
+    #[error(transparent)]
+    Format(#[from] wardrobe_formats::FormatError),
+    /// The model, or an adapter for it.
+    #[error(transparent)]
+    Model(#[from] wardrobe_models::ModelError),
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] wardrobe_device::DeviceError),
+    /// The tokenizer.
+    #[error("tokenizer: {0}")]
+    Text(#[from] wardrobe_text::TextError),
+    /// The chat template.
+    #[error("chat template: {0}")]
+    Template(#[from] wardrobe_text::TemplateError),
+    /// The engine's settings.
+    #[error(transparent)]
+    Engine(#[from] wardrobe_engine::EngineError),
+    /// A request was refused.
+    #[error(transparent)]
+    Submit(#[from] wardrobe_engine::SubmitError),
+    /// An adapter was refused.
+    #[error(transparent)]
+    Adapter(#[from] wardrobe_engine::AdapterError),
+    /// A candle tensor.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+    /// A setting.
+    #[error("{0}")]
+    Setting(String),
+}
+
+/// Result of the facade's functions.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,20 @@
+//! Wardrobe: an embeddable inference-and-serving runtime for fine-tuned adapters.
+//!
+//! One base model, a wardrobe of LoRA adapters: a different one for every request in a batch, replaced while it
+//! serves.
+#![forbid(unsafe_code)]
+
+mod device;
+mod error;
+mod model;
+
+pub use device::{CpuOptions, DeviceSpec, Isa, open_device};
+pub use error::{Error, Result};
+pub use model::{EngineOptions, Model, ModelOptions};
+pub use wardrobe_device::DType;
+pub use wardrobe_engine::{
+    AdapterError, AdapterInfo, AdapterSource, Choice, Completion, Engine, EngineConfig, EngineStats, Event, Finish,
+    GenerationId, LoadOptions, Request, ResponseStream, SamplingParams, SubmitError, Summary, TokenId, Update,
+};
+pub use wardrobe_models::{LoraAdapter, LoraLimits, ModelConfig, WeightPrecision};
+pub use wardrobe_text::{ChatInput, ChatTemplate, Message, Tokenizer};

@@ -1,0 +1,206 @@
+//! A model ready to use: weights on a device, tokenizer, chat template; and engines over it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use wardrobe_device::{Ctx, CtxConfig, DType, Device, StepLimits};
+use wardrobe_engine::model::{ModelExecutor, ModelExecutorConfig, PeftLoader};
+use wardrobe_engine::{Engine, EngineConfig, TokenId};
+use wardrobe_formats::{Digest, ModelFiles};
+use wardrobe_models::{Decoder, LoadOptions, LoraLimits, ModelConfig, WeightPrecision};
+use wardrobe_text::{
+    ChatInput, ChatTemplate, GgufVocab, Message, TemplateLimits, Tokenizer, TokenizerConfig,
+};
+
+use crate::device::{CpuOptions, DeviceSpec, open_device};
+use crate::error::{Error, Result};
+
+/// How to open a model.
+#[derive(Debug, Clone, Default)]
+pub struct ModelOptions {
+    /// Where to compute.
+    pub device: DeviceSpec,
+    /// The CPU's settings.
+    pub cpu: CpuOptions,
+    /// Precision of the weights.
+    pub precision: WeightPrecision,
+}
+
+/// How to run an engine over a model.
+#[derive(Debug, Clone)]
+pub struct EngineOptions {
+    /// Scheduling, limits, adapters. `eos_token_ids` is filled from the model if it is empty.
+    pub config: EngineConfig,
+    /// Bytes for keys and values.
+    pub kv_bytes: usize,
+    /// Their element type: F16 or F32.
+    pub kv_dtype: DType,
+    /// Adapters that can be used in one step.
+    pub num_slots: usize,
+    /// Longest context, in tokens; `None` takes the model's.
+    pub max_context_tokens: Option<usize>,
+    /// What adapters may be.
+    pub lora: LoraLimits,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        EngineOptions {
+            config: EngineConfig::default(),
+            kv_bytes: 512 << 20,
+            kv_dtype: DType::F16,
+            num_slots: 16,
+            max_context_tokens: None,
+            lora: LoraLimits::default(),
+        }
+    }
+}
+
+/// A model on a device, with everything that text needs. Cloning shares it.
+#[derive(Clone, Debug)]
+pub struct Model {
+    device: Arc<dyn Device>,
+    decoder: Arc<dyn Decoder>,
+    tokenizer: Tokenizer,
+    chat_template: Option<Arc<ChatTemplate>>,
+    identity: Digest,
+}
+
+impl Model {
+    /// Opens a folder in Hugging Face's layout or a `.gguf` file.
+    ///
+    /// # Errors
+    /// [`Error`] naming the file, tensor or key at fault.
+    pub fn open(path: impl AsRef<Path>, options: &ModelOptions) -> Result<Self> {
+        let files = ModelFiles::open(path.as_ref())?;
+        let device = open_device(options.device, options.cpu)?;
+        let step = StepLimits { max_rows: 1, max_seqs: 1, max_blocks: 1 };
+        let mut ctx = Ctx::new(device.clone(), CtxConfig { arena_bytes: 0, step })?;
+        let load = LoadOptions { precision: options.precision, ..LoadOptions::default() };
+        let decoder = wardrobe_models::load(&mut ctx, &files, &load)?;
+        let tokenizer = tokenizer(&files)?;
+        let chat_template = files
+            .tokenizer
+            .chat_template
+            .as_deref()
+            .map(|source| ChatTemplate::new(source, TemplateLimits::default()).map(Arc::new))
+            .transpose()?;
+        // The engine tells models apart within one process, where this one stays the same.
+        let identity = files.manifest_digest()?;
+        Ok(Model { device, decoder, tokenizer, chat_template, identity })
+    }
+
+    /// Shape and constants.
+    pub fn config(&self) -> &ModelConfig {
+        self.decoder.config()
+    }
+
+    /// The device it is on.
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+
+    /// The network itself.
+    pub fn decoder(&self) -> &Arc<dyn Decoder> {
+        &self.decoder
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The chat template, if the model has one.
+    pub fn chat_template(&self) -> Option<&Arc<ChatTemplate>> {
+        self.chat_template.as_ref()
+    }
+
+    /// Tokens of a conversation, up to where the answer begins.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if the model has no chat template, [`Error::Template`] if it refuses.
+    pub fn chat_prompt(&self, messages: &[Message]) -> Result<Vec<TokenId>> {
+        let Some(template) = &self.chat_template else {
+            return Err(Error::Setting("the model has no chat template".to_owned()));
+        };
+        let special = |id: Option<TokenId>| id.and_then(|id| self.tokenizer.token_str(id));
+        let (bos, eos) = (special(self.tokenizer.bos()), special(self.tokenizer.eos()));
+        let text = template.render(&ChatInput {
+            messages,
+            add_generation_prompt: true,
+            bos_token: bos.as_deref(),
+            eos_token: eos.as_deref(),
+            ..ChatInput::default()
+        })?;
+        Ok(self.tokenizer.encode(&text, false)?)
+    }
+
+    /// Starts an engine over this model.
+    ///
+    /// # Errors
+    /// [`Error::Engine`] naming the setting at fault.
+    pub fn engine(&self, options: &EngineOptions) -> Result<Engine> {
+        let mut config = options.config.clone();
+        if config.eos_token_ids.is_empty() {
+            config.eos_token_ids = self.config().eos_token_ids.iter().map(|&id| TokenId(id)).collect();
+        }
+        let model_context = self.config().max_position_embeddings;
+        let executor = ModelExecutor::new(
+            self.device.clone(),
+            self.decoder.clone(),
+            *self.identity.as_bytes(),
+            &ModelExecutorConfig {
+                kv_bytes: options.kv_bytes,
+                kv_dtype: options.kv_dtype,
+                num_slots: options.num_slots,
+                max_batch_tokens: config.max_batch_tokens,
+                max_num_sequences: config.max_num_sequences,
+                max_context_tokens: options.max_context_tokens.unwrap_or(model_context),
+            },
+        )?;
+        let loader = PeftLoader::new(self.device.clone(), self.decoder.clone(), options.lora);
+        Ok(Engine::start(Box::new(executor), Arc::new(loader), Arc::new(self.tokenizer.clone()), config)?)
+    }
+}
+
+/// The tokenizer that the model's files describe.
+fn tokenizer(files: &ModelFiles) -> Result<Tokenizer> {
+    if let Some(json) = files.tokenizer.read_tokenizer_json()? {
+        let config = match &files.tokenizer.tokenizer_config {
+            Some(map) => Some(TokenizerConfig::from_json(map_bytes(map).as_bytes())?),
+            None => None,
+        };
+        return Ok(Tokenizer::from_tokenizer_json(&json, config.as_ref())?);
+    }
+    let Some(meta) = files.gguf_metadata() else {
+        let path = files.path().display();
+        return Err(Error::Setting(format!("{path} has no tokenizer.json, which a safetensors model needs")));
+    };
+    let strings = |key: &str| -> Result<Vec<String>> { Ok(meta.strings(key)?.unwrap_or_default().to_vec()) };
+    let id = |key: &str| meta.u32(&format!("tokenizer.ggml.{key}_token_id"));
+    Ok(Tokenizer::from_gguf(GgufVocab {
+        model: meta.str("tokenizer.ggml.model")?.unwrap_or_default().to_owned(),
+        pre: meta.str("tokenizer.ggml.pre")?.map(str::to_owned),
+        tokens: strings("tokenizer.ggml.tokens")?,
+        scores: meta.f32s("tokenizer.ggml.scores")?.map(<[f32]>::to_vec),
+        token_types: meta
+            .integers("tokenizer.ggml.token_type")?
+            .unwrap_or_default()
+            .into_iter()
+            .map(|t| i32::try_from(t).unwrap_or(0))
+            .collect(),
+        merges: strings("tokenizer.ggml.merges")?,
+        bos_id: id("bos")?,
+        eos_id: id("eos")?,
+        eot_id: id("eot")?,
+        unk_id: id("unknown")?,
+        pad_id: id("padding")?,
+        add_bos: meta.bool("tokenizer.ggml.add_bos_token")?,
+        add_eos: meta.bool("tokenizer.ggml.add_eos_token")?,
+        add_space_prefix: meta.bool("tokenizer.ggml.add_space_prefix")?,
+    })?)
+}
+
+fn map_bytes(map: &serde_json::Map<String, serde_json::Value>) -> String {
+    serde_json::Value::Object(map.clone()).to_string()
+}
