@@ -1,0 +1,90 @@
+//! All routes, in one table: the router is made from it, and tests walk over it.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::Method;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{MethodRouter, get, post};
+
+use crate::error::ApiError;
+use crate::state::ServerState;
+use crate::{
+    adapters, auth, chat, completions, context, cors, inference, metrics, models, probes, tokenization,
+};
+
+/// A route, for those who list them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RouteInfo {
+    /// `GET` or `POST`.
+    pub method: Method,
+    /// Its path, with `{…}` for parameters.
+    pub path: String,
+}
+
+struct Route {
+    method: Method,
+    path: &'static str,
+    handler: MethodRouter<Arc<ServerState>>,
+}
+
+fn table() -> Vec<Route> {
+    let at_get = |path, handler| Route { method: Method::GET, path, handler };
+    let at_post = |path, handler| Route { method: Method::POST, path, handler };
+    vec![
+        at_get("/v1/models", get(models::list)),
+        at_get("/v1/models/{*id}", get(models::retrieve)),
+        at_post("/v1/chat/completions", post(chat::create)),
+        at_post("/v1/completions", post(completions::create)),
+        at_get("/v1/lora_adapters", get(adapters::list)),
+        at_post("/v1/load_lora_adapter", post(adapters::load)),
+        at_post("/v1/unload_lora_adapter", post(adapters::unload)),
+        at_post("/tokenize", post(tokenization::tokenize)),
+        at_post("/detokenize", post(tokenization::detokenize)),
+        at_get("/tokenizer_info", get(tokenization::info)),
+        at_post("/inference", post(inference::create)),
+        at_get("/health", get(probes::health)),
+        at_get("/ready", get(probes::ready)),
+        at_get("/metrics", get(metrics::scrape)),
+        at_get("/version", get(probes::version)),
+    ]
+}
+
+/// The second path of a route. Clients that put `/v1` before every path, also when the base address ends with it,
+/// ask for `/v1/v1/…`.
+fn doubled(path: &str) -> Option<String> {
+    path.starts_with("/v1/").then(|| format!("/v1{path}"))
+}
+
+/// Every route that a server answers, doubled paths included.
+pub fn routes() -> Vec<RouteInfo> {
+    let info = |method: &Method, path: String| RouteInfo { method: method.clone(), path };
+    let table = table();
+    let plain = table.iter().map(|route| info(&route.method, route.path.to_owned()));
+    let twice = table.iter().filter_map(|route| Some(info(&route.method, doubled(route.path)?)));
+    plain.chain(twice).collect()
+}
+
+/// The router with all middleware. What is added last runs first; all of it covers unknown paths too.
+pub(crate) fn router(state: Arc<ServerState>) -> Router {
+    let mut router = Router::new();
+    for route in table() {
+        if let Some(path) = doubled(route.path) {
+            router = router.route(&path, route.handler.clone());
+        }
+        router = router.route(route.path, route.handler);
+    }
+    router
+        .fallback(async |request: Request| {
+            ApiError::unknown_route(request.method().as_str(), request.uri().path())
+        })
+        .method_not_allowed_fallback(async |request: Request| {
+            ApiError::method_not_allowed(request.method().as_str(), request.uri().path())
+        })
+        .layer(from_fn_with_state(state.clone(), auth::require_key))
+        .layer(from_fn_with_state(state.clone(), cors::allow_origins))
+        .layer(from_fn_with_state(state.clone(), context::with_context))
+        .with_state(state)
+}

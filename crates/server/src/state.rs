@@ -1,0 +1,108 @@
+//! What all requests share.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use wardrobe_engine::GenerationId;
+
+use crate::adapter_path::AdapterRoot;
+use crate::auth::ApiKeys;
+use crate::config::{ServedModel, ServerConfig};
+use crate::cors::Cors;
+use crate::error::{ApiError, Result, ServerError};
+use crate::ids::IdSource;
+use crate::metrics::Metrics;
+use crate::offload::Offload;
+
+/// What all requests share.
+pub(crate) struct ServerState {
+    pub model: ServedModel,
+    pub config: ServerConfig,
+    pub keys: ApiKeys,
+    pub cors: Cors,
+    pub adapter_root: Option<AdapterRoot>,
+    pub ids: IdSource,
+    pub metrics: Metrics,
+    pub offload: Offload,
+    /// Text of the tokens that templates ask for.
+    pub bos_token: Option<String>,
+    pub eos_token: Option<String>,
+    base_fingerprint: String,
+    open_requests: Arc<Semaphore>,
+    draining: AtomicBool,
+}
+
+impl ServerState {
+    pub fn new(model: ServedModel, config: ServerConfig) -> Result<Self, ServerError> {
+        config.validate()?;
+        let names: BTreeSet<&str> =
+            std::iter::once(&model.model_id).chain(&model.aliases).map(String::as_str).collect();
+        if names.iter().any(|name| name.trim().is_empty() || name.chars().any(char::is_control)) {
+            let reason = "is empty or has control characters".to_owned();
+            return Err(ServerError::Config { field: "model_id", reason });
+        }
+        let cors = Cors::new(&config.cors_allow_origins).ok_or_else(|| ServerError::Config {
+            field: "cors_allow_origins",
+            reason: "has an origin that is no header value".to_owned(),
+        })?;
+        let adapter_root = config.adapter_root.as_deref().map(AdapterRoot::new).transpose()?;
+        let text = |id| model.tokenizer.token_str(id).map(std::borrow::Cow::into_owned);
+        let digest = model.engine.limits().model_digest;
+        let short: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self {
+            keys: ApiKeys::new(&config.api_keys),
+            cors,
+            adapter_root,
+            ids: IdSource::new(),
+            metrics: Metrics::new(model.engine.clone(), &model.model_id),
+            offload: Offload::new(config.max_text_threads, config.inline_text_bytes),
+            bos_token: model.tokenizer.bos().and_then(text),
+            eos_token: model.tokenizer.eos().and_then(text),
+            base_fingerprint: format!("fp_{short}"),
+            open_requests: Arc::new(Semaphore::new(config.max_concurrent_requests)),
+            draining: AtomicBool::new(false),
+            model,
+            config,
+        })
+    }
+
+    /// Whether a name means the base model.
+    pub fn is_base_name(&self, name: &str) -> bool {
+        name == self.model.model_id || self.model.aliases.iter().any(|alias| alias == name)
+    }
+
+    /// `system_fingerprint`: changes with whatever may change the answer to the same request and seed.
+    pub fn fingerprint(&self, generation: Option<GenerationId>) -> String {
+        match generation {
+            None => self.base_fingerprint.clone(),
+            Some(generation) => format!("{}-g{generation}", self.base_fingerprint),
+        }
+    }
+
+    /// A place among the open generation requests.
+    pub fn admit(&self) -> Result<OwnedSemaphorePermit> {
+        if self.is_draining() {
+            return Err(ApiError::shutting_down());
+        }
+        self.open_requests.clone().try_acquire_owned().map_err(|_| {
+            let message = format!("{} requests are open already", self.config.max_concurrent_requests);
+            ApiError::overloaded(message, std::time::Duration::from_secs(1))
+        })
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    pub fn start_draining(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+}
+
+/// Seconds since 1970, as `created` has them.
+pub(crate) fn unix_s(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,13 @@
+//! The shapes of JSON in and out, per API. Nothing here decides anything.
+
+pub(crate) mod adapters;
+pub(crate) mod chat;
+pub(crate) mod completions;
+pub(crate) mod inference;
+pub(crate) mod logprobs;
+pub(crate) mod models;
+pub(crate) mod prompt;
+pub(crate) mod request;
+pub(crate) mod tokenization;
+pub(crate) mod unsupported;
+pub(crate) mod usage;

@@ -1,0 +1,89 @@
+//! What requests for text have in common, whichever API they come through.
+//!
+//! Numbers are read wide and narrowed with a check, so that an absurd value is refused by its name and never wraps.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+/// Fields of both completions APIs: OpenAI's, vLLM's and llama.cpp's.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct GenerationFields {
+    pub model: Option<String>,
+    pub stream: Option<bool>,
+    pub stream_options: Option<StreamOptions>,
+    pub n: Option<u64>,
+    #[serde(alias = "n_predict")]
+    pub max_tokens: Option<u64>,
+    pub max_completion_tokens: Option<u64>,
+    pub min_tokens: Option<u64>,
+    pub temperature: Option<f64>,
+    pub top_k: Option<i64>,
+    pub top_p: Option<f64>,
+    pub min_p: Option<f64>,
+    #[serde(alias = "repeat_penalty")]
+    pub repetition_penalty: Option<f64>,
+    pub presence_penalty: Option<f64>,
+    pub frequency_penalty: Option<f64>,
+    pub logit_bias: Option<BTreeMap<String, f64>>,
+    pub allowed_token_ids: Option<Vec<u32>>,
+    pub bad_words: Option<Vec<String>>,
+    pub seed: Option<i128>,
+    pub stop: Option<OneOrMany>,
+    pub stop_token_ids: Option<Vec<u32>>,
+    pub include_stop_str_in_output: Option<bool>,
+    pub ignore_eos: Option<bool>,
+    pub skip_special_tokens: Option<bool>,
+    pub prompt_logprobs: Option<u32>,
+    pub logprob_token_ids: Option<Vec<u32>>,
+    pub return_tokens_as_token_ids: Option<bool>,
+    pub return_token_ids: Option<bool>,
+    pub truncate_prompt_tokens: Option<i64>,
+    pub add_special_tokens: Option<bool>,
+    pub cache_salt: Option<String>,
+    pub cache_prompt: Option<bool>,
+    pub priority: Option<i32>,
+    pub lora: Option<Vec<LoraChoice>>,
+    pub expected_generation: Option<u64>,
+    pub timings: Option<bool>,
+    pub timings_per_token: Option<bool>,
+}
+
+/// What a stream tells besides text.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct StreamOptions {
+    pub include_usage: Option<bool>,
+}
+
+/// A string or several.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a string or an array of strings")]
+pub(crate) enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl OneOrMany {
+    pub fn into_vec(self) -> Vec<String> {
+        match self {
+            Self::One(text) => vec![text],
+            Self::Many(texts) => texts,
+        }
+    }
+}
+
+/// An adapter chosen as llama.cpp has it; `id` is a name, or a generation from `/v1/lora_adapters`.
+#[derive(Debug, Deserialize)]
+pub(crate) struct LoraChoice {
+    pub id: LoraId,
+    pub scale: Option<f64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected an adapter's name or its generation")]
+pub(crate) enum LoraId {
+    Generation(u64),
+    Name(String),
+}
