@@ -8,10 +8,14 @@
 //! A device for other hardware is a crate of its own that implements [`Device`] and [`Ops`] and passes the
 //! conformance cases.
 
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 pub mod cpu;
 mod ctx;
 mod dtype;
 mod error;
+#[cfg(any(test, feature = "conformance"))]
+pub mod fake_async;
 mod kv;
 mod lora;
 mod ops;

@@ -4,10 +4,11 @@ use half::f16;
 
 use super::random::Random;
 use super::tiny_model::{BOUNDS, Chunk, TinyBatch};
-use super::{Expected, Subject, upload};
-use crate::{AttentionSpec, Ctx, DType, KvCache, KvConfig};
+use super::{Expected, Subject};
+use crate::{AttentionSpec, BLOCK_SIZE, Ctx, DType, HostTensor, KvConfig, StepBounds, Weight, WeightFormat};
 
-const ARENA_BYTES: usize = 4 << 20;
+/// Sequences of one block each in a step that fills the cache.
+const FILL_SEQS: usize = 4;
 
 /// One attention layer and the sequences that run through it.
 #[derive(Debug, Clone)]
@@ -63,72 +64,80 @@ impl Case {
         plans
     }
 
-    /// A cache of several layers whose every element has been NaN: what a sequence finds in a block it was given.
-    fn used_cache(&self, ctx: &mut Ctx) -> KvCache {
-        let AttentionSpec { num_heads, num_kv_heads, head_dim, .. } = self.spec;
-        let num_blocks = BOUNDS.num_blocks;
-        let config = KvConfig { num_layers: 2, num_blocks, num_kv_heads, head_dim, dtype: self.dtype };
-        let mut cache = ctx.kv_cache(config).unwrap();
-        let rows = 16 * num_blocks;
-        let nan = |heads: usize| vec![f32::NAN; rows * heads * head_dim];
-        let q = upload(ctx, [rows, num_heads, head_dim], &vec![0.0; rows * num_heads * head_dim]);
-        let k = upload(ctx, [rows, num_kv_heads, head_dim], &nan(num_kv_heads));
-        // Many sequences of one block each: quicker than a long one.
-        let chunks = (0..num_blocks as u32).map(|b| Chunk::of(vec![0; 16], 0, vec![b])).collect::<Vec<_>>();
-        for (at, chunks) in chunks.chunks(16).enumerate() {
-            let inputs = TinyBatch { chunks: chunks.to_vec() }.inputs();
-            for layer in 0..2 {
-                let n = inputs.positions.len();
-                let part = |t: &crate::Tensor| t.rows(at * 256, n).unwrap();
-                let qkv = [&part(&q), &part(&k), &part(&k)];
-                ctx.run_step(&inputs, &BOUNDS, |ctx, step| {
-                    ctx.paged_attention(qkv, &self.spec, cache.layer_mut(layer)?, step)
-                })
-                .unwrap();
-            }
-        }
-        cache
+    /// Two more than are needed.
+    fn num_blocks(&self) -> usize {
+        2 + self.lens.iter().map(|len| len.div_ceil(BLOCK_SIZE)).sum::<usize>()
     }
 
-    /// Runs the plans; the outputs of each sequence, `[len, heads * head_dim]`.
+    /// Queries, keys and values as tables to look tokens up in, sequence after sequence, and a last row of NaN: operands
+    /// then depend on nothing but the step's contents.
+    fn load_tokens(&self, ctx: &mut Ctx) -> [Weight; 3] {
+        let mut tables: [Vec<u8>; 3] = Default::default();
+        let mut num_tokens = 0;
+        let positions = self.lens.iter().enumerate().flat_map(|(seq, &len)| (0..len).map(move |p| (seq, p)));
+        for (seq, position) in positions {
+            num_tokens += 1;
+            for (table, values) in tables.iter_mut().zip(self.token(seq, position)) {
+                table.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+            }
+        }
+        tables.map(|mut bytes| {
+            let row_bytes = bytes.len() / num_tokens;
+            bytes.extend(f32::NAN.to_le_bytes().repeat(row_bytes / 4));
+            let (rows, cols) = (num_tokens + 1, row_bytes / 4);
+            ctx.load_weight(&HostTensor { format: WeightFormat::F32, rows, cols, bytes: &bytes }).unwrap()
+        })
+    }
+
+    /// Runs the plans; the outputs of each sequence, `[len, heads * head_dim]`. Every block of the cache has held NaN
+    /// before: that is what a sequence may find in a block that it was given.
     pub(super) fn run(&self, subject: &Subject, plans: &[Plan]) -> Vec<Vec<f32>> {
         let AttentionSpec { num_heads, num_kv_heads, head_dim, .. } = self.spec;
-        let mut ctx = subject.ctx(ARENA_BYTES);
-        let mut cache = self.used_cache(&mut ctx);
-        let blocks = Random::new(self.seed ^ 5).shuffled(BOUNDS.num_blocks);
+        let steps = plans.iter().map(|plan| plan.iter().map(|(_, n)| n).sum::<usize>());
+        let max_rows = steps.max().unwrap_or(0).max(BLOCK_SIZE * FILL_SEQS);
+        let mut ctx = subject.ctx(4 * max_rows * 2 * (num_heads + num_kv_heads) * head_dim + 1024);
+        let num_blocks = self.num_blocks();
+        let config = KvConfig { num_layers: 2, num_blocks, num_kv_heads, head_dim, dtype: self.dtype };
+        let mut cache = ctx.kv_cache(config).unwrap();
+        let tokens = self.load_tokens(&mut ctx);
+        let bounds = StepBounds { vocab_size: tokens[0].rows(), ..BOUNDS };
+        let nan_token = tokens[0].rows() as u32 - 1;
+        let mut step = |batch: &TinyBatch| {
+            let out = ctx.run_step(&batch.inputs(), &bounds, |ctx, step| {
+                let [q, k, v] = tokens.each_ref().map(|table| ctx.embed(&step.token_ids, table));
+                ctx.paged_attention([&q?, &k?, &v?], &self.spec, cache.layer_mut(1)?, step)
+            });
+            ctx.read_f32(&out.unwrap()).unwrap()
+        };
+        // Many sequences of one block each: quicker than a long one.
+        let used: Vec<Chunk> =
+            (0..num_blocks as u32).map(|b| Chunk::of(vec![nan_token; BLOCK_SIZE], 0, vec![b])).collect();
+        for chunks in used.chunks(FILL_SEQS) {
+            step(&TinyBatch { chunks: chunks.to_vec() });
+        }
+        let blocks = Random::new(self.seed ^ 5).shuffled(num_blocks);
         let mut rest = blocks.as_slice();
-        let tables: Vec<&[u32]> = self
+        let mut first_token = 0;
+        let sequences: Vec<(u32, &[u32])> = self
             .lens
             .iter()
-            .map(|len| {
-                let (table, others) = rest.split_at(len.div_ceil(16));
+            .map(|&len| {
+                let (table, others) = rest.split_at(len.div_ceil(BLOCK_SIZE));
                 rest = others;
-                table
+                first_token += len as u32;
+                (first_token - len as u32, table)
             })
             .collect();
         let mut done = vec![0; self.lens.len()];
         let mut outs = vec![Vec::new(); self.lens.len()];
         for plan in plans {
-            let mut batch = TinyBatch::default();
-            let mut qkv: [Vec<f32>; 3] = Default::default();
-            for &(seq, n) in plan {
-                let blocks = tables[seq][..(done[seq] + n).div_ceil(16)].to_vec();
-                batch.chunks.push(Chunk::of(vec![0; n], done[seq], blocks));
-                for position in done[seq]..done[seq] + n {
-                    for (all, one) in qkv.iter_mut().zip(self.token(seq, position)) {
-                        all.extend(one);
-                    }
-                }
-            }
-            let inputs = batch.inputs();
-            let rows = inputs.positions.len();
-            let [q, k, v] = [num_heads, num_kv_heads, num_kv_heads];
-            let shapes = [q, k, v].map(|heads| [rows, heads, head_dim]);
-            let [q, k, v] = [0, 1, 2].map(|i| upload(&mut ctx, shapes[i], &qkv[i]));
-            let out = ctx.run_step(&inputs, &BOUNDS, |ctx, step| {
-                ctx.paged_attention([&q, &k, &v], &self.spec, cache.layer_mut(1)?, step)
-            });
-            let out = ctx.read_f32(&out.unwrap()).unwrap();
+            let chunk = |&(seq, n): &(usize, usize)| {
+                let (first_token, table) = sequences[seq];
+                let first = first_token + done[seq] as u32;
+                let blocks = table[..(done[seq] + n).div_ceil(BLOCK_SIZE)].to_vec();
+                Chunk::of((first..first + n as u32).collect(), done[seq], blocks)
+            };
+            let out = step(&TinyBatch { chunks: plan.iter().map(chunk).collect() });
             let mut rows = out.chunks(num_heads * head_dim);
             for &(seq, n) in plan {
                 done[seq] += n;

@@ -6,7 +6,7 @@ use super::tiny_model::{Chunk, TinyBatch, TinyModel};
 use super::{Subject, bits, lora};
 use crate::{Ctx, DType, NULL_SLOT};
 
-const ARENA_BYTES: usize = 4 << 20;
+const ARENA_BYTES: usize = 3 << 19;
 
 /// Every row of a mixed batch against the row alone.
 pub(super) fn linear_rows(subject: &Subject) {
@@ -24,7 +24,7 @@ pub(super) fn attention_chunks(subject: &Subject) {
     let shapes = [([3, 1], 64, None), ([4, 2], 80, Some(20)), ([8, 1], 128, None)];
     for (heads, head_dim, window) in shapes {
         for dtype in [DType::F32, DType::F16] {
-            let lens = if head_dim == 64 { [300, 40, 17] } else { [70, 33, 5] };
+            let lens = if head_dim == 64 { [280, 18, 3] } else { [40, 17, 5] };
             let mut case = Case::new(heads, head_dim, dtype, &lens);
             case.spec.window = window;
             let expected = case.run(subject, &case.one_shot());
@@ -99,10 +99,9 @@ pub(super) fn model(subject: &Subject) {
     }
     let sequences = Sequences::random(63);
     for dtype in [DType::F16, DType::F32] {
-        let run = |plans: &[Vec<(usize, usize)>]| {
-            let (mut ctx, mut model) = model_on(subject, dtype);
-            sequences.run(&mut ctx, &mut model, plans)
-        };
+        // The cache goes on from run to run, as blocks do from sequence to sequence.
+        let (mut ctx, mut model) = model_on(subject, dtype);
+        let mut run = |plans: &[Vec<(usize, usize)>]| sequences.run(&mut ctx, &mut model, plans);
         let expected = run(&[vec![(0, 45), (1, 20), (2, 33)]]);
         assert!(expected.iter().flatten().all(|v| v.is_finite()));
         let plans: [&[Vec<(usize, usize)>]; 4] = [
@@ -128,12 +127,6 @@ pub(super) fn model(subject: &Subject) {
 pub fn fingerprint(subject: &Subject) -> Vec<u32> {
     let sequences = Sequences::random(64);
     let plans = [vec![(0, 40), (1, 1)], vec![(1, 19), (0, 5), (2, 30)], vec![(2, 1)], vec![(2, 2)]];
-    [DType::F16, DType::F32]
-        .into_iter()
-        .flat_map(|dtype| {
-            let (mut ctx, mut model) = model_on(subject, dtype);
-            sequences.run(&mut ctx, &mut model, &plans)
-        })
-        .flat_map(|logits| bits(&logits))
-        .collect()
+    let (mut ctx, mut model) = model_on(subject, DType::F16);
+    sequences.run(&mut ctx, &mut model, &plans).iter().flat_map(|logits| bits(logits)).collect()
 }

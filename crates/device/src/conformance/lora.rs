@@ -9,10 +9,11 @@ use super::quant::HostWeight;
 use super::random::Random;
 use super::{Expected, Subject, bits, upload, upload_u32};
 use crate::{
-    Ctx, DType, LoraBatch, LoraFactors, LoraModules, LoraTable, ModuleIdx, NULL_SLOT, Projection, Tensor, WeightFormat,
+    Ctx, DType, LoraBatch, LoraFactors, LoraModules, LoraTable, ModuleIdx, NULL_SLOT, Projection, Tensor,
+    WeightFormat,
 };
 
-const ARENA_BYTES: usize = 1 << 20;
+const ARENA_BYTES: usize = 1 << 16;
 
 /// One adapter's factors for one layer, as the device gets them and as f64.
 #[derive(Debug)]
@@ -129,7 +130,13 @@ impl Wardrobe {
     }
 
     /// Runs the three layers; `None` for slots runs without adapters.
-    fn run(&self, ctx: &mut Ctx, x: &[f32], residual: &[f32], rows: Option<(&[u32], &[f32])>) -> [Vec<f32>; 3] {
+    fn run(
+        &self,
+        ctx: &mut Ctx,
+        x: &[f32],
+        residual: &[f32],
+        rows: Option<(&[u32], &[f32])>,
+    ) -> [Vec<f32>; 3] {
         let cols = self.weights[0].cols;
         let num_rows = x.len() / cols;
         let weights = self.weights.each_ref().map(|w| w.load(ctx));
@@ -138,8 +145,7 @@ impl Wardrobe {
         let table = self.table(ctx);
         let x = upload(ctx, [num_rows, cols], x);
         let operands = rows.map(|(slots, scales)| (upload_u32(ctx, slots), upload(ctx, [num_rows], scales)));
-        let batch =
-            operands.as_ref().map(|(slots, scales)| LoraBatch { table: &table, slots, scales });
+        let batch = operands.as_ref().map(|(slots, scales)| LoraBatch { table: &table, slots, scales });
         let projection = |i: usize, module: Option<u32>| Projection {
             weight: &weights[i],
             bias: (i == 1).then_some(&bias),
@@ -190,7 +196,11 @@ fn random_slots(random: &mut Random, rows: usize) -> Vec<u32> {
     slots
 }
 
-fn each_batch(subject: &Subject, seed: u64, mut look: impl FnMut(&Wardrobe, &str, &[f32], &[f32], (&[u32], &[f32]))) {
+fn each_batch(
+    subject: &Subject,
+    seed: u64,
+    mut look: impl FnMut(&Wardrobe, &str, &[f32], &[f32], (&[u32], &[f32])),
+) {
     let shapes = [
         (WeightFormat::F32, 7),
         (WeightFormat::F32, 100),
@@ -210,7 +220,10 @@ fn each_batch(subject: &Subject, seed: u64, mut look: impl FnMut(&Wardrobe, &str
             let residual = random.normals(rows * wardrobe.bias.len());
             let slots = random_slots(&mut random, rows);
             let scales: Vec<f32> = (0..rows).map(|_| random.pick(&[1.0, 0.5, -2.0, 0.0])).collect();
-            let what = format!("{} with adapters: {format:?}, {cols} inputs, slots {slots:?}", subject.device.name());
+            let what = format!(
+                "{} with adapters: {format:?}, {cols} inputs, slots {slots:?}",
+                subject.device.name()
+            );
             look(&wardrobe, &what, &x, &residual, (&slots, &scales));
         }
     }
@@ -221,7 +234,11 @@ pub(super) fn mixed_slots(subject: &Subject) {
         let mut ctx = subject.ctx(ARENA_BYTES);
         let outs = wardrobe.run(&mut ctx, x, residual, Some(rows));
         for (i, out) in outs.iter().enumerate() {
-            subject.check(&format!("{what}, target {i}"), out, &wardrobe.expected(subject, i, x, residual, rows));
+            subject.check(
+                &format!("{what}, target {i}"),
+                out,
+                &wardrobe.expected(subject, i, x, residual, rows),
+            );
         }
     });
 }

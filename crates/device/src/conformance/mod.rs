@@ -26,11 +26,11 @@ mod transfers;
 
 use std::sync::Arc;
 
-use crate::{Ctx, CtxConfig, DType, Device, StepLimits, Tensor};
+use crate::{Ctx, CtxConfig, DType, Device, Result, Step, StepInputs, StepLimits, Tensor};
 pub use invariance::fingerprint;
 #[cfg(test)]
 pub(crate) use sampling::{probabilities, token_fits};
-pub use tiny_model::{TinyBatch, TinyModel};
+pub use tiny_model::{Chunk, TinyBatch, TinyModel};
 
 /// What a device claims, and is held to.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -83,10 +83,10 @@ impl Subject {
 fn poison(ctx: &mut Ctx, arena_bytes: usize) {
     let len = arena_bytes.saturating_sub(ctx.arena_used_bytes()).saturating_sub(64) / 4;
     let nan = ctx.upload_f32("NaN", [len], &vec![f32::NAN; len]).unwrap();
-    ctx.scope(|ctx| {
+    ctx.scratch(|ctx| {
         let filled = ctx.silu_mul(&nan, &nan)?;
         assert!(ctx.read_f32(&filled)?.iter().all(|v| v.is_nan()), "NaN went missing");
-        Ok(nan.clone())
+        Ok(())
     })
     .unwrap();
 }
@@ -110,6 +110,15 @@ impl Expected {
         self.value += term;
         self.magnitude += term.abs();
     }
+}
+
+/// Runs a step within the bounds that all of the suite shares.
+fn run_step(
+    ctx: &mut Ctx,
+    inputs: &StepInputs,
+    forward: impl FnOnce(&mut Ctx, &Step) -> Result<Tensor>,
+) -> Tensor {
+    ctx.run_step(inputs, &tiny_model::BOUNDS, forward).unwrap()
 }
 
 fn upload(ctx: &mut Ctx, shape: impl Into<crate::Shape>, values: &[f32]) -> Tensor {
@@ -155,11 +164,12 @@ macro_rules! cases {
 
 cases! {
     embed: rows::embed;
+    dequantised_rows: rows::dequantised_rows;
     rms_norm: rows::rms_norm;
     silu_mul: rows::silu_mul;
     gather_rows: rows::gather_rows;
     uploads_and_reads: transfers::uploads_and_reads;
-    scopes_move_their_result: transfers::scopes_move_their_result;
+    scopes_keep_their_result: transfers::scopes_keep_their_result;
     linear: linear::random_activations;
     linear_is_exact_on_representable_activations: linear::representable_activations;
     linear_with_awkward_activations: linear::awkward_activations;

@@ -21,7 +21,7 @@ pub(super) fn new_contents(subject: &Subject) {
     let mut random = Random::new(71);
     let batches: Vec<TinyBatch> = (0..4).map(|_| random_batch(&mut random)).collect();
     let open = || {
-        let mut ctx = subject.ctx(2 << 20);
+        let mut ctx = subject.ctx(1 << 19);
         let model = TinyModel::new(&mut ctx, 72, DType::F16);
         (ctx, model)
     };

@@ -1,27 +1,20 @@
 //! Rotary embeddings.
 
 use super::random::Random;
-use super::tiny_model::{BOUNDS, Chunk, TinyBatch};
-use super::{Expected, Subject, upload};
+use super::tiny_model::{BOUNDS, Chunk, TinyBatch, rope_table};
+use super::{Expected, Subject, run_step, upload};
 use crate::RopeTables;
 
 /// Several tables, of the whole head or its beginning, chosen per row.
 pub(super) fn tables_per_row(subject: &Subject) {
     let mut random = Random::new(41);
     let positions = BOUNDS.max_positions;
-    for (head_dim, half, heads) in [(64, 32, [3, 1]), (16, 8, [1, 1]), (80, 40, [2, 2]), (64, 16, [4, 1]), (128, 63, [2, 1])]
+    for (head_dim, half, heads) in
+        [(64, 32, [3, 1]), (16, 8, [1, 1]), (80, 40, [2, 2]), (64, 16, [4, 1]), (128, 63, [2, 1])]
     {
-        let host: Vec<Vec<f32>> = (0..BOUNDS.num_rope_tables)
-            .map(|t| {
-                let angle = |at: usize| {
-                    let (position, i) = (at / half, at % half);
-                    let scaled = position as f64 / (1.0 + 3.0 * t as f64);
-                    scaled * 10_000f64.powf(-(i as f64) / half as f64)
-                };
-                (0..positions * half).flat_map(|at| [angle(at).cos() as f32, angle(at).sin() as f32]).collect()
-            })
-            .collect();
-        let mut ctx = subject.ctx(1 << 20);
+        let host: Vec<Vec<f32>> =
+            (0..BOUNDS.num_rope_tables).map(|t| rope_table(half, 1.0 + 3.0 * t as f64)).collect();
+        let mut ctx = subject.ctx(256);
         let tables = host.iter().map(|t| upload(&mut ctx, [positions, half, 2], t)).collect();
         let tables = RopeTables { tables };
         for (first, lens) in [(0, vec![1]), (7, vec![2, 1]), (0, vec![13, 1, 5]), (300, vec![33])] {
@@ -39,11 +32,13 @@ pub(super) fn tables_per_row(subject: &Subject) {
             let x = heads.map(|h| random.normals(rows * h * head_dim));
             let x_tensors = [0, 1].map(|i| upload(&mut ctx, [rows, heads[i] * head_dim], &x[i]));
             for which in [0, 1] {
-                let out = ctx.run_step(&inputs, &BOUNDS, |ctx, step| {
+                // Which result is wanted is not in the step's key, so it takes a context of its own.
+                let mut ctx = subject.ctx(4 * rows * (heads[0] + heads[1]) * head_dim + 256);
+                let out = run_step(&mut ctx, &inputs, |ctx, step| {
                     let outs = ctx.rope([&x_tensors[0], &x_tensors[1]], head_dim, step, &tables)?;
                     Ok(outs[which].clone())
                 });
-                let out = ctx.read_f32(&out.unwrap()).unwrap();
+                let out = ctx.read_f32(&out).unwrap();
                 let mut want = Vec::new();
                 for (at, head) in x[which].chunks(head_dim).enumerate() {
                     let row = at / heads[which];
@@ -68,7 +63,11 @@ pub(super) fn tables_per_row(subject: &Subject) {
                         want.push(sum);
                     }
                 }
-                subject.check(&format!("rope of {half} pairs in heads of {head_dim}, operand {which}"), &out, &want);
+                subject.check(
+                    &format!("rope of {half} pairs in heads of {head_dim}, operand {which}"),
+                    &out,
+                    &want,
+                );
             }
         }
     }

@@ -2,10 +2,9 @@
 
 use super::quant::{FORMATS, HostWeight};
 use super::random::Random;
-use super::tiny_model::{BOUNDS, Chunk, TinyBatch};
-use super::{Expected, Subject, bits, upload, upload_u32};
+use super::tiny_model::{Chunk, TinyBatch};
+use super::{Expected, Subject, bits, run_step, upload, upload_u32};
 
-const ARENA_BYTES: usize = 1 << 20;
 const ROW_COUNTS: [usize; 6] = [1, 2, 3, 5, 13, 33];
 
 pub(super) fn embed(subject: &Subject) {
@@ -13,7 +12,8 @@ pub(super) fn embed(subject: &Subject) {
     for format in FORMATS {
         for cols in [1, 3].map(|n| n * format.block_len()) {
             let table = HostWeight::random(&mut random, format, 37, cols);
-            let mut ctx = subject.ctx(ARENA_BYTES);
+            // Room for every count of rows below.
+            let mut ctx = subject.ctx(4 * 60 * cols + 1024);
             let weight = table.load(&mut ctx);
             for rows in ROW_COUNTS {
                 let mut ids: Vec<u32> = (0..rows).map(|_| random.below(37) as u32).collect();
@@ -21,26 +21,52 @@ pub(super) fn embed(subject: &Subject) {
                 let ids_tensor = upload_u32(&mut ctx, &ids);
                 let out = ctx.embed(&ids_tensor, &weight).unwrap();
                 assert_eq!(out.shape().dims(), [rows, cols]);
-                let want: Vec<Expected> = ids
-                    .iter()
-                    .flat_map(|&id| table.row(id as usize))
-                    .map(|&v| Expected { value: v, magnitude: 0.0, extra: 3e-7 * v.abs().max(0.1) })
-                    .collect();
-                subject.check(&format!("embed {format:?}, {rows} rows of {cols}"), &ctx.read_f32(&out).unwrap(), &want);
+                let want: Vec<Expected> =
+                    ids.iter().flat_map(|&id| table.row(id as usize)).copied().map(weight_value).collect();
+                subject.check(
+                    &format!("embed {format:?}, {rows} rows of {cols}"),
+                    &ctx.read_f32(&out).unwrap(),
+                    &want,
+                );
             }
         }
     }
+}
+
+/// What the host reads back of a weight.
+pub(super) fn dequantised_rows(subject: &Subject) {
+    let mut random = Random::new(25);
+    for format in FORMATS {
+        let cols = 2 * format.block_len().max(10);
+        let table = HostWeight::random(&mut random, format, 37, cols);
+        let mut ctx = subject.ctx(1 << 12);
+        let weight = table.load(&mut ctx);
+        for (first, rows) in [(0, 1), (5, 32), (36, 1), (0, 37)] {
+            let mut out = vec![f32::NAN; rows * cols];
+            subject.device.dequantise_rows(&weight, first, &mut out).unwrap();
+            let want: Vec<Expected> =
+                (first..first + rows).flat_map(|r| table.row(r)).copied().map(weight_value).collect();
+            subject.check(&format!("rows {first}..+{rows} of a weight in {format:?}"), &out, &want);
+        }
+    }
+}
+
+/// A weight's own value: exact but for what f32 cannot hold of scale times quant plus minimum.
+fn weight_value(value: f64) -> Expected {
+    Expected { value, magnitude: 0.0, extra: 3e-7 * value.abs().max(0.1) }
 }
 
 pub(super) fn rms_norm(subject: &Subject) {
     let mut random = Random::new(22);
     for len in [1, 15, 16, 64, 100, 577] {
         for rows in ROW_COUNTS {
-            for (spread, eps) in [(1.0, 1e-5), (1e-3, 1e-6), (0.0, 1e-5), (300.0, 1e-6)] {
-                let x: Vec<f32> = random.normals(rows * len).iter().map(|v| v * spread).collect();
+            for eps in [1e-5, 1e-6] {
+                let spreads: Vec<f32> = (0..rows).map(|_| random.pick(&[1.0, 1e-3, 0.0, 300.0])).collect();
+                let x: Vec<f32> = (0..rows * len).map(|i| random.normal() * spreads[i / len]).collect();
                 let weight = random.normals(len);
-                let mut ctx = subject.ctx(ARENA_BYTES);
-                let (x_tensor, weight_tensor) = (upload(&mut ctx, [rows, len], &x), upload(&mut ctx, [len], &weight));
+                let mut ctx = subject.ctx(4 * rows * len + 256);
+                let (x_tensor, weight_tensor) =
+                    (upload(&mut ctx, [rows, len], &x), upload(&mut ctx, [len], &weight));
                 let out = ctx.rms_norm(&x_tensor, &weight_tensor, eps).unwrap();
                 let want: Vec<Expected> = x
                     .chunks(len)
@@ -54,7 +80,7 @@ pub(super) fn rms_norm(subject: &Subject) {
                         })
                     })
                     .collect();
-                let what = format!("rms_norm of {rows} rows of {len}, spread {spread}");
+                let what = format!("rms_norm of {rows} rows of {len}, spreads {spreads:?}");
                 subject.check(&what, &ctx.read_f32(&out).unwrap(), &want);
             }
         }
@@ -73,7 +99,7 @@ pub(super) fn silu_mul(subject: &Subject) {
                 }
             }
             let up = random.normals(rows * len);
-            let mut ctx = subject.ctx(ARENA_BYTES);
+            let mut ctx = subject.ctx(4 * rows * len + 256);
             let (g, u) = (upload(&mut ctx, [rows, len], &gate), upload(&mut ctx, [rows, len], &up));
             let out = ctx.silu_mul(&g, &u).unwrap();
             let want: Vec<Expected> = gate
@@ -102,10 +128,9 @@ pub(super) fn gather_rows(subject: &Subject) {
             let batch = TinyBatch { chunks: vec![Chunk::of(vec![0; rows], 0, vec![0, 1, 2])] };
             let mut inputs = batch.inputs();
             inputs.logit_rows.clone_from(&wanted);
-            let mut ctx = subject.ctx(ARENA_BYTES);
+            let mut ctx = subject.ctx(4 * rows * len + 256);
             let x_tensor = upload(&mut ctx, [rows, len], &x);
-            let out =
-                ctx.run_step(&inputs, &BOUNDS, |ctx, step| ctx.gather_logit_rows(&x_tensor, step)).unwrap();
+            let out = run_step(&mut ctx, &inputs, |ctx, step| ctx.gather_logit_rows(&x_tensor, step));
             let want: Vec<f32> =
                 wanted.iter().flat_map(|&r| &x[r as usize * len..][..len]).copied().collect();
             assert_eq!(bits(&ctx.read_f32(&out).unwrap()), bits(&want), "gather_rows {wanted:?} of {rows}");

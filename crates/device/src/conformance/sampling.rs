@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::random::Random;
 use super::{Expected, Subject, upload};
-use crate::cpu::philox;
 use crate::{LogprobRow, SampleRow, TokenCount, TokenLogprobs};
 
 /// NaN counts as minus infinity, and plus infinity as the largest finite number.
@@ -77,9 +76,25 @@ pub(crate) fn probabilities(logits: &[f32], row: &SampleRow) -> Vec<f64> {
     probabilities
 }
 
+/// The row's random number: 53 bits of Philox4x32-10 (Salmon et al., SC 2011), keyed by the seed, at the counter of
+/// position and choice.
+fn uniform(row: &SampleRow) -> f64 {
+    let halves = |v: u64| [v & 0xFFFF_FFFF, v >> 32];
+    let [low, high] = halves(row.position);
+    let mut counter = [low, high, u64::from(row.choice), 0];
+    let mut key = halves(row.seed);
+    for _ in 0..10 {
+        let [left_low, left_high] = halves(0xD251_1F53 * counter[0]);
+        let [right_low, right_high] = halves(0xCD9E_8D57 * counter[2]);
+        counter = [right_high ^ counter[1] ^ key[0], right_low, left_high ^ counter[3] ^ key[1], left_low];
+        key = [(key[0] + 0x9E37_79B9) & 0xFFFF_FFFF, (key[1] + 0xBB67_AE85) & 0xFFFF_FFFF];
+    }
+    ((counter[0] << 32 | counter[1]) >> 11) as f64 / (1u64 << 53) as f64
+}
+
 /// Whether `token` is what the row's random number falls on, give or take rounding: of the cuts as of the draw.
 pub(crate) fn token_fits(logits: &[f32], row: &SampleRow, token: u32) -> bool {
-    let u = philox::uniform(row.seed, row.choice, row.position);
+    let u = uniform(row);
     let slack = if row.temperature > 0.0 { 1e-5 } else { 0.0 };
     let nudges = [(1.0, 1.0), (1.0 - 1e-5, 1.0), (1.0 + 1e-5, 1.0), (1.0, 1.0 - 1e-5), (1.0, 1.0 + 1e-5)];
     nudges.iter().any(|&(p, m)| {
@@ -173,11 +188,15 @@ pub(super) fn draws(subject: &Subject) {
         let mut ctx = subject.ctx(1 << 12);
         let tensor = upload(&mut ctx, [num_rows, vocab], &logits);
         let sampled = ctx.sample(&tensor, &rows).unwrap();
-        assert_eq!(ctx.read_f32(&tensor).unwrap().iter().map(|v| v.to_bits()).collect::<Vec<_>>(), super::bits(&logits));
+        assert_eq!(
+            ctx.read_f32(&tensor).unwrap().iter().map(|v| v.to_bits()).collect::<Vec<_>>(),
+            super::bits(&logits)
+        );
         for ((logits, row), got) in logits.chunks(vocab).zip(&rows).zip(&sampled) {
             let what = format!("{}: token {} for {row:?}", subject.device.name(), got.token);
             if probabilities(logits, row).iter().all(|&p| p == 0.0) {
-                let lowest = (0..vocab as u32).find(|t| is_allowed(row, *t as usize) && !row.banned.contains(t));
+                let lowest =
+                    (0..vocab as u32).find(|t| is_allowed(row, *t as usize) && !row.banned.contains(t));
                 assert_eq!(got.token, lowest.unwrap_or(0), "{what}");
             } else {
                 assert!(token_fits(logits, row, got.token), "{what}");

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use super::lora::HostFactors;
 use super::quant::{FORMATS, HostWeight};
 use super::random::Random;
-use super::upload;
+use super::{run_step, upload};
 use crate::error::Result;
 use crate::{
-    AttentionSpec, BLOCK_SIZE, Ctx, DType, KvCache, KvConfig, LoraBatch, LoraModules, LoraTable, ModuleIdx, NULL_SLOT,
-    Projection, RopeTables, Step, StepBounds, StepInputs, Tensor, Weight,
+    AttentionSpec, BLOCK_SIZE, Ctx, DType, KvCache, KvConfig, LoraBatch, LoraModules, LoraTable, ModuleIdx,
+    NULL_SLOT, Projection, RopeTables, Step, StepBounds, StepInputs, Tensor, Weight,
 };
 
 const HIDDEN: usize = 256;
-const HEADS: [usize; 2] = [4, 2];
+const HEADS: [usize; 2] = [2, 1];
 const HEAD_DIM: usize = 64;
 const FEED_FORWARD: usize = 256;
 const VOCAB: usize = 97;
@@ -96,6 +96,16 @@ impl TinyBatch {
     }
 }
 
+/// Cosines and sines for heads rotated in `half` pairs, positions divided by `factor`.
+pub(super) fn rope_table(half: usize, factor: f64) -> Vec<f32> {
+    let frequencies: Vec<f64> =
+        (0..half).map(|i| 10_000f64.powf(-(i as f64) / half as f64) / factor).collect();
+    (0..BOUNDS.max_positions)
+        .flat_map(|position| frequencies.iter().map(move |f| (position as f64 * f).sin_cos()))
+        .flat_map(|(sin, cos)| [cos as f32, sin as f32])
+        .collect()
+}
+
 #[derive(Debug)]
 struct Layer {
     norms: [Tensor; 2],
@@ -137,13 +147,7 @@ impl TinyModel {
             .collect();
         let tables = [1.0, 4.0].map(|factor| {
             let half = HEAD_DIM / 2;
-            let angle = |at: usize| {
-                (at / half) as f64 / factor * 10_000f64.powf(-((at % half) as f64) / half as f64)
-            };
-            let table: Vec<f32> = (0..BOUNDS.max_positions * half)
-                .flat_map(|at| [angle(at).cos() as f32, angle(at).sin() as f32])
-                .collect();
-            upload(ctx, [BOUNDS.max_positions, half, 2], &table)
+            upload(ctx, [BOUNDS.max_positions, half, 2], &rope_table(half, factor))
         });
         let config = KvConfig {
             num_layers: LAYERS,
@@ -169,9 +173,22 @@ impl TinyModel {
         let dtype = [DType::F32, DType::F16, DType::BF16][seed as usize % 3];
         let modules: Vec<_> = (0..LAYERS)
             .flat_map(|_| LINEARS)
-            .map(|shape| Some(HostFactors::random(&mut random, dtype, rank, shape, seed % 4 == 3).upload(ctx)))
+            .map(|shape| {
+                Some(HostFactors::random(&mut random, dtype, rank, shape, seed % 4 == 3).upload(ctx))
+            })
             .collect();
         self.adapters.bind(slot, LoraModules::from(modules)).unwrap();
+    }
+
+    /// Binds an adapter whose factors are for layers of other sizes.
+    pub fn bind_misfit(&self, ctx: &mut Ctx, slot: u32) {
+        let factors = HostFactors::random(&mut Random::new(0), DType::F32, 2, [HIDDEN + 1, 3], false);
+        self.adapters.bind(slot, LoraModules::from(vec![Some(factors.upload(ctx))])).unwrap();
+    }
+
+    /// Bounds for the steps of [`TinyBatch::inputs`].
+    pub fn bounds() -> StepBounds {
+        BOUNDS
     }
 
     /// The logits `[logit rows, 97]` of a step.
@@ -180,8 +197,13 @@ impl TinyModel {
         let batch = LoraBatch { table: adapters, slots: &step.lora_slots, scales: &step.lora_scales };
         let lora = step.key.with_lora.then_some(&batch);
         let scale = (HEAD_DIM as f32).sqrt().recip();
-        let spec =
-            AttentionSpec { num_heads: HEADS[0], num_kv_heads: HEADS[1], head_dim: HEAD_DIM, scale, window: None };
+        let spec = AttentionSpec {
+            num_heads: HEADS[0],
+            num_kv_heads: HEADS[1],
+            head_dim: HEAD_DIM,
+            scale,
+            window: None,
+        };
         let mut x = ctx.embed(&step.token_ids, embedding)?;
         for (layer_idx, layer) in layers.iter().enumerate() {
             let projection = |i: usize| Projection {
@@ -191,12 +213,12 @@ impl TinyModel {
                 residual: None,
             };
             let kv_layer = kv.layer_mut(layer_idx)?;
-            x = ctx.scope(|ctx| {
-                let h = ctx.rms_norm(&x, &layer.norms[0], EPS)?;
+            x = ctx.scope_into(x, |ctx, x| {
+                let h = ctx.rms_norm(x, &layer.norms[0], EPS)?;
                 let [q, k, v] = ctx.linear(&h, [projection(0), projection(1), projection(2)], lora)?;
                 let [q, k] = ctx.rope([&q, &k], HEAD_DIM, step, rope)?;
                 let attended = ctx.paged_attention([&q, &k, &v], &spec, kv_layer, step)?;
-                let o = Projection { bias: Some(&layer.o_bias), residual: Some(&x), ..projection(3) };
+                let o = Projection { bias: Some(&layer.o_bias), residual: Some(x), ..projection(3) };
                 let [x] = ctx.linear(&attended, [o], lora)?;
                 let h = ctx.rms_norm(&x, &layer.norms[1], EPS)?;
                 let [gate, up] = ctx.linear(&h, [projection(4), projection(5)], lora)?;
@@ -214,7 +236,7 @@ impl TinyModel {
 
     /// Runs a step and reads the logits of each chunk.
     pub fn run(&mut self, ctx: &mut Ctx, batch: &TinyBatch) -> Vec<Vec<f32>> {
-        let logits = ctx.run_step(&batch.inputs(), &BOUNDS, |ctx, step| self.forward(ctx, step)).unwrap();
+        let logits = run_step(ctx, &batch.inputs(), |ctx, step| self.forward(ctx, step));
         let logits = ctx.read_f32(&logits).unwrap();
         let mut rows = logits.chunks(VOCAB);
         batch.chunks.iter().map(|c| rows.by_ref().take(c.tokens.len()).flatten().copied().collect()).collect()

@@ -5,63 +5,8 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
+use crate::conformance::{probabilities, token_fits};
 use crate::sample::TokenCount;
-
-/// The definition, step by step: what every token's probability is.
-fn reference(logits: &[f32], row: &SampleRow) -> Vec<f64> {
-    let mut values: Vec<f64> = logits.iter().map(|&v| sane(f64::from(v))).collect();
-    for (t, v) in values.iter_mut().enumerate() {
-        if *v == f64::NEG_INFINITY {
-            continue;
-        }
-        *v += row.logit_bias.iter().filter(|b| b.0 as usize == t).map(|b| f64::from(b.1)).sum::<f64>();
-        for seen in row.history.iter().filter(|c| c.token as usize == t) {
-            let penalty = f64::from(row.repetition_penalty);
-            *v = if *v > 0.0 { *v / penalty } else { *v * penalty };
-            if seen.output_count > 0 {
-                *v -= f64::from(row.frequency_penalty) * f64::from(seen.output_count);
-                *v -= f64::from(row.presence_penalty);
-            }
-        }
-        let allowed = row.allowed.as_ref().is_none_or(|m| m[t / 32] >> (t % 32) & 1 == 1);
-        if row.banned.contains(&(t as u32)) || !allowed {
-            *v = f64::NEG_INFINITY;
-        }
-        *v = sane(*v);
-    }
-    let mut order: Vec<usize> = (0..values.len()).filter(|&t| values[t] > f64::NEG_INFINITY).collect();
-    order.sort_by(|&a, &b| values[b].partial_cmp(&values[a]).unwrap().then(a.cmp(&b)));
-    let mut probabilities = vec![0.0; values.len()];
-    let Some(&best) = order.first() else { return probabilities };
-    if row.temperature <= 0.0 {
-        probabilities[best] = 1.0;
-        return probabilities;
-    }
-    let mass = |t: usize| ((values[t] - values[best]) / f64::from(row.temperature)).exp();
-    if row.top_k > 0 {
-        order.truncate(row.top_k as usize);
-    }
-    if row.top_p < 1.0 {
-        let wanted = f64::from(row.top_p) * order.iter().map(|&t| mass(t)).sum::<f64>();
-        let mut sum = 0.0;
-        let mut count = 0;
-        while count == 0 || (sum < wanted && count < order.len()) {
-            sum += mass(order[count]);
-            count += 1;
-        }
-        order.truncate(count);
-    }
-    order.retain(|&t| mass(t) >= f64::from(row.min_p));
-    let total: f64 = order.iter().map(|&t| mass(t)).sum();
-    for t in order {
-        probabilities[t] = mass(t) / total;
-    }
-    probabilities
-}
-
-fn sane(v: f64) -> f64 {
-    if v.is_nan() { f64::NEG_INFINITY } else { v.min(f64::from(f32::MAX)) }
-}
 
 /// The token at `u`, give or take rounding: all whose share of the unit interval comes within `slack`.
 fn acceptable(probabilities: &[f64], u: f64, slack: f64) -> Vec<u32> {
@@ -90,13 +35,13 @@ fn token(logits: &[f32], row: &SampleRow) -> u32 {
 /// Draws at many positions and compares each with the reference's inverse of the same number.
 fn check_draws(logits: &[f32], row: &SampleRow, draws: u64) {
     let mut row = row.clone();
-    let probabilities = reference(logits, &row);
+    let expected = probabilities(logits, &row);
     let mut scratch = SampleScratch::default();
     for position in 0..draws {
         row.position = position;
         let got = sample_row(logits, &row, &mut scratch).token;
         let u = philox::uniform(row.seed, row.choice, position);
-        let want = acceptable(&probabilities, u, 2e-6);
+        let want = acceptable(&expected, u, 2e-6);
         assert!(want.contains(&got), "{got} drawn at {u}, acceptable {want:?}, {row:?}");
     }
 }
@@ -136,7 +81,7 @@ fn frequencies_match_the_exact_distribution() {
         SampleRow { temperature: 2.0, min_p: 0.2, seed: 44, choice: 3, ..Default::default() },
     ];
     for row in rows {
-        let probabilities = reference(&logits, &row);
+        let expected = probabilities(&logits, &row);
         let mut counts = vec![0u32; logits.len()];
         let mut scratch = SampleScratch::default();
         let draws = 40_000;
@@ -146,7 +91,7 @@ fn frequencies_match_the_exact_distribution() {
         }
         let mut chi = 0.0;
         let mut degrees = -1.0;
-        for (&n, &p) in counts.iter().zip(&probabilities) {
+        for (&n, &p) in counts.iter().zip(&expected) {
             let expected = p * draws as f64;
             if p == 0.0 {
                 assert_eq!(n, 0);
@@ -415,24 +360,11 @@ proptest! {
     ) {
         let got = token(&logits, &row);
         prop_assert!((got as usize) < logits.len());
-        let probabilities = reference(&logits, &row);
-        if probabilities.iter().all(|&p| p == 0.0) {
+        if probabilities(&logits, &row).iter().all(|&p| p == 0.0) {
             prop_assert_eq!(got, lowest_allowed(logits.len(), &row));
             return Ok(());
         }
-        // Where a cut falls within rounding, either side of it is right.
-        let nearly = |top_p: f32, min_p: f32| {
-            reference(&logits, &SampleRow { top_p, min_p, ..row.clone() })
-        };
-        let u = philox::uniform(row.seed, row.choice, row.position);
-        let greedy = row.temperature <= 0.0;
-        let fits = [(1.0, 1.0), (1.0 - 1e-5, 1.0), (1.0 + 1e-5, 1.0), (1.0, 1.0 - 1e-5), (1.0, 1.0 + 1e-5)]
-            .iter()
-            .any(|&(p, m)| {
-                let slack = if greedy { 0.0 } else { 1e-5 };
-                acceptable(&nearly(row.top_p * p, row.min_p * m), u, slack).contains(&got)
-            });
-        prop_assert!(fits, "{} at {}: {:?}", got, u, row);
+        prop_assert!(token_fits(&logits, &row, got), "{}: {:?}", got, row);
         // The same again with used buffers.
         let mut scratch = SampleScratch::default();
         let reversed: Vec<f32> = logits.iter().rev().copied().collect();

@@ -1,0 +1,261 @@
+//! A device that records and replays steps on top of one that runs plainly: what a GPU's graphs demand of models,
+//! to be had without a GPU.
+//!
+//! A step under a key that has not been seen is recorded: its ops are kept with their operands' addresses and do not
+//! run before the step ends, so nothing that the model does meanwhile can see their results. A step under a known key
+//! runs the recorded ops again on what the fixed buffers then hold; the model is not called. Reading from or writing
+//! to the device in a recorded step, or sampling in it, is an error.
+//!
+//! A model that depends on anything but the key and the device's memory gives other results here than on the plain
+//! device. Recorded operands are kept without their liveness, as a graph's are; the arena's layout makes them right.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::error::{Result, invalid};
+use crate::kv::KvLayer;
+use crate::lora::LoraBatch;
+use crate::ops::{Device, LinearTarget, Ops, PagedAttention, RopeTables, StepMode};
+use crate::sample::{LogprobRow, SampleRow, Sampled, TokenLogprobs};
+use crate::step::{GraphKey, Step};
+use crate::tensor::{Life, Memory, Tensor};
+use crate::weight::{HostTensor, Weight};
+
+/// Wraps a device; see the module's head.
+#[derive(Debug, Clone)]
+pub struct FakeAsyncDevice {
+    inner: Arc<dyn Device>,
+}
+
+impl FakeAsyncDevice {
+    /// On top of a device that runs its ops as they are called.
+    pub fn new(inner: Arc<dyn Device>) -> Self {
+        FakeAsyncDevice { inner }
+    }
+}
+
+impl Device for FakeAsyncDevice {
+    fn name(&self) -> String {
+        format!("recording {}", self.inner.name())
+    }
+
+    fn alloc(&self, what: &'static str, bytes: usize) -> Result<Arc<dyn Memory>> {
+        self.inner.alloc(what, bytes)
+    }
+
+    fn load_weight(&self, host: &HostTensor<'_>) -> Result<Weight> {
+        self.inner.load_weight(host)
+    }
+
+    fn dequantise_rows(&self, weight: &Weight, first_row: usize, out: &mut [f32]) -> Result<()> {
+        self.inner.dequantise_rows(weight, first_row, out)
+    }
+
+    fn open(&self) -> Result<Box<dyn Ops>> {
+        Ok(Box::new(FakeAsyncOps { inner: self.inner.open()?, graphs: HashMap::new(), recording: None }))
+    }
+}
+
+/// An op with its operands.
+type Recorded = Box<dyn FnMut(&mut dyn Ops) -> Result<()> + Send>;
+
+struct FakeAsyncOps {
+    inner: Box<dyn Ops>,
+    graphs: HashMap<GraphKey, Vec<Recorded>>,
+    recording: Option<Vec<Recorded>>,
+}
+
+impl fmt::Debug for FakeAsyncOps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FakeAsyncOps({} graphs)", self.graphs.len())
+    }
+}
+
+/// The operand's place, for as long as the graph lives.
+fn pin(t: &Tensor) -> Tensor {
+    Tensor { life: Life::Persistent, ..t.clone() }
+}
+
+struct OwnedTarget {
+    weight: Weight,
+    bias: Option<Tensor>,
+    module: Option<crate::ModuleIdx>,
+    residual: Option<Tensor>,
+    out: Tensor,
+}
+
+impl FakeAsyncOps {
+    /// Records the op, or runs it if no step is being recorded.
+    fn submit(&mut self, mut op: impl FnMut(&mut dyn Ops) -> Result<()> + Send + 'static) -> Result<()> {
+        match &mut self.recording {
+            Some(ops) => {
+                ops.push(Box::new(op));
+                Ok(())
+            }
+            None => op(self.inner.as_mut()),
+        }
+    }
+
+    /// Refuses what the host would have to wait for.
+    fn outside_of_recording(&self, op: &'static str) -> Result<()> {
+        match self.recording {
+            Some(_) => invalid(op, "a recorded step cannot exchange data with the host"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Ops for FakeAsyncOps {
+    unsafe fn begin_step(&mut self, key: &GraphKey) -> Result<StepMode> {
+        if self.graphs.contains_key(key) {
+            return Ok(StepMode::Replay);
+        }
+        self.recording = Some(Vec::new());
+        Ok(StepMode::Capture)
+    }
+
+    unsafe fn end_step(&mut self, key: &GraphKey, ok: bool) -> Result<()> {
+        let Some(mut ops) = self.recording.take() else {
+            return invalid("end_step", "no step is being recorded");
+        };
+        if ok {
+            ops.iter_mut().try_for_each(|op| op(self.inner.as_mut()))?;
+            self.graphs.insert(*key, ops);
+        }
+        Ok(())
+    }
+
+    unsafe fn replay(&mut self, key: &GraphKey) -> Result<()> {
+        match self.graphs.get_mut(key) {
+            Some(ops) => ops.iter_mut().try_for_each(|op| op(self.inner.as_mut())),
+            None => invalid("replay", format!("nothing is recorded under {key:?}")),
+        }
+    }
+
+    unsafe fn embed(&mut self, ids: &Tensor, table: &Weight, out: &Tensor) -> Result<()> {
+        let (ids, table, out) = (pin(ids), table.clone(), pin(out));
+        // SAFETY: checked when recorded; the ids in the fixed buffer are checked at each step.
+        self.submit(move |ops| unsafe { ops.embed(&ids, &table, &out) })
+    }
+
+    unsafe fn rms_norm(&mut self, x: &Tensor, weight: &Tensor, eps: f32, out: &Tensor) -> Result<()> {
+        let (x, weight, out) = (pin(x), pin(weight), pin(out));
+        // SAFETY: checked when recorded.
+        self.submit(move |ops| unsafe { ops.rms_norm(&x, &weight, eps, &out) })
+    }
+
+    unsafe fn linear(
+        &mut self,
+        x: &Tensor,
+        targets: &[LinearTarget<'_>],
+        lora: Option<&LoraBatch<'_>>,
+    ) -> Result<()> {
+        let x = pin(x);
+        let targets: Vec<OwnedTarget> = targets
+            .iter()
+            .map(|t| OwnedTarget {
+                weight: t.weight.clone(),
+                bias: t.bias.map(pin),
+                module: t.module,
+                residual: t.residual.map(pin),
+                out: pin(t.out),
+            })
+            .collect();
+        let lora = lora.map(|l| (l.table.clone(), pin(l.slots), pin(l.scales)));
+        self.submit(move |ops| {
+            let targets: Vec<LinearTarget<'_>> = targets
+                .iter()
+                .map(|t| LinearTarget {
+                    weight: &t.weight,
+                    bias: t.bias.as_ref(),
+                    module: t.module,
+                    residual: t.residual.as_ref(),
+                    out: &t.out,
+                })
+                .collect();
+            let batch = lora.as_ref().map(|(table, slots, scales)| LoraBatch { table, slots, scales });
+            if let Some(batch) = &batch {
+                // Adapters may have been bound since.
+                for target in &targets {
+                    if let Some(module) = target.module {
+                        crate::ctx::check_factors(batch, module, target.weight)?;
+                    }
+                }
+            }
+            // SAFETY: checked when recorded, the adapters just now.
+            unsafe { ops.linear(&x, &targets, batch.as_ref()) }
+        })
+    }
+
+    unsafe fn rope(
+        &mut self,
+        pairs: &[(&Tensor, &Tensor)],
+        positions: &Tensor,
+        rope_idx: &Tensor,
+        tables: &RopeTables,
+    ) -> Result<()> {
+        let pairs: Vec<(Tensor, Tensor)> = pairs.iter().map(|(x, out)| (pin(x), pin(out))).collect();
+        let (positions, rope_idx, tables) = (pin(positions), pin(rope_idx), tables.clone());
+        self.submit(move |ops| {
+            let pairs: Vec<(&Tensor, &Tensor)> = pairs.iter().map(|(x, out)| (x, out)).collect();
+            // SAFETY: checked when recorded; positions and table indices are checked at each step.
+            unsafe { ops.rope(&pairs, &positions, &rope_idx, &tables) }
+        })
+    }
+
+    unsafe fn paged_attention(&mut self, args: PagedAttention<'_>) -> Result<()> {
+        let PagedAttention { q, k, v, kv, step, scale, window, out } = args;
+        let (q, k, v, out) = (pin(q), pin(k), pin(v), pin(out));
+        let mut kv = KvLayer { k: kv.k.clone(), v: kv.v.clone() };
+        let step: Step = step.clone();
+        self.submit(move |ops| {
+            let args =
+                PagedAttention { q: &q, k: &k, v: &v, kv: &mut kv, step: &step, scale, window, out: &out };
+            // SAFETY: checked when recorded; block tables and lengths are checked at each step.
+            unsafe { ops.paged_attention(args) }
+        })
+    }
+
+    unsafe fn silu_mul(&mut self, gate: &Tensor, up: &Tensor, out: &Tensor) -> Result<()> {
+        let (gate, up, out) = (pin(gate), pin(up), pin(out));
+        // SAFETY: checked when recorded.
+        self.submit(move |ops| unsafe { ops.silu_mul(&gate, &up, &out) })
+    }
+
+    unsafe fn gather_rows(&mut self, x: &Tensor, rows: &Tensor, out: &Tensor) -> Result<()> {
+        let (x, rows, out) = (pin(x), pin(rows), pin(out));
+        // SAFETY: checked when recorded; row numbers are checked at each step.
+        self.submit(move |ops| unsafe { ops.gather_rows(&x, &rows, &out) })
+    }
+
+    unsafe fn sample(&mut self, logits: &Tensor, rows: &[SampleRow]) -> Result<Vec<Sampled>> {
+        self.outside_of_recording("sample")?;
+        // SAFETY: the caller's.
+        unsafe { self.inner.sample(logits, rows) }
+    }
+
+    unsafe fn logprobs(&mut self, logits: &Tensor, rows: &[LogprobRow]) -> Result<Vec<TokenLogprobs>> {
+        self.outside_of_recording("logprobs")?;
+        // SAFETY: the caller's.
+        unsafe { self.inner.logprobs(logits, rows) }
+    }
+
+    unsafe fn copy(&mut self, src: &Tensor, dst: &Tensor) -> Result<()> {
+        let (src, dst) = (pin(src), pin(dst));
+        // SAFETY: checked when recorded.
+        self.submit(move |ops| unsafe { ops.copy(&src, &dst) })
+    }
+
+    unsafe fn write(&mut self, dst: &Tensor, bytes: &[u8]) -> Result<()> {
+        self.outside_of_recording("write")?;
+        // SAFETY: the caller's.
+        unsafe { self.inner.write(dst, bytes) }
+    }
+
+    unsafe fn read(&mut self, src: &Tensor, bytes: &mut [u8]) -> Result<()> {
+        self.outside_of_recording("read")?;
+        // SAFETY: the caller's.
+        unsafe { self.inner.read(src, bytes) }
+    }
+}
