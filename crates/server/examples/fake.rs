@@ -1,4 +1,4 @@
-//! Serves a model that computes nothing, for trying clients: `fake [ADDRESS] [ADAPTER_ROOT]`.
+//! Serves a model that computes nothing, for trying clients: `fake [ADDRESS] [ADAPTER_ROOT] [MAX_CONCURRENT_REQUESTS]`.
 //!
 //! Every answer counts through the alphabet. Folders of the adapter root that hold a file `letter` are loaded as
 //! adapters under their names; their answers begin with that letter.

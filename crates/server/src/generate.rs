@@ -89,15 +89,6 @@ fn sampling(state: &ServerState, fields: &mut GenerationFields) -> Result<Sampli
             ApiError::invalid("top_k", format!("is {top_k}, not -1 (off) or 0..={}", u32::MAX))
         })?,
     };
-    let seed = match fields.seed {
-        None => None,
-        // Negative seeds are as good as others: their bits count.
-        Some(seed) => Some(
-            u64::try_from(seed)
-                .or_else(|_| i64::try_from(seed).map(i64::cast_unsigned))
-                .map_err(|_| ApiError::invalid("seed", format!("is {seed}, more than 64 bits")))?,
-        ),
-    };
     Ok(SamplingParams {
         temperature: number(fields.temperature, defaults.temperature),
         top_k,
@@ -109,7 +100,7 @@ fn sampling(state: &ServerState, fields: &mut GenerationFields) -> Result<Sampli
         logit_bias: logit_bias(fields)?,
         allowed_token_ids: fields.allowed_token_ids.take().map(token_ids),
         bad_words: bad_words(&state.model.tokenizer, fields)?,
-        seed,
+        seed: fields.seed.map(|seed| seed.0),
     })
 }
 

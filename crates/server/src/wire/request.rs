@@ -3,8 +3,10 @@
 //! Numbers are read wide and narrowed with a check, so that an absurd value is refused by its name and never wraps.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::Deserialize;
+use serde::de::{Deserializer, Error, Visitor};
 
 /// Fields of both completions APIs: OpenAI's, vLLM's and llama.cpp's.
 #[derive(Debug, Default, Deserialize)]
@@ -29,7 +31,7 @@ pub(crate) struct GenerationFields {
     pub logit_bias: Option<BTreeMap<String, f64>>,
     pub allowed_token_ids: Option<Vec<u32>>,
     pub bad_words: Option<Vec<String>>,
-    pub seed: Option<i128>,
+    pub seed: Option<Seed>,
     pub stop: Option<OneOrMany>,
     pub stop_token_ids: Option<Vec<u32>>,
     pub include_stop_str_in_output: Option<bool>,
@@ -48,6 +50,34 @@ pub(crate) struct GenerationFields {
     pub expected_generation: Option<u64>,
     pub timings: Option<bool>,
     pub timings_per_token: Option<bool>,
+}
+
+/// A seed of 64 bits. Negative ones are as good as others: their bits count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Seed(pub u64);
+
+struct SeedVisitor;
+
+impl Visitor<'_> for SeedVisitor {
+    type Value = Seed;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an integer of 64 bits")
+    }
+
+    fn visit_u64<E: Error>(self, seed: u64) -> Result<Seed, E> {
+        Ok(Seed(seed))
+    }
+
+    fn visit_i64<E: Error>(self, seed: i64) -> Result<Seed, E> {
+        Ok(Seed(seed.cast_unsigned()))
+    }
+}
+
+impl<'de> Deserialize<'de> for Seed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(SeedVisitor)
+    }
 }
 
 /// What a stream tells besides text.

@@ -20,7 +20,7 @@ use wardrobe_text::{
 
 /// ChatML, with what the tests look at.
 pub const TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + \
-                            message['content'] + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}\
+                            (message['content'] or '') + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}\
                             {{ '<|im_start|>assistant\n' }}{% endif %}";
 
 /// The byte that a byte-level vocabulary writes as this character, and back.

@@ -1,0 +1,185 @@
+"""The openai package for Python against a server: chat, streams, completions, log-probabilities, models, errors."""
+
+import asyncio
+import os
+import threading
+
+import openai
+from pydantic import BaseModel
+
+BASE_URL, MODEL, ADAPTER = os.environ["BASE_URL"], os.environ["MODEL"], os.environ["ADAPTER"]
+OVERLOAD_URL = os.environ["OVERLOAD_URL"]
+HAS_KEY = os.environ["OPENAI_API_KEY"] != "none"
+MESSAGES = [{"role": "system", "content": "You are brief."}, {"role": "user", "content": "Name a colour."}]
+
+client = openai.OpenAI(base_url=f"{BASE_URL}/v1", max_retries=0, timeout=120)
+
+
+def check_models():
+    cards = {card.id: card for card in client.models.list()}
+    assert MODEL in cards, cards
+    assert client.models.retrieve(MODEL).object == "model"
+    if ADAPTER:
+        assert cards[ADAPTER].parent, cards[ADAPTER]
+        assert client.models.retrieve(ADAPTER).root
+
+
+def chat(**options):
+    options = {"model": MODEL, "messages": MESSAGES, "temperature": 0, "max_completion_tokens": 24} | options
+    return client.chat.completions.create(**options)
+
+
+def check_chat():
+    answer = chat()
+    choice = answer.choices[0]
+    assert choice.message.role == "assistant" and choice.message.content, answer
+    assert choice.finish_reason in ("stop", "length"), answer
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert answer.usage.prompt_tokens_details.cached_tokens >= 0
+    assert answer._request_id, "no x-request-id"
+
+    with chat(stream=True, stream_options={"include_usage": True}) as stream:
+        chunks = list(stream)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert len({chunk.id for chunk in chunks}) == 1
+    content = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert content == choice.message.content, (content, choice.message.content)
+    reasons = [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices]
+    assert reasons[-1] == choice.finish_reason and not any(reasons[:-1]), reasons
+    assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == answer.usage.completion_tokens
+
+    with client.chat.completions.stream(model=MODEL, messages=MESSAGES, max_completion_tokens=8) as stream:
+        kinds = {event.type for event in stream}
+        assert "content.done" in kinds or "content.delta" in kinds, kinds
+        assert stream.get_final_completion().choices[0].message.content
+
+
+def check_logprobs():
+    answer = chat(logprobs=True, top_logprobs=3, max_completion_tokens=4)
+    rows = answer.choices[0].logprobs.content
+    assert len(rows) == answer.usage.completion_tokens
+    for row in rows:
+        assert row.logprob <= 0 and len(row.top_logprobs) == 3, row
+        assert row.top_logprobs[0].logprob == row.logprob, "greedy takes the likeliest"
+        assert bytes(row.bytes).decode("utf-8", "replace") == row.token
+
+
+def check_seeds():
+    sampled = [chat(temperature=1.0, seed=11, n=2, max_completion_tokens=12) for _ in range(2)]
+    texts = [[choice.message.content for choice in answer.choices] for answer in sampled]
+    assert texts[0] == texts[1], texts
+    stopped = chat(stop=[texts[0][0][:1]], temperature=1.0, seed=11, max_completion_tokens=12)
+    assert stopped.choices[0].finish_reason == "stop" and stopped.choices[0].message.content == ""
+
+
+def check_completions():
+    answer = client.completions.create(model=MODEL, prompt="abcdefg", max_tokens=6, temperature=0)
+    text = answer.choices[0].text
+    assert answer.object == "text_completion" and text
+    stream = client.completions.create(model=MODEL, prompt="abcdefg", max_tokens=6, temperature=0, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in stream) == text
+
+    extra = {"return_token_ids": True, "top_k": -1, "min_p": 0.0, "ignore_eos": True}
+    both = client.completions.create(
+        model=MODEL, prompt=["abcdefg", "hello"], max_tokens=6, temperature=0, extra_body=extra
+    )
+    assert [choice.index for choice in both.choices] == [0, 1] and both.usage.completion_tokens == 12
+    ids = both.choices[0].model_extra["prompt_token_ids"]
+    echoed = client.completions.create(
+        model=MODEL, prompt=[ids], max_tokens=1, temperature=0, logprobs=2, echo=True
+    ).choices[0]
+    logprobs = echoed.logprobs
+    assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.text_offset) == len(ids) + 1
+    assert logprobs.token_logprobs[0] is None and all(value <= 0 for value in logprobs.token_logprobs[1:])
+    for own, top in list(zip(logprobs.token_logprobs, logprobs.top_logprobs))[1:]:
+        assert own in top.values() and len(top) in (2, 3), (own, top)
+
+
+class Colour(BaseModel):
+    name: str
+
+
+def refused(kind, call):
+    try:
+        call()
+    except kind as error:
+        return error
+    raise AssertionError(f"no {kind.__name__}")
+
+
+def check_errors():
+    unknown = refused(openai.NotFoundError, lambda: chat(model="no-such-model"))
+    assert unknown.code == "model_not_found" and unknown.param == "model", unknown.body
+    assert unknown.request_id
+    long = [{"role": "user", "content": "word " * 200_000}]
+    exceeded = refused(openai.BadRequestError, lambda: chat(messages=long))
+    assert exceeded.code == "context_length_exceeded", exceeded.body
+    absurd = refused(openai.BadRequestError, lambda: chat(temperature=-1))
+    assert absurd.param == "temperature", absurd.body
+    roles = refused(openai.BadRequestError, lambda: chat(messages=[{"role": "alien", "content": "x"}]))
+    assert roles.param == "messages[0].role", roles.body
+    schema = refused(
+        openai.BadRequestError,
+        lambda: client.chat.completions.parse(model=MODEL, messages=MESSAGES, response_format=Colour),
+    )
+    assert schema.param == "response_format", schema.body
+    refused(openai.NotFoundError, lambda: client.get("/no/such/route", cast_to=object))
+    if HAS_KEY:
+        refused(openai.AuthenticationError, lambda: client.with_options(api_key="wrong").models.list())
+
+
+def check_adapter():
+    if not ADAPTER:
+        print("SKIPPED: adapters (no ADAPTER given)")
+        return
+    answer = chat(model=ADAPTER)
+    assert answer.model == ADAPTER and answer.choices[0].message.content, answer
+    assert answer.choices[0].message.content != chat().choices[0].message.content, "the adapter changes nothing"
+    assert answer.system_fingerprint != chat().system_fingerprint
+
+
+def check_early_close():
+    async def run():
+        async with openai.AsyncOpenAI(base_url=f"{BASE_URL}/v1", timeout=120) as other:
+
+            async def one(idx):
+                stream = await other.chat.completions.create(
+                    model=MODEL, messages=MESSAGES, stream=True, max_completion_tokens=200, seed=idx
+                )
+                async for _ in stream:
+                    break
+                await stream.close()
+
+            await asyncio.gather(*(one(idx) for idx in range(8)))
+
+    asyncio.run(run())
+    assert chat(max_completion_tokens=1).choices
+
+
+def check_retries():
+    if not OVERLOAD_URL:
+        return
+    single = openai.OpenAI(base_url=f"{OVERLOAD_URL}/v1", max_retries=0, timeout=120)
+    options = {"model": MODEL, "prompt": "x", "max_tokens": 1000, "extra_body": {"ignore_eos": True}}
+    first = single.completions.create(stream=True, **options)
+    next(iter(first))
+    full = refused(openai.RateLimitError, lambda: single.completions.create(model=MODEL, prompt="x", max_tokens=1))
+    assert full.code == "rate_limit_exceeded" and int(full.response.headers["retry-after"]) >= 1
+    threading.Timer(0.3, first.close).start()
+    patient = single.with_options(max_retries=4)
+    assert patient.completions.create(model=MODEL, prompt="x", max_tokens=1).choices, "a retry succeeds"
+
+
+for check in (
+    check_models,
+    check_chat,
+    check_logprobs,
+    check_seeds,
+    check_completions,
+    check_errors,
+    check_adapter,
+    check_early_close,
+    check_retries,
+):
+    check()
+    print(f"ok {check.__name__}")
