@@ -299,7 +299,9 @@ impl Ctx {
         }
         let result = forward(self, &step).and_then(|out| match out.life {
             // A replay has nothing but place and shape to find the result by.
-            Life::Scratch { .. } if out.dtype == DType::F32 && out.offset_bytes.is_multiple_of(ALIGN) => Ok(out),
+            Life::Scratch { .. } if out.dtype == DType::F32 && out.offset_bytes.is_multiple_of(ALIGN) => {
+                Ok(out)
+            }
             _ => invalid("run_step", format!("the result {out:?} is no scratch tensor of its own")),
         });
         // SAFETY: the step began above.

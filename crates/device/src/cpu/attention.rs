@@ -253,11 +253,10 @@ impl<E: KvElement> AttendKernel<'_, E> {
     ) {
         let (from, to) = self.span(first + i);
         let len = (end - split).next_multiple_of(LANES);
-        let visible = |at: usize| (from..to).contains(&(split + at));
-        // Whole vectors inside the span need no mask.
-        for at in (0..len).filter(|&at| !visible(at)) {
-            scores[at] = f32::NEG_INFINITY;
-        }
+        let (first_visible, end_visible) =
+            (from.saturating_sub(split).min(len), to.saturating_sub(split).min(len));
+        scores[..first_visible].fill(f32::NEG_INFINITY);
+        scores[end_visible..len].fill(f32::NEG_INFINITY);
         // SAFETY: `len` is at most SPLIT, a whole number of vectors.
         unsafe {
             let p = scores.as_mut_ptr();

@@ -37,6 +37,13 @@ pub(crate) trait BlockFormat: Copy + Send + Sync + 'static {
     /// The eight groups of a block.
     unsafe fn quants<S: Simd>(p: *const u8) -> [S::W; 8];
 
+    /// Adds a group's products to the accumulators.
+    #[inline(always)]
+    unsafe fn dot<S: Simd>(acc: S::I, w: S::W, a: *const i8) -> S::I {
+        // SAFETY: four readable bytes, by the caller.
+        unsafe { if Self::SIGNED { S::dot_i8(acc, w, a) } else { S::dot_u8(acc, w, a) } }
+    }
+
     /// Scales (one or two) and minimum of block `sub` of the super-block whose scales start at `p`.
     unsafe fn scales<S: Simd>(p: *const u8, sub: usize) -> ([S::F; 2], S::F);
 
@@ -368,8 +375,8 @@ pub(crate) unsafe fn quantise_row<S: Simd>(x: *const f32, len: usize, q: *mut i8
             let scale = amax / 127.0;
             let inverse = if amax > 0.0 { 127.0 / amax } else { 0.0 };
             let inverse = S::splat(inverse);
-            let bound = |v| S::min(S::max(S::mul(v, inverse), S::splat(-127.0)), S::splat(127.0));
-            let (qlo, qhi) = (S::round(bound(lo)), S::round(bound(hi)));
+            // Rounding of `inverse` cannot carry the largest value past 127.
+            let (qlo, qhi) = (S::round(S::mul(lo, inverse)), S::round(S::mul(hi, inverse)));
             S::store_i8(q.add(b * BLOCK), qlo);
             S::store_i8(q.add(b * BLOCK + LANES), qhi);
             let sum_low = S::reduce_add_i32(qlo);

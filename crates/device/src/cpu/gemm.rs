@@ -85,34 +85,32 @@ impl<F: BlockFormat> QuantisedGemm<F> {
                 for (m, sum) in sums.iter_mut().enumerate() {
                     let a = q.add(m * self.cols + b * BLOCK);
                     let meta = meta.add(m * num_blocks + b);
-                    let dot = |acc, w, a| if F::SIGNED { S::dot_i8(acc, w, a) } else { S::dot_u8(acc, w, a) };
-                    let start = |sum: i32| S::splat_i32(-offset * sum);
                     let factor = S::splat((*meta).scale);
                     if F::PARTS == 1 {
                         // Two chains, for latency; integer sums are exact in any order.
-                        let mut x = if offset == 0 { S::splat_i32(0) } else { start((*meta).sum) };
+                        let mut x = S::splat_i32(-offset * (*meta).sum);
                         let mut y = S::splat_i32(0);
-                        x = dot(x, w[0], a);
-                        y = dot(y, w[1], a.add(4));
-                        x = dot(x, w[2], a.add(8));
-                        y = dot(y, w[3], a.add(12));
-                        x = dot(x, w[4], a.add(16));
-                        y = dot(y, w[5], a.add(20));
-                        x = dot(x, w[6], a.add(24));
-                        y = dot(y, w[7], a.add(28));
+                        x = F::dot::<S>(x, w[0], a);
+                        y = F::dot::<S>(y, w[1], a.add(4));
+                        x = F::dot::<S>(x, w[2], a.add(8));
+                        y = F::dot::<S>(y, w[3], a.add(12));
+                        x = F::dot::<S>(x, w[4], a.add(16));
+                        y = F::dot::<S>(y, w[5], a.add(20));
+                        x = F::dot::<S>(x, w[6], a.add(24));
+                        y = F::dot::<S>(y, w[7], a.add(28));
                         *sum = S::fma(S::to_f32(S::add_i32(x, y)), S::mul(parts[0], factor), *sum);
                     } else {
                         let low = (*meta).sum_low;
-                        let mut x = start(low);
-                        let mut y = start((*meta).sum - low);
-                        x = dot(x, w[0], a);
-                        y = dot(y, w[4], a.add(16));
-                        x = dot(x, w[1], a.add(4));
-                        y = dot(y, w[5], a.add(20));
-                        x = dot(x, w[2], a.add(8));
-                        y = dot(y, w[6], a.add(24));
-                        x = dot(x, w[3], a.add(12));
-                        y = dot(y, w[7], a.add(28));
+                        let mut x = S::splat_i32(-offset * low);
+                        let mut y = S::splat_i32(-offset * ((*meta).sum - low));
+                        x = F::dot::<S>(x, w[0], a);
+                        y = F::dot::<S>(y, w[4], a.add(16));
+                        x = F::dot::<S>(x, w[1], a.add(4));
+                        y = F::dot::<S>(y, w[5], a.add(20));
+                        x = F::dot::<S>(x, w[2], a.add(8));
+                        y = F::dot::<S>(y, w[6], a.add(24));
+                        x = F::dot::<S>(x, w[3], a.add(12));
+                        y = F::dot::<S>(y, w[7], a.add(28));
                         *sum = S::fma(S::to_f32(x), S::mul(parts[0], factor), *sum);
                         *sum = S::fma(S::to_f32(y), S::mul(parts[1], factor), *sum);
                     }

@@ -3,11 +3,10 @@
 //! Both factors are read as they lie in memory, each element once per group of rows; ranks are exact.
 
 use std::marker::PhantomData;
-use std::ops::Range;
 
 use super::gemm::{BF16, Element, F16, F32};
 use super::isa::{Isa, Kernel};
-use super::simd::{LANES, Simd};
+use super::simd::{LANES, Simd, load, store};
 use crate::DType;
 
 /// Rows handled at once, and ranks or vectors of outputs handled at once.
@@ -80,34 +79,32 @@ impl<E: Element> Kernel for Shrink<E> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let ShrinkArgs { rows, ranks, .. } = self.args;
-        for_tiles(0..rows, ranks.0..ranks.1, |row, m, rank, r| {
-            // SAFETY: the caller's; tiles stay within rows and ranks.
-            unsafe {
-                match (m, r) {
-                    (TILE, TILE) => self.tile::<S, TILE, TILE>(row, rank),
-                    (TILE, _) => self.tile::<S, TILE, 1>(row, rank),
-                    (_, TILE) => self.tile::<S, 1, TILE>(row, rank),
-                    _ => self.tile::<S, 1, 1>(row, rank),
+        let mut rank = ranks.0;
+        while rank < ranks.1 {
+            let r = tile_len(ranks.1 - rank);
+            let mut row = 0;
+            while row < rows {
+                let m = tile_len(rows - row);
+                // SAFETY: the caller's; tiles stay within rows and ranks.
+                unsafe {
+                    match (m, r) {
+                        (TILE, TILE) => self.tile::<S, TILE, TILE>(row, rank),
+                        (TILE, _) => self.tile::<S, TILE, 1>(row, rank),
+                        (_, TILE) => self.tile::<S, 1, TILE>(row, rank),
+                        _ => self.tile::<S, 1, 1>(row, rank),
+                    }
                 }
+                row += m;
             }
-        });
+            rank += r;
+        }
     }
 }
 
-/// Cuts two ranges into tiles of [`TILE`] or 1.
+/// Length of the next tile when `left` are left.
 #[inline(always)]
-fn for_tiles(rows: Range<usize>, cols: Range<usize>, mut tile: impl FnMut(usize, usize, usize, usize)) {
-    let mut col = cols.start;
-    while col < cols.end {
-        let c = if cols.end - col >= TILE { TILE } else { 1 };
-        let mut row = rows.start;
-        while row < rows.end {
-            let r = if rows.end - row >= TILE { TILE } else { 1 };
-            tile(row, r, col, c);
-            row += r;
-        }
-        col += c;
-    }
+fn tile_len(left: usize) -> usize {
+    if left >= TILE { TILE } else { 1 }
 }
 
 /// `out[row, o] = out_scale[o] * (out[row, o] + Σ_r low[row, r] b_t[r, o]) + bias[o] + residual[row, o]`, where
@@ -147,10 +144,6 @@ impl<E: Element> Expand<E> {
         let first = vector * LANES;
         // Only the last vector, handled alone, can be incomplete.
         let n = (features - first).min(LANES);
-        let load = |p: *const f32| {
-            // SAFETY: `n` floats are readable.
-            unsafe { if n == LANES { S::load(p) } else { S::load_part(p, n) } }
-        };
         // SAFETY: rows, vectors and their extents are the caller's; all loads stay within them.
         unsafe {
             let mut sums = [[S::splat(0.0); V]; M];
@@ -171,26 +164,26 @@ impl<E: Element> Expand<E> {
                 for (v, sum) in sums.into_iter().enumerate() {
                     let feature = first + v * LANES;
                     let at = (row + m) * features + feature;
-                    let mut y = load(out.add(at));
+                    let mut y = load::<S>(out.add(at), n);
                     // A row whose bias and residual were left out has them added in the order of the base product.
                     if out_scale.is_null() {
                         if !bias.is_null() {
-                            y = S::add(y, load(bias.add(feature)));
+                            y = S::add(y, load::<S>(bias.add(feature), n));
                         }
                         if !residual.is_null() {
-                            y = S::add(y, load(residual.add(at)));
+                            y = S::add(y, load::<S>(residual.add(at), n));
                         }
                         y = S::add(y, sum);
                     } else {
-                        y = S::mul(S::add(y, sum), load(out_scale.add(feature)));
+                        y = S::mul(S::add(y, sum), load::<S>(out_scale.add(feature), n));
                         if !bias.is_null() {
-                            y = S::add(y, load(bias.add(feature)));
+                            y = S::add(y, load::<S>(bias.add(feature), n));
                         }
                         if !residual.is_null() {
-                            y = S::add(y, load(residual.add(at)));
+                            y = S::add(y, load::<S>(residual.add(at), n));
                         }
                     }
-                    if n == LANES { S::store(out.add(at), y) } else { S::store_part(out.add(at), y, n) }
+                    store::<S>(out.add(at), y, n);
                 }
             }
         }
@@ -202,8 +195,13 @@ impl<E: Element> Kernel for Expand<E> {
     unsafe fn run<S: Simd>(self) {
         let ExpandArgs { rows, vectors, features, .. } = self.args;
         let whole = vectors.1.min(features / LANES).max(vectors.0);
-        for (from, to) in [(vectors.0, whole), (whole, vectors.1)] {
-            for_tiles(0..rows, from..to, |row, m, vector, v| {
+        let mut vector = vectors.0;
+        while vector < vectors.1 {
+            // An incomplete last vector is a tile of its own.
+            let v = if vector < whole { tile_len(whole - vector) } else { 1 };
+            let mut row = 0;
+            while row < rows {
+                let m = tile_len(rows - row);
                 // SAFETY: the caller's; tiles stay within rows and vectors.
                 unsafe {
                     match (m, v) {
@@ -213,7 +211,9 @@ impl<E: Element> Kernel for Expand<E> {
                         _ => self.tile::<S, 1, 1>(row, vector),
                     }
                 }
-            });
+                row += m;
+            }
+            vector += v;
         }
     }
 }

@@ -18,9 +18,10 @@ mod sample;
 mod simd;
 mod weight;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use self::attention::{Attend, Cache, KvF16, KvF32, MAX_HEAD_DIM, attend, write_row};
+use self::isa::Kernel;
 use self::linear::{LinearScratch, linear, rows_per_task};
 use self::memory::HostMemory;
 use self::rowwise::{RmsNorm, SiluMul, rope_row};
@@ -454,14 +455,35 @@ impl CpuOps {
             .chunks(vocab * per_part)
             .zip(rows.chunks(per_part))
             .zip(&mut self.sampling)
-            .map(|part| std::sync::Mutex::new((part, Vec::new())))
+            .map(|((values, rows), scratch)| {
+                Mutex::new(LogitRows { values, vocab, rows, scratch, f: &f, out: Vec::new() })
+            })
             .collect();
         self.cpu.pool.run(parts.len(), &|i| {
             let Some(mut part) = parts.get(i).and_then(|p| p.lock().ok()) else { return };
-            let (((values, rows), scratch), out) = &mut *part;
-            out.extend(values.chunks(vocab).zip(rows.iter()).map(|(values, row)| f(values, row, scratch)));
+            // SAFETY: plain Rust, compiled for the instruction set.
+            unsafe { self.cpu.isa.run(&mut *part) };
         });
-        parts.into_iter().filter_map(|p| p.into_inner().ok()).flat_map(|(_, out)| out).collect()
+        parts.into_iter().filter_map(|p| p.into_inner().ok()).flat_map(|part| part.out).collect()
+    }
+}
+
+/// Some rows of logits and what each is mapped by.
+struct LogitRows<'a, A, B, F> {
+    values: &'a [f32],
+    vocab: usize,
+    rows: &'a [A],
+    scratch: &'a mut SampleScratch,
+    f: &'a F,
+    out: Vec<B>,
+}
+
+impl<A, B, F: Fn(&[f32], &A, &mut SampleScratch) -> B> Kernel for &mut LogitRows<'_, A, B, F> {
+    #[inline(always)]
+    unsafe fn run<S: simd::Simd>(self) {
+        for (values, row) in self.values.chunks(self.vocab).zip(self.rows) {
+            self.out.push((self.f)(values, row, self.scratch));
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Kernels that work on one row at a time.
 
 use super::isa::Kernel;
-use super::simd::{LANES, Simd, exp};
+use super::simd::{LANES, Simd, exp, load, store};
 
 /// Root-mean-square norm of a row.
 #[derive(Clone, Copy)]
@@ -20,15 +20,16 @@ impl Kernel for RmsNorm {
         // SAFETY: `len` elements each, by the caller.
         unsafe {
             let mut sum = S::splat(0.0);
-            for_vectors(len, |i, n| {
-                let v = load::<S>(x.add(i), n);
+            for i in (0..len).step_by(LANES) {
+                let v = load::<S>(x.add(i), LANES.min(len - i));
                 sum = S::fma(v, v, sum);
-            });
+            }
             let factor = S::splat(1.0 / (S::reduce_add(sum) / len as f32 + eps).sqrt());
-            for_vectors(len, |i, n| {
+            for i in (0..len).step_by(LANES) {
+                let n = LANES.min(len - i);
                 let v = S::mul(S::mul(load::<S>(x.add(i), n), factor), load::<S>(weight.add(i), n));
                 store::<S>(out.add(i), v, n);
-            });
+            }
         }
     }
 }
@@ -46,14 +47,15 @@ impl Kernel for SiluMul {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let SiluMul { gate, up, out, len } = self;
-        for_vectors(len, |i, n| {
+        for i in (0..len).step_by(LANES) {
+            let n = LANES.min(len - i);
             // SAFETY: `len` elements each, by the caller.
             unsafe {
                 let g = load::<S>(gate.add(i), n);
                 let denominator = S::add(S::splat(1.0), exp::<S>(S::sub(S::splat(0.0), g)));
                 store::<S>(out.add(i), S::mul(S::div(g, denominator), load::<S>(up.add(i), n)), n);
             }
-        });
+        }
     }
 }
 
@@ -77,31 +79,5 @@ pub(crate) unsafe fn rope_row(x: *const f32, out: *mut f32, heads: usize, head_d
             // SAFETY: by the caller.
             unsafe { *out.add(head * head_dim + i) = *x.add(head * head_dim + i) };
         }
-    }
-}
-
-#[inline(always)]
-unsafe fn load<S: Simd>(p: *const f32, n: usize) -> S::F {
-    // SAFETY: `n` readable elements, by the caller.
-    unsafe { if n == LANES { S::load(p) } else { S::load_part(p, n) } }
-}
-
-#[inline(always)]
-unsafe fn store<S: Simd>(p: *mut f32, x: S::F, n: usize) {
-    // SAFETY: `n` writable elements, by the caller.
-    unsafe { if n == LANES { S::store(p, x) } else { S::store_part(p, x, n) } }
-}
-
-/// Calls `f(start, lanes)` for each vector of `len` elements.
-#[inline(always)]
-fn for_vectors(len: usize, mut f: impl FnMut(usize, usize)) {
-    let whole = len - len % LANES;
-    let mut i = 0;
-    while i < whole {
-        f(i, LANES);
-        i += LANES;
-    }
-    if i < len {
-        f(i, len - i);
     }
 }

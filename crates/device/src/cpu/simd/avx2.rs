@@ -39,6 +39,15 @@ unsafe fn dot_8(acc: __m256i, w: __m256i, a: __m256i) -> __m256i {
     }
 }
 
+#[inline(always)]
+unsafe fn join<const SHIFT: i32>(low: __m256i, high: __m256i) -> __m256i {
+    // SAFETY: register arithmetic only; the caller guarantees AVX2.
+    unsafe {
+        let two = _mm256_and_si256(_mm256_srl_epi16(high, _mm_cvtsi32_si128(SHIFT)), _mm256_set1_epi8(3));
+        _mm256_or_si256(low, _mm256_slli_epi16::<4>(two))
+    }
+}
+
 macro_rules! pairwise {
     ($($name:ident($($arg:ident),*) -> $ret:ty = $f:ident;)*) => {$(
         #[inline(always)]
@@ -97,25 +106,26 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn load_f16(p: *const u16) -> Self::F {
         unsafe {
-            let part = |p: *const u16| _mm256_cvtph_ps(_mm_loadu_si128(p.cast()));
-            [part(p), part(p.add(8))]
+            [_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(8).cast()))]
         }
     }
     #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> Self::F {
         unsafe {
-            let part = |p: *const u16| {
-                let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
-            };
-            [part(p), part(p.add(8))]
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(8).cast()));
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+            ]
         }
     }
     #[inline(always)]
     unsafe fn load_i8(p: *const i8) -> Self::F {
         unsafe {
-            let part = |p: *const i8| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())));
-            [part(p), part(p.add(8))]
+            let low = _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()));
+            let high = _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.add(8).cast()));
+            [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)]
         }
     }
     #[inline(always)]
@@ -184,21 +194,14 @@ impl Simd for Avx2 {
     unsafe fn nibbles(w: Self::W) -> (Self::W, Self::W) {
         unsafe {
             let mask = _mm256_set1_epi8(15);
-            let low = |w| _mm256_and_si256(w, mask);
-            let high = |w| _mm256_and_si256(_mm256_srli_epi16::<4>(w), mask);
-            ([low(w[0]), low(w[1])], [high(w[0]), high(w[1])])
+            let low = [_mm256_and_si256(w[0], mask), _mm256_and_si256(w[1], mask)];
+            let (a, b) = (_mm256_srli_epi16::<4>(w[0]), _mm256_srli_epi16::<4>(w[1]));
+            (low, [_mm256_and_si256(a, mask), _mm256_and_si256(b, mask)])
         }
     }
     #[inline(always)]
     unsafe fn join_2bit<const SHIFT: i32>(low: Self::W, high: Self::W) -> Self::W {
-        unsafe {
-            let join = |low, high| {
-                let two =
-                    _mm256_and_si256(_mm256_srl_epi16(high, _mm_cvtsi32_si128(SHIFT)), _mm256_set1_epi8(3));
-                _mm256_or_si256(low, _mm256_slli_epi16::<4>(two))
-            };
-            [join(low[0], high[0]), join(low[1], high[1])]
-        }
+        unsafe { [join::<SHIFT>(low[0], high[0]), join::<SHIFT>(low[1], high[1])] }
     }
     #[inline(always)]
     unsafe fn bias_i8(w: Self::W) -> Self::W {
@@ -216,8 +219,10 @@ impl Simd for Avx2 {
         unsafe {
             // One factor has to be unsigned: move the weights' signs over to the activations.
             let a = _mm256_set1_epi32(a.cast::<i32>().read_unaligned());
-            let dot = |acc, w| dot_8(acc, _mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
-            [dot(acc[0], w[0]), dot(acc[1], w[1])]
+            [
+                dot_8(acc[0], _mm256_abs_epi8(w[0]), _mm256_sign_epi8(a, w[0])),
+                dot_8(acc[1], _mm256_abs_epi8(w[1]), _mm256_sign_epi8(a, w[1])),
+            ]
         }
     }
 }

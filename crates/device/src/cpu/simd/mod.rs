@@ -79,6 +79,26 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn dot_i8(acc: Self::I, w: Self::W, a: *const i8) -> Self::I;
 }
 
+/// The first `n` of 16 floats (1 to 16), the others 0.
+///
+/// # Safety
+/// `n` readable floats, and the CPU features of `S`.
+#[inline(always)]
+pub(crate) unsafe fn load<S: Simd>(p: *const f32, n: usize) -> S::F {
+    // SAFETY: the caller's.
+    unsafe { if n == LANES { S::load(p) } else { S::load_part(p, n) } }
+}
+
+/// Stores the first `n` of 16 floats (1 to 16).
+///
+/// # Safety
+/// As [`load`], writable.
+#[inline(always)]
+pub(crate) unsafe fn store<S: Simd>(p: *mut f32, x: S::F, n: usize) {
+    // SAFETY: the caller's.
+    unsafe { if n == LANES { S::store(p, x) } else { S::store_part(p, x, n) } }
+}
+
 /// `e^x` to about 1e-7 relative; exactly 0 below -87.7, so that a masked score of -inf weighs nothing.
 ///
 /// Cody-Waite reduction and the Taylor polynomial of degree 7 on `|r| <= ln 2 / 2` (truncation 5e-9).
