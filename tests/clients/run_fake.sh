@@ -28,6 +28,7 @@ serve() {
     return 1
 }
 
+export WARDROBE_API_KEY=key-of-run-fake
 serve "$port" 1024
 serve $((port + 1)) 1
 OVERLOAD_URL=http://127.0.0.1:$((port + 1)) "$here/run.sh" "http://127.0.0.1:$port" fake letters

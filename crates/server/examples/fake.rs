@@ -1,7 +1,7 @@
 //! Serves a model that computes nothing, for trying clients: `fake [ADDRESS] [ADAPTER_ROOT] [MAX_CONCURRENT_REQUESTS]`.
 //!
 //! Every answer counts through the alphabet. Folders of the adapter root that hold a file `letter` are loaded as
-//! adapters under their names; their answers begin with that letter.
+//! adapters under their names; their answers begin with that letter. `WARDROBE_API_KEY` sets a key.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -31,8 +31,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             engine.load_adapter(&name, AdapterSource::Path(path), LoadOptions::default())?;
         }
     }
-    let server =
-        Server::new(support::served(engine), ServerConfig { adapter_root, ..ServerConfig::default() })?;
+    let mut config = ServerConfig { adapter_root, ..ServerConfig::default() };
+    config.api_keys.extend(std::env::var("WARDROBE_API_KEY"));
+    if let Some(max) = arguments.next() {
+        config.max_concurrent_requests = max.parse()?;
+    }
+    let server = Server::new(support::served(engine), config)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::bind(&address).await?;

@@ -1,4 +1,5 @@
 //! Adapters over HTTP: loading, replacing, unloading, choosing, and paths that try to escape.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 #[path = "support/mod.rs"]
 mod support;

@@ -1,4 +1,5 @@
 //! `/v1/chat/completions`, whole answers.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 #[path = "support/mod.rs"]
 mod support;

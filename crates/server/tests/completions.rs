@@ -1,4 +1,5 @@
 //! `/v1/completions`, whole answers, and the routes around it: tokenizer, models, inference.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 #[path = "support/mod.rs"]
 mod support;

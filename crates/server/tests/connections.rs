@@ -1,4 +1,5 @@
 //! Over real connections: clients that go away, read slowly, send slowly; and the end of the server.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 #[path = "support/mod.rs"]
 mod support;

@@ -1,4 +1,5 @@
 //! Every way to be refused: the right status, OpenAI's error shape, and nothing left behind.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 #[path = "support/mod.rs"]
 mod support;

@@ -1,4 +1,5 @@
 //! Streams of server-sent events, as clients read them.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 #[path = "support/mod.rs"]
 mod support;
