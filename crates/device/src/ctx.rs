@@ -396,7 +396,20 @@ impl Ctx {
     ) -> Result<[Tensor; N]> {
         let op = "rope";
         let rows = step.key.num_rows;
+        if step.bounds.num_rope_tables > tables.tables.len() {
+            return invalid(
+                op,
+                format!("{} tables for a step of {}", tables.tables.len(), step.bounds.num_rope_tables),
+            );
+        }
         for table in &tables.tables {
+            if step.bounds.max_positions > table.shape.rows() {
+                let positions = (table.shape.rows(), step.bounds.max_positions);
+                return invalid(
+                    op,
+                    format!("a table of {} positions for a step of {}", positions.0, positions.1),
+                );
+            }
             let half = table.shape.dims().get(1).copied().unwrap_or(0);
             expect(op, "table", table, Shape::from([table.shape.rows(), half, 2]), DType::F32)?;
             if half == 0 || 2 * half > head_dim {
@@ -443,6 +456,11 @@ impl Ctx {
         }
         let cache = Shape::from([kv.k.shape.rows(), hk, BLOCK_SIZE * d]);
         expect(op, "cache", &kv.k, cache, kv.k.dtype)?;
+        expect(op, "cache", &kv.v, cache, kv.k.dtype)?;
+        if step.bounds.num_blocks > cache.rows() || step.bounds.block_size != BLOCK_SIZE {
+            let checked = (step.bounds.num_blocks, step.bounds.block_size);
+            return invalid(op, format!("the step was checked for {checked:?} blocks, the cache is {cache}"));
+        }
         let out = self.alloc([rows, h, d], DType::F32)?;
         let (scale, window) = (spec.scale, spec.window);
         let args = PagedAttention { q: &q, k: &k, v: &v, kv, step, scale, window, out: &out };

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crate::error::{Result, invalid};
-use crate::lora::NULL_SLOT;
+use crate::lora::{LoraBatch, LoraTable, NULL_SLOT};
 use crate::tensor::Memory;
 use crate::{DType, Tensor};
 
@@ -166,33 +166,58 @@ pub struct StepBounds {
     pub block_size: usize,
 }
 
-/// A step on the device: tensors over the fixed buffer, in the shape that the key says.
+/// A step on the device: tensors over the fixed buffer, in the shape that the key says. Made only from inputs that were
+/// checked, which is why its tensors cannot be exchanged.
 #[derive(Debug, Clone)]
 pub struct Step {
     /// The step's shape.
-    pub key: GraphKey,
+    pub(crate) key: GraphKey,
+    /// What the contents were checked against.
+    pub(crate) bounds: StepBounds,
     /// `[rows]`.
-    pub token_ids: Tensor,
+    pub(crate) token_ids: Tensor,
     /// `[rows]`.
-    pub positions: Tensor,
+    pub(crate) positions: Tensor,
     /// `[rows]`.
-    pub rope_idx: Tensor,
+    pub(crate) rope_idx: Tensor,
     /// `[rows]`.
-    pub lora_slots: Tensor,
+    pub(crate) lora_slots: Tensor,
     /// `[rows]` F32.
-    pub lora_scales: Tensor,
+    pub(crate) lora_scales: Tensor,
     /// `[seqs + 1]`.
-    pub seq_starts: Tensor,
+    pub(crate) seq_starts: Tensor,
     /// `[seqs]`.
-    pub context_lens: Tensor,
+    pub(crate) context_lens: Tensor,
     /// `[seqs, max_blocks]`.
-    pub block_tables: Tensor,
+    pub(crate) block_tables: Tensor,
     /// `[logit rows]`.
-    pub logit_rows: Tensor,
+    pub(crate) logit_rows: Tensor,
     /// `[logit rows]`: adapter slots of the logit rows, for an adapted head.
-    pub logit_lora_slots: Tensor,
+    pub(crate) logit_lora_slots: Tensor,
     /// `[logit rows]` F32.
-    pub logit_lora_scales: Tensor,
+    pub(crate) logit_lora_scales: Tensor,
+}
+
+impl Step {
+    /// The step's shape.
+    pub fn key(&self) -> &GraphKey {
+        &self.key
+    }
+
+    /// Token id of each row, `[rows]`.
+    pub fn token_ids(&self) -> &Tensor {
+        &self.token_ids
+    }
+
+    /// The adapters of the rows.
+    pub fn lora<'a>(&'a self, table: &'a Arc<LoraTable>) -> LoraBatch<'a> {
+        LoraBatch { table, slots: &self.lora_slots, scales: &self.lora_scales }
+    }
+
+    /// Adapter slots and scales of the logit rows `first_row ..`, for the head.
+    pub fn logit_lora(&self, first_row: usize, rows: usize) -> Result<(Tensor, Tensor)> {
+        Ok((self.logit_lora_slots.rows(first_row, rows)?, self.logit_lora_scales.rows(first_row, rows)?))
+    }
 }
 
 /// The fixed buffer and where each input lies in it.
@@ -259,6 +284,7 @@ impl StepBuffers {
         let f32s = |index: usize, len: usize| part(index, len).map(|t| Tensor { dtype: DType::F32, ..t });
         let step = Step {
             key,
+            bounds: *bounds,
             token_ids: part(0, key.num_rows)?,
             positions: part(1, key.num_rows)?,
             rope_idx: part(2, key.num_rows)?,

@@ -8,6 +8,7 @@ mod attention;
 mod blocks;
 mod gemm;
 mod isa;
+mod limits;
 mod linear;
 mod lora;
 mod memory;
@@ -39,6 +40,7 @@ use crate::weight::{HostTensor, Weight};
 use crate::{DType, Shape};
 
 pub use self::isa::{ISA_ENV, Isa};
+pub use self::limits::{MachineLimits, ReadBandwidth};
 pub use self::pool::ThreadPool;
 
 /// How to set up the CPU device.

@@ -101,8 +101,7 @@ impl Llama {
         state: &mut ForwardState<'_>,
     ) -> DeviceResult<Tensor> {
         let Some(layer) = self.layers.get(layer_idx) else { return Ok(x.clone()) };
-        let lora =
-            state.lora.map(|table| LoraBatch { table, slots: &step.lora_slots, scales: &step.lora_scales });
+        let lora = state.lora.map(|table| step.lora(table));
         let lora = lora.as_ref();
         let eps = self.config.rms_norm_eps as f32;
 
@@ -137,7 +136,7 @@ impl Decoder for Llama {
     }
 
     fn forward(&self, ctx: &mut Ctx, step: &Step, mut state: ForwardState<'_>) -> DeviceResult<Tensor> {
-        let mut x = ctx.embed(&step.token_ids, &self.embedding)?;
+        let mut x = ctx.embed(step.token_ids(), &self.embedding)?;
         for layer_idx in 0..self.layers.len() {
             x = ctx.scope_into(x, |ctx, x| self.layer(ctx, layer_idx, x, step, &mut state))?;
         }
@@ -153,9 +152,7 @@ impl Decoder for Llama {
         step: &Step,
         lora: Option<&Arc<LoraTable>>,
     ) -> DeviceResult<Tensor> {
-        let rows = hidden.shape().rows();
-        let slots = step.logit_lora_slots.rows(first_row, rows)?;
-        let scales = step.logit_lora_scales.rows(first_row, rows)?;
+        let (slots, scales) = step.logit_lora(first_row, hidden.shape().rows())?;
         let lora = lora.map(|table| LoraBatch { table, slots: &slots, scales: &scales });
         let projection = Projection { residual: None, ..self.head.projection(None) };
         let [logits] = ctx.linear(hidden, [projection], lora.as_ref())?;
