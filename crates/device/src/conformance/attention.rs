@@ -100,7 +100,7 @@ impl Case {
         let config = KvConfig { num_layers: 2, num_blocks, num_kv_heads, head_dim, dtype: self.dtype };
         let mut cache = ctx.kv_cache(config).unwrap();
         let tokens = self.load_tokens(&mut ctx);
-        let bounds = StepBounds { vocab_size: tokens[0].rows(), ..BOUNDS };
+        let bounds = StepBounds { vocab_size: tokens[0].rows(), num_blocks, ..BOUNDS };
         let nan_token = tokens[0].rows() as u32 - 1;
         let mut step = |batch: &TinyBatch| {
             let out = ctx.run_step(&batch.inputs(), &bounds, |ctx, step| {

@@ -375,8 +375,10 @@ pub(crate) unsafe fn quantise_row<S: Simd>(x: *const f32, len: usize, q: *mut i8
             let scale = amax / 127.0;
             let inverse = if amax > 0.0 { 127.0 / amax } else { 0.0 };
             let inverse = S::splat(inverse);
-            // Rounding of `inverse` cannot carry the largest value past 127.
-            let (qlo, qhi) = (S::round(S::mul(lo, inverse)), S::round(S::mul(hi, inverse)));
+            // The bounds matter only where `inverse` overflows: a block of denormals.
+            let (low, high) = (S::splat(-127.0), S::splat(127.0));
+            let qlo = S::round(S::min(S::max(S::mul(lo, inverse), low), high));
+            let qhi = S::round(S::min(S::max(S::mul(hi, inverse), low), high));
             S::store_i8(q.add(b * BLOCK), qlo);
             S::store_i8(q.add(b * BLOCK + LANES), qhi);
             let sum_low = S::reduce_add_i32(qlo);
