@@ -39,8 +39,12 @@ pub(crate) async fn load(State(state): State<Arc<ServerState>>, body: JsonObject
         let message = "this server was started without an adapter root; adapters cannot be loaded by path";
         return Err(ApiError::forbidden(message).with_code("adapter_root_missing"));
     }
+    let place = state.adapter_loads.clone().acquire_owned().await.map_err(|_| ApiError::shutting_down())?;
     // The client may go away; what has begun is finished.
-    let task = tokio::task::spawn_blocking(move || load_blocking(&state, &fields));
+    let task = tokio::task::spawn_blocking(move || {
+        let _place = place;
+        load_blocking(&state, &fields)
+    });
     task.await.unwrap_or_else(|error| {
         tracing::error!(%error, "loading an adapter failed");
         Err(ApiError::internal("the adapter could not be loaded"))

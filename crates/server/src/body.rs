@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
 use crate::error::{ApiError, Result};
@@ -25,18 +26,13 @@ impl FromRequest<Arc<ServerState>> for JsonObject {
         if declared.and_then(|text| text.parse::<u64>().ok()).is_some_and(|n| n > limit_bytes as u64) {
             return Err(ApiError::body_too_large(limit_bytes));
         }
-        let read =
-            tokio::time::timeout(state.config.read_timeout, to_bytes(request.into_body(), limit_bytes));
-        let bytes = match read.await {
-            Ok(Ok(bytes)) => bytes,
-            Ok(Err(error)) => {
-                let too_large = std::error::Error::source(&error)
-                    .is_some_and(|source| source.to_string().contains("length limit exceeded"));
-                return Err(match too_large {
-                    true => ApiError::body_too_large(limit_bytes),
-                    false => ApiError::bad_request("the request body could not be read"),
-                });
+        let body = Limited::new(request.into_body(), limit_bytes);
+        let bytes = match tokio::time::timeout(state.config.read_timeout, body.collect()).await {
+            Ok(Ok(collected)) => collected.to_bytes(),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                return Err(ApiError::body_too_large(limit_bytes));
             }
+            Ok(Err(_)) => return Err(ApiError::bad_request("the request body could not be read")),
             Err(_) => {
                 let message = "the request body did not arrive in time";
                 return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout_error", message));

@@ -110,6 +110,8 @@ pub(crate) async fn with_context(
         && let Some(parent) = TraceParent::parse(value)
     {
         span.record("trace_id", parent.trace_id).record("parent_id", parent.parent_id);
+        #[cfg(feature = "otlp")]
+        crate::otlp::set_parent(&span, value);
     }
     let echoed = HeaderValue::from_str(&request_id);
     let context = RequestContext { request_id, key: None, span: span.clone(), started };

@@ -11,6 +11,8 @@
 //! `/health` answers; nothing that a client sends panics, blocks the runtime's thread for long, or takes memory beyond
 //! the limits of [`ServerConfig`].
 //!
+//! The feature `otlp` adds an exporter of spans to an OpenTelemetry collector; it is off by default.
+//!
 //! It deliberately does not install signal handlers or loggers, terminate TLS, or keep conversations.
 //!
 //! ```no_run
@@ -42,6 +44,8 @@ mod inference;
 mod metrics;
 mod models;
 mod offload;
+#[cfg(feature = "otlp")]
+pub mod otlp;
 mod probes;
 mod request_log;
 mod router;

@@ -17,6 +17,8 @@ use crate::ids::IdSource;
 use crate::metrics::Metrics;
 use crate::offload::Offload;
 
+const MAX_ADAPTER_LOADS: usize = 2;
+
 /// What all requests share.
 pub(crate) struct ServerState {
     pub model: ServedModel,
@@ -30,6 +32,8 @@ pub(crate) struct ServerState {
     /// Text of the tokens that templates ask for.
     pub bos_token: Option<String>,
     pub eos_token: Option<String>,
+    /// Adapters that are read at once: each holds its files in memory before limits on adapters count.
+    pub adapter_loads: Arc<Semaphore>,
     base_fingerprint: String,
     open_requests: Arc<Semaphore>,
     draining: AtomicBool,
@@ -61,6 +65,7 @@ impl ServerState {
             offload: Offload::new(config.max_text_threads, config.inline_text_bytes),
             bos_token: model.tokenizer.bos().and_then(text),
             eos_token: model.tokenizer.eos().and_then(text),
+            adapter_loads: Arc::new(Semaphore::new(MAX_ADAPTER_LOADS)),
             base_fingerprint: format!("fp_{short}"),
             open_requests: Arc::new(Semaphore::new(config.max_concurrent_requests)),
             draining: AtomicBool::new(false),
