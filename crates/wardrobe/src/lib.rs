@@ -4,10 +4,12 @@
 //! serves.
 #![forbid(unsafe_code)]
 
+mod candle;
 mod device;
 mod error;
 mod model;
 
+pub use candle::{adapter_from_tensors, adapter_source, adapter_tensors};
 pub use device::{CpuOptions, DeviceSpec, Isa, open_device};
 pub use error::{Error, Result};
 pub use model::{EngineOptions, Model, ModelOptions};
@@ -16,5 +18,6 @@ pub use wardrobe_engine::{
     AdapterError, AdapterInfo, AdapterSource, Choice, Completion, Engine, EngineConfig, EngineStats, Event, Finish,
     GenerationId, LoadOptions, Request, ResponseStream, SamplingParams, SubmitError, Summary, TokenId, Update,
 };
+pub use wardrobe_formats::{AdapterConfig, PeftAdapter};
 pub use wardrobe_models::{LoraAdapter, LoraLimits, ModelConfig, WeightPrecision};
 pub use wardrobe_text::{ChatInput, ChatTemplate, Message, Tokenizer};

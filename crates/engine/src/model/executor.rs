@@ -18,7 +18,7 @@ use crate::executor::{ChunkOutput, Executor, ExecutorLimits, SampleSpec, Sampled
 use crate::ids::{Digest, SlotIdx, TokenId};
 
 /// Rows of logits computed at once: they are the largest scratch tensor by far.
-const HEAD_ROWS: usize = 32;
+pub const HEAD_ROWS: usize = 32;
 
 /// Sizes of the executor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,8 +126,9 @@ impl ModelExecutor {
     }
 }
 
-/// Upper bound of the scratch memory that a step of so many rows needs.
-fn arena_bytes(model: &dyn Decoder, max_rows: usize) -> usize {
+/// Upper bound of the scratch memory that a step of so many rows needs, with its head taken [`HEAD_ROWS`] rows at a
+/// time.
+pub fn arena_bytes(model: &dyn Decoder, max_rows: usize) -> usize {
     let c = model.config();
     let per_row = 8 * c.hidden_size + 3 * c.q_size() + 4 * c.kv_size() + 3 * c.intermediate_size;
     let head_rows = HEAD_ROWS.min(max_rows) * c.vocab_size;

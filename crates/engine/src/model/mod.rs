@@ -3,5 +3,5 @@
 mod executor;
 mod peft;
 
-pub use executor::{ModelExecutor, ModelExecutorConfig};
+pub use executor::{HEAD_ROWS, ModelExecutor, ModelExecutorConfig, arena_bytes};
 pub use peft::PeftLoader;
