@@ -37,14 +37,17 @@ impl FromStr for DeviceSpec {
 ///
 /// # Errors
 /// [`Error::Device`] if the device is not there, [`Error::Setting`] for an unknown instruction set.
-pub fn open_device(spec: DeviceSpec, mut cpu: CpuOptions) -> Result<Arc<dyn Device>> {
+pub fn open_device(spec: DeviceSpec, cpu: CpuOptions) -> Result<Arc<dyn Device>> {
     match spec {
-        DeviceSpec::Auto | DeviceSpec::Cpu => {
-            let forced = std::env::var(wardrobe_device::cpu::ISA_ENV).ok().filter(|v| !v.is_empty());
-            if let (None, Some(name)) = (cpu.isa, forced) {
-                cpu.isa = Some(name.parse().map_err(Error::Setting)?);
-            }
-            Ok(Arc::new(CpuDevice::new(cpu)?))
-        }
+        DeviceSpec::Auto | DeviceSpec::Cpu => Ok(Arc::new(open_cpu(cpu)?)),
     }
+}
+
+/// The CPU as [`open_device`] opens it.
+pub(crate) fn open_cpu(mut cpu: CpuOptions) -> Result<CpuDevice> {
+    let forced = std::env::var(wardrobe_device::cpu::ISA_ENV).ok().filter(|v| !v.is_empty());
+    if let (None, Some(name)) = (cpu.isa, forced) {
+        cpu.isa = Some(name.parse().map_err(Error::Setting)?);
+    }
+    Ok(CpuDevice::new(cpu)?)
 }

@@ -81,8 +81,6 @@ impl Default for LocalOptions {
 /// Those of the model, the engine and adapters; [`Error::Setting`] for options that do not fit the model.
 pub fn run_local(path: &Path, options: &LocalOptions, progress: &mut dyn FnMut(&str)) -> Result<Report> {
     let machine = Machine::this();
-    // Once before and once after: the better of the two is nearer to what the machine can do. In this order the
-    // buffers do not count as memory of the model.
     progress("opening the model");
     let started = Instant::now();
     let model = Model::open(path, &options.model)?;
@@ -151,6 +149,8 @@ pub fn run_local(path: &Path, options: &LocalOptions, progress: &mut dyn FnMut(&
         adapters.load_from_disk_ms = swaps.load_from_disk_ms;
     }
     if options.parts.limits {
+        // At the end, so that the buffers do not count as memory of the model; twice, since what disturbs a measurement
+        // only makes it slower.
         progress("what the machine can do");
         let cpu = options.model.cpu;
         report.set_limits(Limits::measure(cpu)?.best(&Limits::measure(cpu)?));

@@ -1,0 +1,120 @@
+//! The command line: one file a command, and what they share.
+//!
+//! Exit codes: 0 done, 1 failed, 2 the command line itself is wrong, 130 or 143 ended by a second signal.
+
+mod adapter;
+mod bench;
+mod cache;
+mod chat;
+mod doctor;
+mod failure;
+mod http;
+mod log;
+mod open;
+mod output;
+mod progress;
+mod quickstart;
+mod run;
+mod serve;
+mod settings;
+mod shipped;
+mod signals;
+mod values;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// Serve one base model with a wardrobe of LoRA adapters.
+#[derive(Parser)]
+#[command(name = "wardrobe", version, max_term_width = 100, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  wardrobe quickstart                           see it work, in a minute
+  wardrobe pull smollm2-135m                    get a model
+  wardrobe chat smollm2-135m                    talk to it here
+  wardrobe serve smollm2-135m --adapter mine=./my-adapter
+                                                an OpenAI-compatible endpoint, with an adapter
+
+Logs go to stderr; WARDROBE_LOG sets what is logged (error, warn, info, debug, or wardrobe_engine=debug,warn).
+Models are cached in $WARDROBE_CACHE, by default ~/.cache/wardrobe.";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show it all: serve a small model, load two adapters, swap one under load
+    Quickstart(quickstart::QuickstartArgs),
+    /// Serve a model and adapters over an OpenAI-compatible endpoint
+    Serve(Box<serve::ServeArgs>),
+    /// Answer one prompt
+    Run(run::RunArgs),
+    /// Talk to a model in the terminal
+    Chat(chat::ChatArgs),
+    /// Get a model onto this machine
+    Pull(cache::PullArgs),
+    /// List the models in the cache, and those that have a short name
+    List(cache::ListArgs),
+    /// Remove a model from the cache
+    Rm(cache::RmArgs),
+    /// Look into adapters
+    #[command(subcommand)]
+    Adapter(adapter::AdapterCommand),
+    /// Measure speed and memory, beside what the machine can do
+    Bench(Box<bench::BenchArgs>),
+    /// Check what this machine offers and whether everything is in place
+    Doctor(doctor::DoctorArgs),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+}
+
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example:\n  wardrobe completions bash > ~/.local/share/bash-completion/completions/wardrobe"
+)]
+struct CompletionsArgs {
+    /// The shell
+    shell: clap_complete::Shell,
+}
+
+/// Reads the command line, runs the command, and prints what went wrong.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Quickstart(args) => quickstart::run(&args),
+        Command::Serve(args) => serve::run(*args),
+        Command::Run(args) => run::run(&args),
+        Command::Chat(args) => chat::run(&args),
+        Command::Pull(args) => cache::pull(&args),
+        Command::List(args) => cache::list(&args),
+        Command::Rm(args) => cache::remove(&args),
+        Command::Adapter(command) => adapter::run(&command),
+        Command::Bench(args) => bench::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Completions(args) => completions(args.shell),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure::report(&error),
+    }
+}
+
+fn completions(shell: clap_complete::Shell) -> anyhow::Result<()> {
+    // Into memory first: the generator panics when its writer fails, as a closed pipe does.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "wardrobe", &mut script);
+    output::write_stdout(&script)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        super::Cli::command().debug_assert();
+    }
+}

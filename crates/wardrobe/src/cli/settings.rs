@@ -1,0 +1,416 @@
+//! Settings of `serve`: flags over environment over file over defaults.
+//!
+//! One struct, [`Settings`], is read from the command line, the environment and a TOML file; every field of it is
+//! optional. [`resolve`] lays them over each other and fills in what is left.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use wardrobe::{CpuOptions, EngineConfig, EngineOptions, LoraLimits, ModelOptions};
+use wardrobe_server::ServerConfig;
+
+use super::failure::UsageError;
+use super::values::{AdapterSpec, ByteSize, Device, KvDtype, Weights};
+
+/// A settings file is a page of text.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// What can be set, wherever it is set.
+#[derive(Debug, Clone, Default, PartialEq, clap::Args, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// A short name (smollm2-135m), a hub repository (owner/name[@revision][:file.gguf]), a folder or a .gguf file; it is
+    /// pulled if it is not here yet
+    #[arg(value_name = "MODEL", env = "WARDROBE_MODEL", hide_env = true)]
+    pub model: Option<String>,
+    /// Name under which clients ask for the base model; more than one is allowed [default: from MODEL]
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "WARDROBE_SERVED_MODEL_NAME",
+        hide_env = true,
+        value_delimiter = ','
+    )]
+    #[serde(deserialize_with = "one_or_many")]
+    pub served_model_name: Vec<String>,
+
+    /// Address to listen on; 0.0.0.0 for all [default: 127.0.0.1]
+    #[arg(long, value_name = "ADDRESS", env = "WARDROBE_HOST", hide_env = true, help_heading = "Endpoint")]
+    pub host: Option<String>,
+    /// Port to listen on; 0 takes a free one and prints it [default: 8000]
+    #[arg(long, value_name = "PORT", env = "WARDROBE_PORT", hide_env = true, help_heading = "Endpoint")]
+    pub port: Option<u16>,
+    /// File of API keys, one a line; every route but /health then asks for one
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "WARDROBE_API_KEY_FILE",
+        hide_env = true,
+        help_heading = "Endpoint"
+    )]
+    pub api_key_file: Option<PathBuf>,
+    /// Origin whose web pages may call the endpoint, or *; repeatable
+    #[arg(
+        long,
+        value_name = "ORIGIN",
+        env = "WARDROBE_CORS_ORIGIN",
+        hide_env = true,
+        value_delimiter = ',',
+        help_heading = "Endpoint"
+    )]
+    #[serde(deserialize_with = "one_or_many")]
+    pub cors_origin: Vec<String>,
+    /// Largest request body [default: 8MiB]
+    #[arg(long, value_name = "SIZE", env = "WARDROBE_MAX_BODY", hide_env = true, help_heading = "Endpoint")]
+    pub max_body: Option<ByteSize>,
+    /// Requests that may wait; more get 429 [default: 1024]
+    #[arg(long, value_name = "N", env = "WARDROBE_QUEUE", hide_env = true, help_heading = "Endpoint")]
+    pub queue: Option<usize>,
+    /// Longest time for one request [default: no limit]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        env = "WARDROBE_REQUEST_TIMEOUT_SECONDS",
+        hide_env = true,
+        help_heading = "Endpoint"
+    )]
+    pub request_timeout_seconds: Option<u64>,
+    /// How long running requests may take to finish after SIGTERM or Ctrl-C [default: 30]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        env = "WARDROBE_DRAIN_SECONDS",
+        hide_env = true,
+        help_heading = "Endpoint"
+    )]
+    pub drain_seconds: Option<u64>,
+
+    /// Adapter to load at start; repeatable (in the environment: parted by commas; in the file: a table `[adapters]` or a
+    /// list)
+    #[arg(
+        long,
+        value_name = "NAME=PATH",
+        env = "WARDROBE_ADAPTER",
+        hide_env = true,
+        value_delimiter = ',',
+        help_heading = "Adapters"
+    )]
+    #[serde(alias = "adapters", deserialize_with = "adapter_list")]
+    pub adapter: Vec<AdapterSpec>,
+    /// Folder from which clients may load adapters at run time [default: none, loading is refused]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "WARDROBE_ADAPTER_ROOT",
+        hide_env = true,
+        help_heading = "Adapters"
+    )]
+    pub adapter_root: Option<PathBuf>,
+    /// Different adapters in one step [default: 16]
+    #[arg(long, value_name = "N", env = "WARDROBE_MAX_SLOTS", hide_env = true, help_heading = "Adapters")]
+    pub max_slots: Option<usize>,
+    /// Memory for loaded adapters; beyond it the least used are read from disk again [default: 1GiB]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "WARDROBE_MAX_ADAPTERS_MEMORY",
+        hide_env = true,
+        help_heading = "Adapters"
+    )]
+    pub max_adapters_memory: Option<ByteSize>,
+    /// Largest rank of an adapter [default: 256]
+    #[arg(long, value_name = "N", env = "WARDROBE_MAX_RANK", hide_env = true, help_heading = "Adapters")]
+    pub max_rank: Option<usize>,
+    /// Accept adapters that change nothing (all B factors zero) [default: false]
+    #[arg(long, value_name = "BOOL", env = "WARDROBE_ALLOW_NOOP", hide_env = true, num_args = 0..=1,
+        require_equals = true, default_missing_value = "true", help_heading = "Adapters")]
+    pub allow_noop: Option<bool>,
+
+    /// Where to compute: auto or cpu [default: auto]
+    #[arg(long, value_name = "DEVICE", env = "WARDROBE_DEVICE", hide_env = true, help_heading = "Engine")]
+    pub device: Option<Device>,
+    /// Threads that compute [default: all that the machine has]
+    #[arg(long, value_name = "N", env = "WARDROBE_THREADS", hide_env = true, help_heading = "Engine")]
+    pub threads: Option<usize>,
+    /// Precision of the weights: as-stored, or f32 for comparisons [default: as-stored]
+    #[arg(
+        long,
+        value_name = "PRECISION",
+        env = "WARDROBE_WEIGHTS",
+        hide_env = true,
+        help_heading = "Engine"
+    )]
+    pub weights: Option<Weights>,
+    /// Memory for keys and values [default: 512MiB]
+    #[arg(long, value_name = "SIZE", env = "WARDROBE_KV_MEMORY", hide_env = true, help_heading = "Engine")]
+    pub kv_memory: Option<ByteSize>,
+    /// Element type of keys and values: f16 or f32 [default: f16]
+    #[arg(long, value_name = "TYPE", env = "WARDROBE_KV_DTYPE", hide_env = true, help_heading = "Engine")]
+    pub kv_dtype: Option<KvDtype>,
+    /// Longest context, prompt and answer together [default: the model's]
+    #[arg(
+        long,
+        value_name = "TOKENS",
+        env = "WARDROBE_MAX_CONTEXT",
+        hide_env = true,
+        help_heading = "Engine"
+    )]
+    pub max_context: Option<usize>,
+    /// Sequences that run at once [default: 64]
+    #[arg(long, value_name = "N", env = "WARDROBE_MAX_NUM_SEQS", hide_env = true, help_heading = "Engine")]
+    pub max_num_seqs: Option<usize>,
+    /// Tokens computed in one step [default: 512]
+    #[arg(
+        long,
+        value_name = "TOKENS",
+        env = "WARDROBE_MAX_BATCH_TOKENS",
+        hide_env = true,
+        help_heading = "Engine"
+    )]
+    pub max_batch_tokens: Option<usize>,
+    /// Whether requests share the keys and values of common beginnings [default: true]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "WARDROBE_PREFIX_CACHE",
+        hide_env = true,
+        help_heading = "Engine"
+    )]
+    pub prefix_cache: Option<bool>,
+
+    /// What to log to stderr: error, warn, info, debug, or wardrobe_engine=debug,warn [default: info]
+    #[arg(long, value_name = "FILTER", env = "WARDROBE_LOG", hide_env = true)]
+    pub log: Option<String>,
+    /// OpenTelemetry collector that gets the requests' spans, such as http://localhost:4318/v1/traces (needs a build
+    /// with the feature `otlp`) [default: none]
+    #[arg(long, value_name = "URL", env = "WARDROBE_OTLP_ENDPOINT", hide_env = true)]
+    pub otlp_endpoint: Option<String>,
+}
+
+impl Settings {
+    /// Reads a settings file. Paths in it are relative to its folder.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = super::open::read_text(path, MAX_FILE_BYTES).context("the settings file")?;
+        let mut settings: Self = toml::from_str(&text).map_err(|error| {
+            UsageError(format!("settings file {}: {}", path.display(), error.to_string().trim_end()))
+        })?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let under = |path: &mut PathBuf| *path = folder.join(&*path);
+        settings.adapter.iter_mut().for_each(|adapter| under(&mut adapter.path));
+        settings.adapter_root.iter_mut().for_each(under);
+        settings.api_key_file.iter_mut().for_each(under);
+        if let Some(model) = settings.model.as_mut().filter(|m| m.starts_with("./") || m.starts_with("../")) {
+            *model = folder.join(&*model).display().to_string();
+        }
+        Ok(settings)
+    }
+
+    /// These, and where they say nothing, those.
+    pub fn or(self, other: Self) -> Self {
+        fn list<T>(ours: Vec<T>, theirs: Vec<T>) -> Vec<T> {
+            if ours.is_empty() { theirs } else { ours }
+        }
+        Self {
+            model: self.model.or(other.model),
+            served_model_name: list(self.served_model_name, other.served_model_name),
+            host: self.host.or(other.host),
+            port: self.port.or(other.port),
+            api_key_file: self.api_key_file.or(other.api_key_file),
+            cors_origin: list(self.cors_origin, other.cors_origin),
+            max_body: self.max_body.or(other.max_body),
+            queue: self.queue.or(other.queue),
+            request_timeout_seconds: self.request_timeout_seconds.or(other.request_timeout_seconds),
+            drain_seconds: self.drain_seconds.or(other.drain_seconds),
+            adapter: list(self.adapter, other.adapter),
+            adapter_root: self.adapter_root.or(other.adapter_root),
+            max_slots: self.max_slots.or(other.max_slots),
+            max_adapters_memory: self.max_adapters_memory.or(other.max_adapters_memory),
+            max_rank: self.max_rank.or(other.max_rank),
+            allow_noop: self.allow_noop.or(other.allow_noop),
+            device: self.device.or(other.device),
+            threads: self.threads.or(other.threads),
+            weights: self.weights.or(other.weights),
+            kv_memory: self.kv_memory.or(other.kv_memory),
+            kv_dtype: self.kv_dtype.or(other.kv_dtype),
+            max_context: self.max_context.or(other.max_context),
+            max_num_seqs: self.max_num_seqs.or(other.max_num_seqs),
+            max_batch_tokens: self.max_batch_tokens.or(other.max_batch_tokens),
+            prefix_cache: self.prefix_cache.or(other.prefix_cache),
+            log: self.log.or(other.log),
+            otlp_endpoint: self.otlp_endpoint.or(other.otlp_endpoint),
+        }
+    }
+
+    /// What holds where nothing is set. The help texts name the same values.
+    pub fn defaults() -> Self {
+        let engine = EngineOptions::default();
+        let config = EngineConfig::default();
+        let server = ServerConfig::default();
+        Self {
+            host: Some("127.0.0.1".to_owned()),
+            port: Some(8000),
+            max_body: Some(ByteSize(server.body_limit_bytes as u64)),
+            queue: Some(config.queue_capacity),
+            drain_seconds: Some(server.drain_limit.as_secs()),
+            max_slots: Some(engine.num_slots),
+            max_adapters_memory: Some(ByteSize(config.max_adapters_host_bytes)),
+            max_rank: Some(engine.lora.max_rank),
+            allow_noop: Some(engine.lora.allow_noop),
+            device: Some(Device::default()),
+            weights: Some(Weights::default()),
+            kv_memory: Some(ByteSize(engine.kv_bytes as u64)),
+            kv_dtype: Some(KvDtype(engine.kv_dtype)),
+            max_num_seqs: Some(config.max_num_sequences),
+            max_batch_tokens: Some(config.max_batch_tokens),
+            prefix_cache: Some(config.prefix_cache),
+            log: Some("info".to_owned()),
+            ..Self::default()
+        }
+    }
+
+    /// Lays `self`, from command line and environment, over the file's settings and the defaults.
+    pub fn resolve(self, file: Self) -> Self {
+        self.or(file).or(Self::defaults())
+    }
+
+    /// How to open the model.
+    pub fn model_options(&self) -> ModelOptions {
+        ModelOptions {
+            device: self.device.unwrap_or_default().0,
+            cpu: CpuOptions { threads: self.threads, isa: None },
+            precision: self.weights.unwrap_or_default().0,
+        }
+    }
+
+    /// How to run the engine.
+    pub fn engine_options(&self) -> EngineOptions {
+        let base = EngineOptions::default();
+        let config = EngineConfig::default();
+        EngineOptions {
+            config: EngineConfig {
+                max_num_sequences: self.max_num_seqs.unwrap_or(config.max_num_sequences),
+                max_batch_tokens: self.max_batch_tokens.unwrap_or(config.max_batch_tokens),
+                queue_capacity: self.queue.unwrap_or(config.queue_capacity),
+                prefix_cache: self.prefix_cache.unwrap_or(config.prefix_cache),
+                max_adapters_host_bytes: self
+                    .max_adapters_memory
+                    .map_or(config.max_adapters_host_bytes, |s| s.0),
+                ..config
+            },
+            kv_bytes: self.kv_memory.map_or(base.kv_bytes, ByteSize::to_usize),
+            kv_dtype: self.kv_dtype.map_or(base.kv_dtype, |dtype| dtype.0),
+            num_slots: self.max_slots.unwrap_or(base.num_slots),
+            max_context_tokens: self.max_context,
+            lora: LoraLimits {
+                max_rank: self.max_rank.unwrap_or(base.lora.max_rank),
+                allow_noop: self.allow_noop.unwrap_or(base.lora.allow_noop),
+            },
+        }
+    }
+
+    /// How to run the endpoint.
+    pub fn server_config(&self, api_keys: Vec<String>) -> ServerConfig {
+        let base = ServerConfig::default();
+        ServerConfig {
+            api_keys,
+            body_limit_bytes: self.max_body.map_or(base.body_limit_bytes, ByteSize::to_usize),
+            adapter_root: self.adapter_root.clone(),
+            request_timeout: self.request_timeout_seconds.map(Duration::from_secs),
+            drain_limit: self.drain_seconds.map_or(base.drain_limit, Duration::from_secs),
+            cors_allow_origins: self.cors_origin.clone(),
+            ..base
+        }
+    }
+}
+
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Given {
+        One(String),
+        Many(Vec<String>),
+    }
+    match Given::deserialize(deserializer) {
+        Ok(Given::One(text)) => Ok(vec![text]),
+        Ok(Given::Many(texts)) => Ok(texts),
+        Err(_) => Err(serde::de::Error::custom("expected a text or a list of texts")),
+    }
+}
+
+fn adapter_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<AdapterSpec>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Given {
+        One(String),
+        Many(Vec<String>),
+        Table(std::collections::BTreeMap<String, PathBuf>),
+    }
+    let texts = match Given::deserialize(deserializer) {
+        Ok(Given::Table(table)) => {
+            return Ok(table.into_iter().map(|(name, path)| AdapterSpec { name, path }).collect());
+        }
+        Ok(Given::One(text)) => vec![text],
+        Ok(Given::Many(texts)) => texts,
+        Err(_) => return Err(serde::de::Error::custom("expected \"NAME=PATH\", a list of them, or a table")),
+    };
+    texts.iter().map(|text| text.parse().map_err(serde::de::Error::custom)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> anyhow::Result<Settings> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("settings.toml");
+        std::fs::write(&path, text)?;
+        Settings::read(&path)
+    }
+
+    #[test]
+    fn what_is_set_nearer_wins() {
+        let flags = Settings { port: Some(1), ..Settings::default() };
+        let file = file("port = 2\nqueue = 3\nkv_memory = \"64MiB\"").unwrap();
+        let all = flags.resolve(file);
+        assert_eq!((all.port, all.queue, all.host.as_deref()), (Some(1), Some(3), Some("127.0.0.1")));
+        assert_eq!(all.engine_options().kv_bytes, 64 << 20);
+        assert_eq!(all.engine_options().config.queue_capacity, 3);
+    }
+
+    #[test]
+    fn defaults_are_the_librarys() {
+        let all = Settings::default().resolve(Settings::default());
+        assert_eq!(all.engine_options().config, EngineConfig::default());
+        assert_eq!(all.server_config(Vec::new()).drain_limit, ServerConfig::default().drain_limit);
+    }
+
+    #[test]
+    fn a_key_that_is_not_known_is_named() {
+        let error = file("prot = 80").unwrap_err().to_string();
+        assert!(error.contains("prot") && error.contains("settings.toml"), "{error}");
+        for text in [
+            "port = \"80\"",
+            "kv_memory = 1.5",
+            "device = \"tpu\"",
+            "adapter = [\"x\"]",
+            "port = 99999",
+            "= 1",
+        ] {
+            assert!(file(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn adapters_are_a_list_or_a_table_relative_to_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s.toml");
+        for text in ["adapter = [\"a=x\", \"b=/y\"]", "[adapters]\na = \"x\"\nb = \"/y\""] {
+            std::fs::write(&path, text).unwrap();
+            let read = Settings::read(&path).unwrap();
+            let paths: Vec<_> = read.adapter.iter().map(|a| (a.name.as_str(), a.path.clone())).collect();
+            assert_eq!(paths, [("a", folder.path().join("x")), ("b", PathBuf::from("/y"))]);
+        }
+    }
+}
