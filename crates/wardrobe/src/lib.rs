@@ -2,6 +2,45 @@
 //!
 //! One base model, a wardrobe of LoRA adapters: a different one for every request in a batch, replaced while it
 //! serves.
+//!
+//! A model, an engine, an adapter, an answer (`examples/embed.rs` is the whole program):
+//!
+//! ```no_run
+//! use wardrobe::{AdapterSource, EngineOptions, LoadOptions, Message, Model, ModelOptions, Request};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let model = Model::open("SmolLM2-135M-Instruct.Q4_1.gguf", &ModelOptions::default())?;
+//! let engine = model.engine(&EngineOptions::default())?;
+//! engine.load_adapter("tuned", AdapterSource::Path("adapters/last-words".into()), LoadOptions::default())?;
+//! let prompt = model.chat_prompt(&[Message::text("user", "Write one sentence about the sea.")])?;
+//! let request = Request::new(prompt.clone()).with_max_tokens(40);
+//! println!("base:  {}", engine.generate(request.clone())?.choices[0].text);
+//! println!("tuned: {}", engine.generate(request.with_adapter("tuned"))?.choices[0].text);
+//!
+//! // Logits as a candle tensor, [tokens, vocab_size].
+//! let logits: candle_core::Tensor = model.logits(&prompt, None)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! An adapter is replaced while it answers: the answer under way finishes on the old one, the next takes the new one
+//! (`examples/hot_swap.rs`):
+//!
+//! ```no_run
+//! # use wardrobe::{AdapterSource, Engine, Event, LoadOptions, Request};
+//! # fn swap(engine: &Engine, request: Request) -> Result<(), Box<dyn std::error::Error>> {
+//! let stream = engine.submit(request.clone().with_adapter("tuned"))?;
+//! let options = LoadOptions { replace: true, ..LoadOptions::default() };
+//! engine.load_adapter("tuned", AdapterSource::Path("adapters/biography-json".into()), options)?;
+//! for event in stream {
+//!     if let Event::Update(update) = event {
+//!         print!("{}", update.text);
+//!     }
+//! }
+//! println!("{}", engine.generate(request.with_adapter("tuned"))?.choices[0].text);
+//! # Ok(())
+//! # }
+//! ```
 #![forbid(unsafe_code)]
 
 pub mod bench;

@@ -84,7 +84,7 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<()> {
         last: None,
     };
     for spec in &args.adapter {
-        chat.load(&spec.name, spec.path.clone().into())?;
+        chat.load(&spec.name, spec.path.clone())?;
         chat.adapter = Some(spec.name.clone());
     }
     let interrupts = Interrupts::watch().context("cannot handle Ctrl-C")?;

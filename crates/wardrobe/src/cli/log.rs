@@ -10,12 +10,11 @@ use super::output::Style;
 /// Environment variable of the filter.
 const LOG_ENV: &str = "WARDROBE_LOG";
 
-/// Keeps the export of spans running for as long as it lives.
-#[cfg(feature = "otlp")]
-pub type SpanExport = Option<wardrobe_server::otlp::OtlpExport>;
-/// This build exports no spans.
-#[cfg(not(feature = "otlp"))]
-pub type SpanExport = ();
+/// Keeps the export of spans running for as long as it lives, in builds that have one.
+pub struct SpanExport {
+    #[cfg(feature = "otlp")]
+    _export: Option<wardrobe_server::otlp::OtlpExport>,
+}
 
 /// Starts logging what `filter` lets through (a level, or `target=level` pairs parted by commas), and exporting the
 /// same spans to an OpenTelemetry collector, if one is given.
@@ -33,7 +32,7 @@ pub fn init(filter: &str, otlp_endpoint: Option<&str>) -> anyhow::Result<SpanExp
         let export = otlp_endpoint.map(|endpoint| wardrobe_server::otlp::layer(endpoint, "wardrobe"));
         let (layer, export) = export.transpose()?.unzip();
         subscriber.with(layer).try_init()?;
-        Ok(export)
+        Ok(SpanExport { _export: export })
     }
     #[cfg(not(feature = "otlp"))]
     {
@@ -42,7 +41,7 @@ pub fn init(filter: &str, otlp_endpoint: Option<&str>) -> anyhow::Result<SpanExp
             return Err(super::failure::with_hint(error, "build it with --features otlp"));
         }
         subscriber.try_init()?;
-        Ok(())
+        Ok(SpanExport {})
     }
 }
 

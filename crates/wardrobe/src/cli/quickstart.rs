@@ -258,8 +258,8 @@ impl Tour {
         );
         output::line(&format!("  {}", self.style.bold(&title)))?;
         for name in [MODEL, BIOGRAPHY_JSON.name, LAST_WORDS.name] {
-            let of_model = requests.iter().zip(answers).filter(|(request, _)| request.model == name);
-            if let Some((_, answer)) = of_model.skip(1).next() {
+            let mut of_model = requests.iter().zip(answers).filter(|(request, _)| request.model == name);
+            if let Some((_, answer)) = of_model.nth(1) {
                 let shown = output::one_line(&answer.text, SHOWN_CHARS);
                 output::line(&format!("{}  {shown}", self.style.name(&format!("{name:>14}"))))?;
             }
