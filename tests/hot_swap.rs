@@ -3,6 +3,7 @@
 //!
 //! Lasts five seconds for each model, or `WARDROBE_HOT_SWAP_SECONDS` (60 for the full proof). A small random model
 //! always; SmolLM2-135M-Instruct where `WARDROBE_SMOLLM2` names its GGUF file.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A test fails by panicking.
 
 mod support;
 

@@ -3,6 +3,7 @@
 //!
 //! Small random models always; SmolLM2-135M-Instruct where `WARDROBE_SMOLLM2` names its GGUF file. Measured numbers go
 //! to stderr past the test harness's capture.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A test fails by panicking.
 
 mod support;
 
