@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 
 def wardrobe(binary, gguf, threads):
     with tempfile.NamedTemporaryFile(suffix=".json") as out:
-        command = [binary, "bench", gguf, "--parts", "steps,limits", "--adapters", "0", "--repeat", "5"]
+        command = [binary, "bench", gguf, "--parts", "steps,limits", "--adapters", "0", "--repeat", "3"]
         command += ["--threads", str(threads), "--json", out.name]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         report = json.load(open(out.name))

@@ -85,8 +85,13 @@ def prefill(ctx, batch, vocab, num_tokens, repeat):
 def decoding(ctx, batch, vocab, num_sequences, steps):
     memory = lc.llama_get_memory(ctx)
     lc.llama_memory_clear(memory, True)
-    for s in range(num_sequences):
-        decode(ctx, batch.fill([(token(i, s), i, s, i == CONTEXT - 1) for i in range(CONTEXT)]))
+    decode(ctx, batch.fill([(token(i, 0), i, 0, i == CONTEXT - 1) for i in range(CONTEXT)]))
+    # The other sequences get keys and values of their own with the same content.
+    size = lc.llama_state_seq_get_size(ctx, 0)
+    state = (ctypes.c_uint8 * size)()
+    assert lc.llama_state_seq_get_data(ctx, state, size, 0) == size
+    for s in range(1, num_sequences):
+        assert lc.llama_state_seq_set_data(ctx, state, size, s) > 0
     times = []
     for step in range(steps):
         rows = [(token(CONTEXT, s), CONTEXT, s, True) for s in range(num_sequences)]
