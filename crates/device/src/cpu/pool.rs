@@ -12,6 +12,8 @@ use std::thread::{self, JoinHandle};
 
 /// Spins before a worker parks: about 0.2 ms, longer than the pauses between the ops of a step.
 const SPINS_BEFORE_PARK: u32 = 5_000;
+/// Spins before a waiting thread yields: longer than the tail of a job when every worker has a core.
+const SPINS_BEFORE_YIELD: u32 = 2_000;
 /// Bit of `state` that says a job is open; the bits below count the workers in it.
 const OPEN: u64 = 1 << 32;
 
@@ -101,8 +103,9 @@ impl ThreadPool {
         }
         let result = catch_unwind(AssertUnwindSafe(|| claim(shared, num_tasks, task)));
         shared.state.fetch_and(!OPEN, Ordering::AcqRel);
+        let mut wait = Wait::default();
         while shared.state.load(Ordering::Acquire) != 0 {
-            std::hint::spin_loop();
+            wait.spin();
         }
         if let Err(panic) = result {
             shared.panicked.store(false, Ordering::Relaxed);
@@ -121,6 +124,23 @@ impl Drop for ThreadPool {
             worker.thread().unpark();
             // A worker catches its tasks' panics, so joining cannot fail.
             let _ = worker.join();
+        }
+    }
+}
+
+/// Spins, and gives the core away when it takes long: whoever is waited for may be in need of one.
+#[derive(Default)]
+struct Wait {
+    spins: u32,
+}
+
+impl Wait {
+    fn spin(&mut self) {
+        if self.spins < SPINS_BEFORE_YIELD {
+            self.spins += 1;
+            std::hint::spin_loop();
+        } else {
+            thread::yield_now();
         }
     }
 }
@@ -161,11 +181,12 @@ fn work(shared: &Shared, idx: usize) {
             }
             shared.state.fetch_sub(1, Ordering::AcqRel);
             // The job stays open until its owner runs out of tasks too: wait for that instead of re-entering.
+            let mut wait = Wait::default();
             while shared.state.load(Ordering::Acquire) & OPEN != 0
                 && shared.next_task.load(Ordering::Relaxed) >= num_tasks
                 && !shared.stop.load(Ordering::Relaxed)
             {
-                std::hint::spin_loop();
+                wait.spin();
             }
             spins = 0;
         } else if spins < SPINS_BEFORE_PARK {
