@@ -192,9 +192,19 @@ fn schedules(subject: &Subject) {
         assert_nothing_is_held(&engine);
     }
 
-    // Blocks for the longest sequence and little more, so that some have to give theirs up.
-    let longest = subject.prompt_tokens.iter().max().unwrap() + subject.answer_tokens;
-    let blocks = longest.div_ceil(wardrobe_engine::BLOCK_SIZE_TOKENS) + 2;
+    // Short prompts with long answers, and blocks for little more than one of them: many start, and some have to give
+    // their blocks up as the others grow.
+    let (prompt_tokens, answer_tokens) = (5, 40);
+    let requests: Vec<Request> = requests
+        .into_iter()
+        .map(|r| Request {
+            prompt_token_ids: r.prompt_token_ids.into_iter().take(prompt_tokens).collect(),
+            max_tokens: Some(answer_tokens),
+            ..r
+        })
+        .collect();
+    let alone = subject.alone(&model, &requests);
+    let blocks = (prompt_tokens + answer_tokens).div_ceil(wardrobe_engine::BLOCK_SIZE_TOKENS) + 2;
     let c = model.config();
     let element = subject.kv_dtype.size_bytes();
     let block_bytes =
