@@ -5,6 +5,7 @@
 
 use wardrobe::{
     AdapterSource, EngineOptions, Event, LoadOptions, Message, Model, ModelOptions, Request, SamplingParams,
+    Summary,
 };
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -18,11 +19,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let options = LoadOptions { replace: true, ..LoadOptions::default() };
         engine.load_adapter("assistant", AdapterSource::Path(path.into()), options)
     };
-    let prompt = model.chat_prompt(&[Message::text("user", "Tell me about the sea, at length.")])?;
+    let prompt = model.chat_prompt(&[Message::text("user", "Tell me about the sea.")])?;
     let request = Request::new(prompt)
         .with_adapter("assistant")
         .with_sampling(SamplingParams::greedy())
         .with_max_tokens(60);
+
+    let id = |summary: &Summary| summary.generation.map_or("none".to_owned(), |g| g.to_string());
 
     let loaded = load(first)?;
     println!("generation {} from {first}", loaded.generation);
@@ -31,7 +34,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for event in engine.submit(Request { ignore_eos: true, ..request.clone() })? {
         match event {
             Event::Update(update) => text.push_str(&update.text),
-            Event::Summary(summary) => println!("answer under way, by {:?}: {text}\n", summary.generation),
+            Event::Summary(summary) => println!("answer under way, by generation {}: {text}\n", id(&summary)),
             _ => {}
         }
         if !is_replaced {
@@ -42,6 +45,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     let next = engine.generate(request)?;
-    println!("next answer, by {:?}: {}", next.summary.generation, next.choices[0].text);
+    println!("next answer, by generation {}: {}", id(&next.summary), next.choices[0].text);
     Ok(())
 }
