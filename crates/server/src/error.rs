@@ -310,3 +310,7 @@ impl IntoResponse for ApiError {
 }
 
 pub(crate) type Result<T, E = ApiError> = std::result::Result<T, E>;
+
+#[cfg(test)]
+#[path = "error_tests.rs"]
+mod tests;

@@ -113,13 +113,18 @@ async fn slow_readers_are_cancelled_and_closed() {
             .await;
     let body = json!({"prompt": vec!["x"; 64], "max_tokens": 16_000, "ignore_eos": true, "stream": true, "logprobs": 20,
                       "temperature": 0});
-    let client = send(live.address, &post("/v1/completions", &body)).await;
+    let mut client = send(live.address, &post("/v1/completions", &body)).await;
     wait_for_running(&live.bench).await;
     live.bench.assert_idle().await;
     let stats = live.bench.engine.stats();
     assert!(stats.finished_cancelled > 0, "{stats:?}");
     assert_eq!(stats.finished_length, 0, "{stats:?}");
-    drop(client);
+    // Long after the write timeout: what the system has buffered can be read, then the connection is gone.
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    let mut rest = Vec::new();
+    let closed = tokio::time::timeout(Duration::from_secs(10), client.read_to_end(&mut rest)).await;
+    assert!(closed.is_ok(), "the connection is still open");
+    assert!(!String::from_utf8_lossy(&rest).contains("[DONE]"));
 }
 
 #[tokio::test]
