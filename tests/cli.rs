@@ -231,6 +231,38 @@ fn doctor_never_shows_a_token() {
     assert!(text.contains("no CUDA device") && text.contains("no model is in the cache"), "{text}");
 }
 
+/// What a command writes to a terminal, which is the only place where it may use colours.
+#[cfg(unix)]
+#[test]
+fn a_terminal_gets_colours() {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    use std::os::unix::ffi::OsStrExt;
+
+    let on_terminal = |no_color: &str| {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pseudo-terminal");
+        grantpt(&master).and_then(|()| unlockpt(&master)).expect("its other end");
+        let name = ptsname(&master, Vec::new()).expect("a name");
+        let path = Path::new(std::ffi::OsStr::from_bytes(name.to_bytes()));
+        let end = std::fs::File::options().read(true).write(true).open(path).expect("its other end");
+        let mut command = wardrobe(&["list"]);
+        command.env("TERM", "xterm").env("NO_COLOR", no_color);
+        command.stdout(end.try_clone().expect("a copy")).stderr(end);
+        let mut child = command.spawn().expect("it starts");
+        // Holds copies of the other end, without which reading would not end.
+        drop(command);
+        let mut written = Vec::new();
+        // Linux reports the closed other end as an error, after everything was read.
+        let _ = std::fs::File::from(master).read_to_end(&mut written);
+        let text = String::from_utf8(written).expect("UTF-8");
+        assert!(child.wait().expect("it ends").success(), "{text}");
+        text
+    };
+    let text = on_terminal("");
+    assert!(text.contains("\x1b[1m") && text.contains("smollm2-135m"), "{text}");
+    let text = on_terminal("1");
+    assert!(!text.contains('\x1b') && text.contains("smollm2-135m"), "{text}");
+}
+
 #[test]
 fn completions_know_the_commands() {
     assert!(succeeds(&mut wardrobe(&["completions", "bash"])).contains("quickstart"));

@@ -45,6 +45,7 @@ Example:
 pub fn run(command: &AdapterCommand) -> anyhow::Result<()> {
     let AdapterCommand::Inspect(args) = command;
     log::init_quiet()?;
+    open::check_adapter(&args.path)?;
     let adapter = PeftAdapter::open(&args.path)
         .with_context(|| format!("the adapter {} cannot be used", args.path.display()))?;
     let report = Report::new(&adapter)?;

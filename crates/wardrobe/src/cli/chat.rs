@@ -200,6 +200,7 @@ impl Chat<'_> {
     }
 
     fn load(&mut self, name: &str, path: std::path::PathBuf) -> anyhow::Result<()> {
+        open::check_adapter(&path)?;
         let started = std::time::Instant::now();
         let options = LoadOptions { replace: true, ..LoadOptions::default() };
         let info = self.engine.load_adapter(name, AdapterSource::Path(path), options)?;
@@ -232,7 +233,7 @@ impl Chat<'_> {
         let plan = self.model.memory_plan(&self.args.compute.engine_options());
         match &self.last {
             Some((summary, finish)) => output::line(&run::stats(summary, finish.as_ref()))?,
-            None => output::line("no answer yet")?,
+            None => output::line("no whole answer yet")?,
         }
         output::line(&format!(
             "so far {} prompt and {} answer tokens · keys and values {} of {} blocks cached, {} · weights {} · adapters {}",

@@ -5,7 +5,6 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use super::failure::UsageError;
-use super::output::Style;
 
 /// Environment variable of the filter.
 const LOG_ENV: &str = "WARDROBE_LOG";
@@ -22,10 +21,8 @@ pub fn init(filter: &str, otlp_endpoint: Option<&str>) -> anyhow::Result<SpanExp
     let targets: Targets = filter
         .parse()
         .map_err(|error| UsageError(format!("the log filter {filter:?} cannot be used: {error}")))?;
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(Style::stderr().has_colours())
-        .with_target(false);
+    let lines =
+        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_target(false);
     let subscriber = tracing_subscriber::registry().with(targets).with(lines);
     #[cfg(feature = "otlp")]
     {

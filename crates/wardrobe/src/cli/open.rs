@@ -92,6 +92,18 @@ pub fn open(found: &Found, options: &ModelOptions) -> anyhow::Result<Model> {
         .with_context(|| format!("cannot open the model {}", found.path.display()))
 }
 
+/// Whether a path can be an adapter, so that one that cannot is told with what would be right.
+pub fn check_adapter(path: &Path) -> anyhow::Result<()> {
+    if path.join("adapter_config.json").is_file() {
+        return Ok(());
+    }
+    let error = match path.exists() {
+        true => anyhow::anyhow!("{} is no adapter: it has no adapter_config.json", path.display()),
+        false => anyhow::anyhow!("there is no adapter at {}", path.display()),
+    };
+    Err(with_hint(error, "give a folder as PEFT's save_pretrained writes it"))
+}
+
 /// Reads a text file of at most `max_bytes`.
 pub fn read_text(path: &Path, max_bytes: u64) -> anyhow::Result<String> {
     let mut bytes = Vec::new();

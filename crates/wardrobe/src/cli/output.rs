@@ -47,11 +47,6 @@ impl Style {
         Self { colours: io::stderr().is_terminal() && wanted() }
     }
 
-    /// Whether there are colours.
-    pub fn has_colours(self) -> bool {
-        self.colours
-    }
-
     fn paint(self, code: &str, text: &str) -> String {
         if self.colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }

@@ -60,6 +60,7 @@ Examples:
 /// Answers one prompt.
 pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     log::init_quiet()?;
+    args.adapter.as_deref().map(open::check_adapter).transpose()?;
     let text = read_prompt(&args.prompt)?;
     let model = open::open(&open::find(&args.model)?, &args.compute.model_options())?;
     let engine = model.engine(&args.compute.engine_options())?;

@@ -163,11 +163,7 @@ fn check_adapters(adapters: &[AdapterSpec]) -> anyhow::Result<()> {
         if adapters.iter().take(idx).any(|other| other.name == spec.name) {
             return Err(UsageError(format!("two adapters have the name {}", spec.name)).into());
         }
-        if !spec.path.join("adapter_config.json").is_file() {
-            let error =
-                anyhow::anyhow!("{} is no adapter: it has no adapter_config.json", spec.path.display());
-            return Err(with_hint(error, "give a folder as PEFT's save_pretrained writes it"));
-        }
+        open::check_adapter(&spec.path)?;
     }
     Ok(())
 }
