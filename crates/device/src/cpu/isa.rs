@@ -18,6 +18,8 @@ pub enum Isa {
     Avx2,
     /// AVX-512 with VNNI.
     Avx512,
+    /// AVX-512 with VNNI, and AMX with int8 for quantised products of many rows.
+    Amx,
 }
 
 impl Isa {
@@ -39,6 +41,9 @@ impl Isa {
                 && has!("avx512vnni")
             {
                 all.push(Isa::Avx512);
+                if super::amx::is_available() {
+                    all.push(Isa::Amx);
+                }
             }
         }
         all
@@ -58,7 +63,7 @@ impl Isa {
         unsafe {
             match self {
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => run_avx512(kernel),
+                Isa::Avx512 | Isa::Amx => run_avx512(kernel),
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => run_avx2(kernel),
                 _ => kernel.run::<simd::portable::Portable>(),
@@ -73,6 +78,7 @@ impl fmt::Display for Isa {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Amx => "amx",
         })
     }
 }
@@ -81,10 +87,10 @@ impl FromStr for Isa {
     type Err = String;
 
     fn from_str(s: &str) -> Result<Self, String> {
-        [Isa::Portable, Isa::Avx2, Isa::Avx512]
+        [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Amx]
             .into_iter()
             .find(|isa| isa.to_string() == s)
-            .ok_or_else(|| format!("unknown instruction set {s:?}: portable, avx2 or avx512"))
+            .ok_or_else(|| format!("unknown instruction set {s:?}: portable, avx2, avx512 or amx"))
     }
 }
 

@@ -4,6 +4,9 @@
 //! that the machine has is chosen at start ([`Isa`]). Work is cut by rows and output features only, never along a
 //! sum, so results depend neither on the number of threads nor on what else is in a batch.
 
+mod activations;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod blocks;
 mod gemm;
