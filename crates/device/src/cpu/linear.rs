@@ -268,7 +268,7 @@ fn base_tasks(weights: &[&CpuWeight], rows: usize, cols: usize, num_threads: usi
 unsafe fn multiply(isa: Isa, weight: &CpuWeight, operand: &Operand, task: &BaseTask, epilogue: Epilogue) {
     let BaseTask { rows, panels, .. } = *task;
     let Operand { x, cols, quantised } = *operand;
-    let weights = weight.quants.ptr().cast_const();
+    let weights = weight.quants.ptr();
     // SAFETY: the caller's.
     unsafe {
         with_block_format!(weight.format, F => multiply_quantised(isa, QuantisedGemm::<F> {

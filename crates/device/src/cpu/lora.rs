@@ -1,8 +1,10 @@
 //! Low-rank updates of the rows that use an adapter: `x Aᵀ` (shrink), then `+ scale (…) Bᵀ` (expand).
 //!
-//! Both factors are read as they lie in memory, each element once per group of rows; ranks are exact.
+//! Both factors are read as they lie in memory, each element once per group of rows; ranks are exact. A step reads
+//! each factor once and none is long, so what comes next is asked for by hand: the processor would notice too late.
 
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
 use super::gemm::{BF16, Element, F16, F32};
 use super::isa::{Isa, Kernel};
@@ -54,6 +56,7 @@ impl<E: Element> Shrink<E> {
                 let mut av = [S::splat(0.0); R];
                 for (r, av) in av.iter_mut().enumerate() {
                     let p = a.add(((rank + r) * cols + k) * E::BYTES);
+                    S::prefetch(p.wrapping_add(R * cols * E::BYTES));
                     *av = if k < whole { E::load::<S>(p) } else { E::load_part::<S>(p, n) };
                 }
                 for (m, sums) in sums.iter_mut().enumerate() {
@@ -142,8 +145,6 @@ pub(crate) struct ExpandArgs {
 
 /// Most features whose sums are kept at once.
 const PIECE: usize = 1024;
-type Sums = [[f32; PIECE]; TILE];
-
 impl<E: Element> Expand<E> {
     /// Adds `R` ranks to the sums of `M` rows, for the `len` features from `first` on.
     #[inline(always)]
@@ -151,7 +152,7 @@ impl<E: Element> Expand<E> {
         &self,
         (row, rank): (usize, usize),
         (first, len): (usize, usize),
-        sums: &mut Sums,
+        sums: *mut f32,
     ) {
         let ExpandArgs { low, b_t, features, .. } = self.args;
         // SAFETY: rows, ranks and features are the caller's; all loads stay within them.
@@ -170,10 +171,11 @@ impl<E: Element> Expand<E> {
                 let mut b = [S::splat(0.0); R];
                 for (r, b) in b.iter_mut().enumerate() {
                     let p = b_t.add((r * features + at) * E::BYTES);
+                    S::prefetch(p.wrapping_add(R * features * E::BYTES));
                     *b = if n == LANES { E::load::<S>(p) } else { E::load_part::<S>(p, n) };
                 }
-                for (factors, sums) in factors.iter().zip(sums.iter_mut()) {
-                    let kept = sums.as_mut_ptr().add(at);
+                for (m, factors) in factors.iter().enumerate() {
+                    let kept = sums.add(m * PIECE + at);
                     let mut sum = S::load(kept);
                     for (factor, b) in factors.iter().zip(b) {
                         sum = S::fma(*factor, b, sum);
@@ -187,14 +189,12 @@ impl<E: Element> Expand<E> {
 
     /// `M` rows and the `len` features from `first` on, at most [`PIECE`].
     #[inline(always)]
-    unsafe fn rows<S: Simd, const M: usize>(
-        &self,
-        row: usize,
-        (first, len): (usize, usize),
-        sums: &mut Sums,
-    ) {
-        for sums in sums.iter_mut().take(M) {
-            sums[..len.next_multiple_of(LANES)].fill(0.0);
+    unsafe fn rows<S: Simd, const M: usize>(&self, row: usize, (first, len): (usize, usize), sums: *mut f32) {
+        // SAFETY: as many rows, and no more features, than there is room for.
+        unsafe {
+            for m in 0..M {
+                sums.add(m * PIECE).write_bytes(0, len.next_multiple_of(LANES));
+            }
         }
         let mut rank = 0;
         while rank < self.args.rank {
@@ -212,15 +212,15 @@ impl<E: Element> Expand<E> {
                 };
             }
         }
-        for (m, sums) in sums.iter().enumerate().take(M) {
+        for m in 0..M {
             // SAFETY: the caller's.
-            unsafe { self.finish::<S>(row + m, (first, len), sums) };
+            unsafe { self.finish::<S>(row + m, (first, len), sums.add(m * PIECE)) };
         }
     }
 
     /// Adds a row's sums, and what the base product left out in the order that it would have had.
     #[inline(always)]
-    unsafe fn finish<S: Simd>(&self, row: usize, (first, len): (usize, usize), sums: &[f32; PIECE]) {
+    unsafe fn finish<S: Simd>(&self, row: usize, (first, len): (usize, usize), sums: *const f32) {
         let ExpandArgs { out_scale, bias, residual, out, features, .. } = self.args;
         let mut done = 0;
         while done < len {
@@ -230,7 +230,7 @@ impl<E: Element> Expand<E> {
             // SAFETY: the caller's.
             unsafe {
                 let mut y = load::<S>(out.add(at), n);
-                let sum = S::load(sums.as_ptr().add(done));
+                let sum = S::load(sums.add(done));
                 if !out_scale.is_null() {
                     y = S::mul(S::add(y, sum), load::<S>(out_scale.add(feature), n));
                 }
@@ -254,7 +254,9 @@ impl<E: Element> Kernel for Expand<E> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let ExpandArgs { rows, piece, .. } = self.args;
-        let mut sums = [[0.0; PIECE]; TILE];
+        // Cleared as far as it is used.
+        let mut sums = MaybeUninit::<[[f32; PIECE]; TILE]>::uninit();
+        let sums = sums.as_mut_ptr().cast::<f32>();
         let mut first = piece.0;
         while first < piece.1 {
             let len = (piece.1 - first).min(PIECE);
@@ -264,8 +266,8 @@ impl<E: Element> Kernel for Expand<E> {
                 // SAFETY: the caller's; tiles stay within rows and features.
                 unsafe {
                     match m {
-                        TILE => self.rows::<S, TILE>(row, (first, len), &mut sums),
-                        _ => self.rows::<S, 1>(row, (first, len), &mut sums),
+                        TILE => self.rows::<S, TILE>(row, (first, len), sums),
+                        _ => self.rows::<S, 1>(row, (first, len), sums),
                     }
                 }
                 row += m;

@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex};
 
 use self::isa::Kernel;
 use self::linear::{LinearScratch, linear, rows_per_task};
-use self::memory::HostMemory;
+use self::memory::{HostChunks, HostMemory};
 use self::paged::paged_attention;
 use self::rowwise::{RmsNorm, SiluMul, rope_row};
 use self::sample::{SampleScratch, logprobs_row, sample_row};
@@ -59,6 +59,8 @@ pub struct CpuOptions {
 pub(crate) struct Cpu {
     isa: Isa,
     pool: ThreadPool,
+    /// Where weights go.
+    weights: HostChunks,
 }
 
 impl Cpu {
@@ -92,7 +94,7 @@ impl CpuDevice {
             op: "CpuDevice",
             reason: format!("cannot start {threads} threads: {e}"),
         })?;
-        Ok(CpuDevice { cpu: Arc::new(Cpu { isa, pool }) })
+        Ok(CpuDevice { cpu: Arc::new(Cpu { isa, pool, weights: HostChunks::default() }) })
     }
 
     /// The instruction set in use.
@@ -121,7 +123,7 @@ impl Device for CpuDevice {
     }
 
     fn load_weight(&self, host: &HostTensor<'_>) -> Result<Weight> {
-        Ok(Weight::new(host, Arc::new(CpuWeight::pack(host, &self.cpu.pool)?)))
+        Ok(Weight::new(host, Arc::new(CpuWeight::pack(host, &self.cpu.weights, &self.cpu.pool)?)))
     }
 
     fn dequantise_rows(&self, weight: &Weight, first_row: usize, out: &mut [f32]) -> Result<()> {

@@ -1,16 +1,15 @@
 //! A weight in the CPU device's layout: panels of 16 output features.
 
 use std::any::Any;
-use std::sync::Arc;
 
 use half::{bf16, f16};
 
 use super::blocks::{BLOCK, BlockFormat, dequantise};
-use super::memory::HostMemory;
+use super::memory::{HostChunks, HostRange};
 use super::pool::ThreadPool;
 use super::simd::LANES;
 use crate::WeightFormat;
-use crate::error::{Result, invalid};
+use crate::error::Result;
 use crate::weight::{HostTensor, WeightData};
 
 /// Calls `$body` with the type of a quantised format bound to `$F`.
@@ -51,8 +50,8 @@ pub(crate) struct CpuWeight {
     pub(crate) format: WeightFormat,
     pub(crate) rows: usize,
     pub(crate) cols: usize,
-    pub(crate) quants: Arc<HostMemory>,
-    pub(crate) scales: Arc<HostMemory>,
+    pub(crate) quants: HostRange,
+    pub(crate) scales: HostRange,
 }
 
 impl WeightData for CpuWeight {
@@ -72,11 +71,11 @@ impl CpuWeight {
     }
 
     /// Repacks; `host` has been checked to have the right number of bytes.
-    pub(crate) fn pack(host: &HostTensor<'_>, pool: &ThreadPool) -> Result<Self> {
+    pub(crate) fn pack(host: &HostTensor<'_>, chunks: &HostChunks, pool: &ThreadPool) -> Result<Self> {
         let (quants, scales) = with_block_format!(
             host.format,
-            F => pack_blocks::<F>(host, pool)?,
-            else pack_plain(host, pool)?
+            F => pack_blocks::<F>(host, chunks, pool)?,
+            else pack_plain(host, chunks, pool)?
         );
         Ok(CpuWeight { format: host.format, rows: host.rows, cols: host.cols, quants, scales })
     }
@@ -117,19 +116,16 @@ impl CpuWeight {
     }
 }
 
-type Packed = (Arc<HostMemory>, Arc<HostMemory>);
+type Packed = (HostRange, HostRange);
 
 /// Hands each panel's piece of `memory` to `fill`, in parallel.
 fn fill_panels(
-    memories: [&mut Arc<HostMemory>; 2],
+    [quants, scales]: [&mut HostRange; 2],
     panel_bytes: [usize; 2],
     pool: &ThreadPool,
     fill: impl Fn(usize, &mut [u8], &mut [u8]) + Sync,
-) -> Result<()> {
-    let [quants, scales] = memories;
-    let (Some(quants), Some(scales)) = (HostMemory::bytes_mut(quants), HostMemory::bytes_mut(scales)) else {
-        return invalid("load_weight", "the panels are in use");
-    };
+) {
+    let (quants, scales) = (quants.bytes_mut(), scales.bytes_mut());
     let scales = scales.chunks_mut(panel_bytes[1].max(1)).map(Some).chain(std::iter::repeat_with(|| None));
     let panels: Vec<_> = quants
         .chunks_mut(panel_bytes[0].max(1))
@@ -142,16 +138,19 @@ fn fill_panels(
             fill(p, quants, scales.unwrap_or(&mut []));
         }
     });
-    Ok(())
 }
 
-fn pack_blocks<F: BlockFormat>(host: &HostTensor<'_>, pool: &ThreadPool) -> Result<Packed> {
+fn pack_blocks<F: BlockFormat>(
+    host: &HostTensor<'_>,
+    chunks: &HostChunks,
+    pool: &ThreadPool,
+) -> Result<Packed> {
     let num_panels = host.rows.div_ceil(LANES);
     let num_super = host.cols / (BLOCK * F::SUPER);
     let panel_quants = num_super * F::SUPER * F::QUANT_BYTES;
     let panel_scales = num_super * F::SCALE_BYTES;
-    let mut quants = HostMemory::new("a weight", num_panels.saturating_mul(panel_quants))?;
-    let mut scales = HostMemory::new("a weight's scales", num_panels.saturating_mul(panel_scales))?;
+    let mut quants = chunks.take("a weight", num_panels.saturating_mul(panel_quants))?;
+    let mut scales = chunks.take("a weight's scales", num_panels.saturating_mul(panel_scales))?;
     let row_bytes = host.bytes.len() / host.rows;
     let super_bytes = host.format.block_bytes() * F::SUPER * BLOCK / host.format.block_len();
     fill_panels([&mut quants, &mut scales], [panel_quants, panel_scales], pool, |p, quants, scales| {
@@ -165,15 +164,15 @@ fn pack_blocks<F: BlockFormat>(host: &HostTensor<'_>, pool: &ThreadPool) -> Resu
             });
             F::pack(&rows, quants, scales);
         }
-    })?;
+    });
     Ok((quants, scales))
 }
 
-fn pack_plain(host: &HostTensor<'_>, pool: &ThreadPool) -> Result<Packed> {
+fn pack_plain(host: &HostTensor<'_>, chunks: &HostChunks, pool: &ThreadPool) -> Result<Packed> {
     let size = host.format.block_bytes();
     let panel_bytes = host.cols * LANES * size;
-    let mut quants = HostMemory::new("a weight", host.rows.div_ceil(LANES).saturating_mul(panel_bytes))?;
-    let mut scales = HostMemory::new("a weight's scales", 0)?;
+    let mut quants = chunks.take("a weight", host.rows.div_ceil(LANES).saturating_mul(panel_bytes))?;
+    let mut scales = chunks.take("a weight's scales", 0)?;
     fill_panels([&mut quants, &mut scales], [panel_bytes, 0], pool, |p, panel, _| {
         for lane in 0..LANES.min(host.rows - p * LANES) {
             let row = host.bytes.get((p * LANES + lane) * host.cols * size..).unwrap_or(&[]);
@@ -184,6 +183,6 @@ fn pack_plain(host: &HostTensor<'_>, pool: &ThreadPool) -> Result<Packed> {
                 }
             }
         }
-    })?;
+    });
     Ok((quants, scales))
 }
