@@ -135,6 +135,33 @@ const BAD: &[(&str, Spoil, &[&str])] = &[
         &["model.layers.0.self_attn.rotary_proj", "does not exist"],
     ),
     (
+        "a layer missing",
+        |model, dir| {
+            let kind = RandomLora::default();
+            let mut modules = kind.modules(model);
+            modules.retain(|m| !m.module_path.contains("layers.1."));
+            lora::write(&kind.config(), &modules, dir);
+        },
+        &["model.layers.1.self_attn.q_proj.lora_A.weight", "missing"],
+    ),
+    (
+        "one module of all",
+        |model, dir| {
+            let kind = RandomLora::default();
+            lora::write(&kind.config(), &kind.modules(model)[..1], dir);
+        },
+        &["model.layers.0.self_attn.k_proj.lora_A.weight", "missing"],
+    ),
+    (
+        "target that is no module",
+        |model, dir| {
+            let kind = RandomLora::default();
+            let targets = kind.targets.iter().copied().chain(["nonsense_proj"]).collect();
+            lora::write(&RandomLora { targets, ..kind.clone() }.config(), &kind.modules(model), dir);
+        },
+        &["target_modules", "nonsense_proj"],
+    ),
+    (
         "module that is not targeted",
         |model, dir| {
             let kind = RandomLora::default();

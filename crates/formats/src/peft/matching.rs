@@ -122,6 +122,46 @@ impl<'a> Matcher<'a> {
     }
 }
 
+/// Which modules a configuration gives factors, asked with the paths of a model's modules.
+///
+/// A target is what PEFT would have put factors on: `exclude_modules`, `modules_to_save` and `layers_to_transform` are
+/// taken into account.
+pub struct Targets<'a>(Matcher<'a>);
+
+impl<'a> Targets<'a> {
+    pub(super) fn new(path: &Path, config: &'a AdapterConfig) -> Result<Self> {
+        Matcher::new(path, config).map(Self)
+    }
+
+    /// Whether the module of this path has factors in a whole adapter.
+    pub fn contains(&self, module_path: &str) -> bool {
+        self.0.targets(module_path)
+    }
+
+    /// The first entry of a `target_modules` list by whose name none of `module_paths` goes. Entries whose modules are
+    /// excluded otherwise do name them. `None` also for a pattern.
+    pub fn entry_without_module<'p>(
+        &self,
+        module_paths: impl IntoIterator<Item = &'p str>,
+    ) -> Option<&'a str> {
+        let ModuleSelector::List(entries) = &self.0.config.target_modules else { return None };
+        let named: HashSet<&str> = module_paths.into_iter().flat_map(tails).collect();
+        entries.iter().map(String::as_str).find(|entry| !named.contains(entry))
+    }
+}
+
+impl std::fmt::Debug for Targets<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Targets").field(&self.0.config.target_modules).finish()
+    }
+}
+
+/// The path, and what follows each of its dots.
+fn tails(module: &str) -> impl Iterator<Item = &str> {
+    let after_dots = module.match_indices('.').filter_map(|(dot, _)| module.get(dot + 1..));
+    std::iter::once(module).chain(after_dots)
+}
+
 fn first_match<T: Copy>(patterns: &[(Pattern, T)], module: &str) -> Option<T> {
     patterns.iter().find(|(pattern, _)| pattern.matches_tail(module)).map(|(_, value)| *value)
 }
@@ -137,12 +177,7 @@ fn bounded<'a, T>(path: &Path, key: &str, list: &'a [T]) -> Result<&'a [T]> {
 impl Selector {
     fn matches(&self, module: &str) -> bool {
         match self {
-            Self::Names(names) => {
-                names.contains(module)
-                    || module
-                        .match_indices('.')
-                        .any(|(dot, _)| module.get(dot + 1..).is_some_and(|s| names.contains(s)))
-            }
+            Self::Names(names) => tails(module).any(|tail| names.contains(tail)),
             Self::Whole(regex) => regex.is_match(module),
             Self::AllLinear => !EMBEDDING_NAMES.contains(&module.rsplit('.').next().unwrap_or(module)),
         }

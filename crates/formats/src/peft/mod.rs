@@ -5,7 +5,8 @@
 //! Invariants of a [`PeftAdapter`]: every A has its B and both have the rank that the configuration gives; every
 //! value is finite; every module with factors is one that the configuration targets; nothing in the configuration
 //! that changes what the adapter computes was passed over.
-//! Not done here: matching module paths to a model, merging, pickled adapters (`adapter_model.bin`).
+//! Not done here: holding it against a model ([`Targets`] says which of a model's modules it must have), merging,
+//! pickled adapters (`adapter_model.bin`).
 //!
 //! The format follows the sources of PEFT 0.21.
 
@@ -18,6 +19,7 @@ mod write;
 
 pub use config::{AdapterConfig, ModuleSelector};
 pub use contents::{AdapterTensor, LoraEmbedding, LoraModule, SavedModule};
+pub use matching::Targets;
 pub use read::{PeftAdapter, PeftLimits};
 pub use write::{PeftContents, write_peft};
 

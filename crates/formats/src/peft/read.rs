@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::config::AdapterConfig;
 use super::contents::{AdapterTensor, LoraEmbedding, LoraModule, SavedModule};
 use super::key::{self, Key};
-use super::matching::Matcher;
+use super::matching::{Matcher, Targets};
 use super::write::{PeftContents, named_tensors};
 use super::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::digest::{Digest, DigestBuilder};
@@ -177,6 +177,15 @@ impl PeftAdapter {
     /// The configuration.
     pub fn config(&self) -> &AdapterConfig {
         &self.config
+    }
+
+    /// Which modules of a model the configuration gives factors. The file may have fewer: that is for whoever knows
+    /// the model to see.
+    ///
+    /// # Errors
+    /// [`FormatError::Key`] for a pattern that cannot be compiled; not for an adapter that was opened.
+    pub fn targets(&self) -> Result<Targets<'_>> {
+        Targets::new(&self.path, &self.config)
     }
 
     /// Factors of linear modules, sorted by path.

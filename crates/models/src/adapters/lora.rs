@@ -1,7 +1,7 @@
 //! LoRA (with rsLoRA, DoRA and per-module ranks): from a PEFT folder to factors on a device.
 //!
-//! Every tensor of the adapter must belong to a module of the model, in the right shape; what cannot be served is
-//! refused by name. The result is immutable and can be bound to any slot.
+//! Every tensor of the adapter must belong to a module of the model, in the right shape, and every module of the model
+//! that the configuration targets must have its tensors; what cannot be served is refused by name. The result is immutable and can be bound to any slot.
 
 use wardrobe_device::{Ctx, DType, LoraFactors, LoraModules, Tensor};
 use wardrobe_formats::peft::LoraModule;
@@ -92,6 +92,7 @@ impl LoraAdapter {
                 *entry = Some(factors);
             }
         }
+        check_complete(model, adapter, &modules)?.map_or(Ok(()), |reason| Err(refuse(reason)))?;
         Ok(LoraAdapter { modules: modules.into(), digest: adapter.digest(), max_rank, size_bytes })
     }
 
@@ -119,6 +120,45 @@ impl LoraAdapter {
     pub fn size_bytes(&self) -> usize {
         self.size_bytes
     }
+}
+
+/// What the configuration promises of this model and the file does not have: where factors are missing, the base would
+/// answer alone without a word.
+fn check_complete(
+    model: &dyn Decoder,
+    adapter: &PeftAdapter,
+    found: &[Option<LoraFactors>],
+) -> Result<Option<String>> {
+    if let Some(name) = adapter.config().modules_to_save.first() {
+        return Ok(Some(format!("modules_to_save names {:?}, whose tensors are missing", shown(name))));
+    }
+    let targets = adapter.targets()?;
+    let paths = model.modules().iter().map(|m| m.path.as_str());
+    if let Some(entry) = targets.entry_without_module(paths) {
+        let entry = shown(entry);
+        return Ok(Some(format!(
+            "target_modules names {entry:?}, but no linear layer of the model is called that"
+        )));
+    }
+    let lacking =
+        |m: &&Module| targets.contains(&m.path) && !found.get(m.idx.0 as usize).is_some_and(Option::is_some);
+    let mut lacking = model.modules().iter().filter(lacking);
+    Ok(lacking.next().map(|first| {
+        let others = match lacking.count() {
+            0 => String::new(),
+            n => format!(", and those of {n} other modules"),
+        };
+        format!(
+            "tensor base_model.model.{}.lora_A.weight is missing{others}, although the configuration targets it; is \
+             the file whole?",
+            first.path
+        )
+    }))
+}
+
+/// A name from a file, short enough for a message.
+fn shown(name: &str) -> String {
+    name.chars().take(128).collect()
 }
 
 fn dtype(storage: StorageType) -> DType {
