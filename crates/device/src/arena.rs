@@ -1,9 +1,10 @@
-//! Scratch memory of a context: a stack of allocations in a range that never grows.
+//! Ranges of memory that tensors are cut from: a context's scratch memory, a stack of allocations that never grows; and
+//! reservations, whose tensors stay.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::error::{DeviceError, Result};
+use crate::error::{DeviceError, Result, invalid};
 use crate::tensor::{Life, Memory, Stamps, Tensor};
 use crate::{DType, Shape};
 
@@ -11,6 +12,34 @@ use crate::{DType, Shape};
 const MAX_LIVE: usize = 1024;
 /// Alignment of every allocation: a cache line, and the widest vector register.
 pub(crate) const ALIGN: usize = 64;
+
+/// Memory for tensors that are used, and dropped, together ([`crate::Ctx::reserve`]). It is freed with the last of
+/// them.
+#[derive(Debug)]
+pub struct Reservation {
+    pub(crate) memory: Arc<dyn Memory>,
+    pub(crate) used_bytes: usize,
+}
+
+impl Reservation {
+    /// Bytes that a tensor of `bytes` takes.
+    pub fn bytes_for(bytes: usize) -> usize {
+        bytes.next_multiple_of(ALIGN)
+    }
+
+    /// The next part, persistent and not yet written.
+    pub(crate) fn take(&mut self, shape: Shape, dtype: DType) -> Result<Tensor> {
+        let offset_bytes = self.used_bytes;
+        let wanted = shape.numel().saturating_mul(dtype.size_bytes());
+        let end = offset_bytes.saturating_add(wanted);
+        if end > self.memory.len_bytes() {
+            let have = self.memory.len_bytes();
+            return invalid("reserve", format!("{wanted} bytes after {offset_bytes} of {have}"));
+        }
+        self.used_bytes = Self::bytes_for(end);
+        Ok(Tensor { memory: self.memory.clone(), offset_bytes, shape, dtype, life: Life::Persistent })
+    }
+}
 
 /// An allocation that is in use.
 struct Live {

@@ -25,6 +25,7 @@ mod step;
 mod tensor;
 mod weight;
 
+pub use arena::Reservation;
 pub use ctx::{AttentionSpec, Ctx, CtxConfig, Projection};
 pub use dtype::{DType, Shape, WeightFormat};
 pub use error::{DeviceError, Result};

@@ -3,7 +3,9 @@
 //! Every tensor of the adapter must belong to a module of the model, in the right shape, and every module of the model
 //! that the configuration targets must have its tensors; what cannot be served is refused by name. The result is immutable and can be bound to any slot.
 
-use wardrobe_device::{Ctx, DType, LoraFactors, LoraModules, Tensor};
+use std::collections::HashSet;
+
+use wardrobe_device::{Ctx, DType, LoraFactors, LoraModules, Reservation, Tensor};
 use wardrobe_formats::peft::LoraModule;
 use wardrobe_formats::{AdapterTensor, Digest, PeftAdapter, StorageType};
 
@@ -60,8 +62,7 @@ impl LoraAdapter {
         if adapter.is_noop() && !limits.allow_noop {
             return Err(refuse("all its B factors are zero, so it would change nothing".to_owned()));
         }
-        let mut modules = vec![None; model.modules().len()];
-        let (mut max_rank, mut size_bytes) = (0, 0);
+        let mut parts = Vec::with_capacity(adapter.modules().len());
         for part in adapter.modules() {
             let module = model.modules().iter().find(|m| m.path == part.module_path);
             let Some(module) = module else {
@@ -84,7 +85,17 @@ impl LoraAdapter {
                     wanted.1
                 )));
             }
-            let factors = factors(ctx, module, part)?;
+            parts.push((module, part));
+        }
+        check_complete(model, adapter, &parts)?.map_or(Ok(()), |reason| Err(refuse(reason)))?;
+        // Side by side in the order of use.
+        parts.sort_by_key(|(module, _)| module.idx.0);
+        let held: usize = parts.iter().map(|(module, part)| held_bytes(module, part)).sum();
+        let mut reservation = ctx.reserve("an adapter", held)?;
+        let mut modules = vec![None; model.modules().len()];
+        let (mut max_rank, mut size_bytes) = (0, 0);
+        for (module, part) in parts {
+            let factors = factors(ctx, &mut reservation, module, part)?;
             max_rank = max_rank.max(part.rank);
             size_bytes += factors.a.size_bytes() + factors.b_t.size_bytes();
             size_bytes += factors.out_scale.as_ref().map_or(0, Tensor::size_bytes);
@@ -92,7 +103,6 @@ impl LoraAdapter {
                 *entry = Some(factors);
             }
         }
-        check_complete(model, adapter, &modules)?.map_or(Ok(()), |reason| Err(refuse(reason)))?;
         Ok(LoraAdapter { modules: modules.into(), digest: adapter.digest(), max_rank, size_bytes })
     }
 
@@ -127,7 +137,7 @@ impl LoraAdapter {
 fn check_complete(
     model: &dyn Decoder,
     adapter: &PeftAdapter,
-    found: &[Option<LoraFactors>],
+    found: &[(&Module, &LoraModule)],
 ) -> Result<Option<String>> {
     if let Some(name) = adapter.config().modules_to_save.first() {
         return Ok(Some(format!("modules_to_save names {:?}, whose tensors are missing", shown(name))));
@@ -140,8 +150,8 @@ fn check_complete(
             "target_modules names {entry:?}, but no linear layer of the model is called that"
         )));
     }
-    let lacking =
-        |m: &&Module| targets.contains(&m.path) && !found.get(m.idx.0 as usize).is_some_and(Option::is_some);
+    let found: HashSet<u32> = found.iter().map(|(module, _)| module.idx.0).collect();
+    let lacking = |m: &&Module| targets.contains(&m.path) && !found.contains(&m.idx.0);
     let mut lacking = model.modules().iter().filter(lacking);
     Ok(lacking.next().map(|first| {
         let others = match lacking.count() {
@@ -161,41 +171,53 @@ fn shown(name: &str) -> String {
     name.chars().take(128).collect()
 }
 
-fn dtype(storage: StorageType) -> DType {
-    match storage {
-        StorageType::F16 => DType::F16,
-        StorageType::BF16 => DType::BF16,
+/// The element type in which both factors are held: their own if it is one and the same.
+fn held_dtype(part: &LoraModule) -> DType {
+    match (part.a.storage(), part.b.storage()) {
+        (StorageType::F16, StorageType::F16) => DType::F16,
+        (StorageType::BF16, StorageType::BF16) => DType::BF16,
         _ => DType::F32,
     }
 }
 
-/// The element type in which both factors are held: their own if it is one and the same.
-fn factors(ctx: &mut Ctx, module: &Module, part: &LoraModule) -> Result<LoraFactors> {
+/// Bytes that a module's factors take of a reservation.
+fn held_bytes(module: &Module, part: &LoraModule) -> usize {
+    let (out, input, size) = (module.weight.rows(), module.weight.cols(), held_dtype(part).size_bytes());
+    let out_scale = part.magnitude.as_ref().map_or(0, |_| 4 * out);
+    [part.rank * input * size, part.rank * out * size, out_scale].map(Reservation::bytes_for).iter().sum()
+}
+
+fn factors(
+    ctx: &mut Ctx,
+    reservation: &mut Reservation,
+    module: &Module,
+    part: &LoraModule,
+) -> Result<LoraFactors> {
     let (out, input, rank) = (module.weight.rows(), module.weight.cols(), part.rank);
-    let (a, b) = (dtype(part.a.storage()), dtype(part.b.storage()));
-    let native =
-        a == b && matches!(part.a.storage(), StorageType::F32 | StorageType::F16 | StorageType::BF16);
-    let (dtype, a, b) = if native {
-        (a, part.a.bytes().to_vec(), transpose(part.b.bytes(), out, rank, a.size_bytes()))
-    } else {
-        let bytes = |t: &AdapterTensor| -> Result<Vec<u8>> {
-            Ok(t.to_f32()?.iter().flat_map(|v| v.to_le_bytes()).collect())
+    let held = held_dtype(part);
+    let bytes = |t: &AdapterTensor| -> Result<Vec<u8>> {
+        let is_held = match t.storage() {
+            StorageType::F16 => held == DType::F16,
+            StorageType::BF16 => held == DType::BF16,
+            stored => stored == StorageType::F32,
         };
-        (DType::F32, bytes(&part.a)?, transpose(&bytes(&part.b)?, out, rank, 4))
+        if is_held {
+            return Ok(t.bytes().to_vec());
+        }
+        Ok(t.to_f32()?.iter().flat_map(|v| v.to_le_bytes()).collect())
     };
+    let (a, b) = (bytes(&part.a)?, transpose(&bytes(&part.b)?, out, rank, held.size_bytes()));
+    let a = ctx.upload_to(reservation, [rank, input], held, &a)?;
+    let b_t = ctx.upload_to(reservation, [rank, out], held, &b)?;
     let out_scale = match &part.magnitude {
         Some(m) => {
             let values = dora_scale(ctx, module, part, &m.to_f32()?)?;
-            Some(ctx.upload_f32("DoRA's scale", [out], &values)?)
+            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            Some(ctx.upload_to(reservation, [out], DType::F32, &bytes)?)
         }
         None => None,
     };
-    Ok(LoraFactors {
-        a: ctx.upload("an adapter", [rank, input], dtype, &a)?,
-        b_t: ctx.upload("an adapter", [rank, out], dtype, &b)?,
-        scale: part.scale as f32,
-        out_scale,
-    })
+    Ok(LoraFactors { a, b_t, scale: part.scale as f32, out_scale })
 }
 
 /// `[rows, cols]` to `[cols, rows]`, for elements of `size` bytes.
