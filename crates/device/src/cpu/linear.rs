@@ -23,6 +23,9 @@ const TASKS_PER_THREAD: usize = 8;
 /// Features of an update that are worth a task.
 const MIN_PIECE: usize = 512;
 
+/// Updates that make enough tasks for a thread.
+const UPDATES_PER_THREAD: usize = 4;
+
 /// Buffers that a context keeps between linear ops.
 #[derive(Default)]
 pub(crate) struct LinearScratch {
@@ -185,7 +188,7 @@ unsafe fn quantise(cpu: &Cpu, scratch: &mut LinearScratch, x: *const f32, rows: 
     scratch.quants.resize(num_blocks.max(scratch.quants.len()), QuantBlock::default());
     scratch.meta.resize(num_blocks.max(scratch.meta.len()), BlockMeta::default());
     let operand = Operand { x, cols, quantised: scratch.activations(cols) };
-    let piece = rows_per_task(rows, cols);
+    let piece = rows_per_task(rows, cols, cpu.pool.num_threads());
     cpu.pool.run(rows.div_ceil(piece), &|i| {
         let rows = (i * piece, rows.min((i + 1) * piece));
         let Operand { x, quantised: to, .. } = *operand.get();
@@ -194,9 +197,11 @@ unsafe fn quantise(cpu: &Cpu, scratch: &mut LinearScratch, x: *const f32, rows: 
     });
 }
 
-/// Rows that make a task worth handing to another thread.
-pub(crate) fn rows_per_task(rows: usize, cols: usize) -> usize {
-    (16 * 1024 / cols.max(1)).clamp(1, rows.max(1))
+/// Rows of a task: an even share for each thread where that is worth waking it, in pieces of some rows where there are
+/// many.
+pub(crate) fn rows_per_task(rows: usize, cols: usize, num_threads: usize) -> usize {
+    let rows_of = |elements: usize| (elements / cols.max(1)).max(1);
+    rows.div_ceil(num_threads).clamp(rows_of(2 * 1024), rows_of(16 * 1024)).min(rows.max(1))
 }
 
 /// Cuts the rows into runs of one slot.
@@ -339,6 +344,7 @@ fn run_expands(
     low: SendPtr<f32>,
 ) -> Result<()> {
     let mut tasks = Vec::new();
+    let num_threads = cpu.pool.num_threads();
     for update in updates {
         let (Some(target), Some(&deferred)) = (targets.get(update.target), deferred.get(update.target))
         else {
@@ -360,7 +366,9 @@ fn run_expands(
             }
             None => (std::ptr::null(), std::ptr::null(), crate::DType::F32, 0),
         };
-        let per_task = features.div_ceil(cpu.pool.num_threads()).next_multiple_of(LANES).max(MIN_PIECE);
+        // One task an update is best for memory, but must leave no thread without work.
+        let pieces = if updates.len() >= UPDATES_PER_THREAD * num_threads { 1 } else { num_threads };
+        let per_task = features.div_ceil(pieces).next_multiple_of(LANES).max(MIN_PIECE);
         let row_offset =
             |p: *const f32| if p.is_null() { p } else { p.wrapping_add(update.rows.0 * features) };
         for first in (0..features).step_by(per_task) {

@@ -84,7 +84,7 @@ impl<E: Element> Kernel for Shrink<E> {
         let ShrinkArgs { rows, ranks, .. } = self.args;
         let mut rank = ranks.0;
         while rank < ranks.1 {
-            let r = tile_len(ranks.1 - rank);
+            let r = ranks_at_once(rows, ranks.1 - rank);
             let mut row = 0;
             while row < rows {
                 let m = tile_len(rows - row);
@@ -108,6 +108,13 @@ impl<E: Element> Kernel for Shrink<E> {
 #[inline(always)]
 fn tile_len(left: usize) -> usize {
     if left >= TILE { TILE } else { 1 }
+}
+
+/// Ranks of the next tile when `left` are left. Few rows wait for memory: they read the factor as one stream, which the
+/// processor foresees best. Many rows make use of what several ranks share.
+#[inline(always)]
+fn ranks_at_once(rows: usize, left: usize) -> usize {
+    if rows <= TILE { 1 } else { tile_len(left) }
 }
 
 /// `out[row, o] = out_scale[o] * (out[row, o] + Σ_r low[row, r] b_t[r, o]) + bias[o] + residual[row, o]`, where
@@ -144,7 +151,7 @@ pub(crate) struct ExpandArgs {
 }
 
 /// Most features whose sums are kept at once.
-const PIECE: usize = 1024;
+const PIECE: usize = 1536;
 impl<E: Element> Expand<E> {
     /// Adds `R` ranks to the sums of `M` rows, for the `len` features from `first` on.
     #[inline(always)]
@@ -198,19 +205,15 @@ impl<E: Element> Expand<E> {
         }
         let mut rank = 0;
         while rank < self.args.rank {
+            let r = ranks_at_once(self.args.rows, self.args.rank - rank);
             // SAFETY: the caller's; no more ranks are taken than are left.
             unsafe {
-                rank += match self.args.rank - rank {
-                    TILE.. => {
-                        self.ranks::<S, M, TILE>((row, rank), (first, len), sums);
-                        TILE
-                    }
-                    _ => {
-                        self.ranks::<S, M, 1>((row, rank), (first, len), sums);
-                        1
-                    }
-                };
+                match r {
+                    TILE => self.ranks::<S, M, TILE>((row, rank), (first, len), sums),
+                    _ => self.ranks::<S, M, 1>((row, rank), (first, len), sums),
+                }
             }
+            rank += r;
         }
         for m in 0..M {
             // SAFETY: the caller's.

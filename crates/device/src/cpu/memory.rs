@@ -1,12 +1,13 @@
 //! Host memory for tensors and weights: zeroed, aligned to a cache line, committed only when touched.
 //!
-//! Large ranges ask for huge pages. A step reads all weights and keys and values once, in many short pieces: with
-//! pages of 4 KiB it would spend a third of its time on finding them.
+//! Large ranges that are filled ask for huge pages. A step reads all weights once, in many short pieces: with pages of
+//! 4 KiB it would spend a third of its time on finding them.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{DeviceError, Result};
+use crate::ops::MemoryUse;
 use crate::tensor::Memory;
 
 const ALIGN: usize = 64;
@@ -30,11 +31,13 @@ unsafe impl Send for HostMemory {}
 unsafe impl Sync for HostMemory {}
 
 impl HostMemory {
-    pub(crate) fn new(what: &'static str, len_bytes: usize) -> Result<Arc<Self>> {
+    pub(crate) fn new(what: &'static str, len_bytes: usize, usage: MemoryUse) -> Result<Arc<Self>> {
         let oom = || DeviceError::OutOfMemory { what, bytes: len_bytes };
         // Asking for the alignment itself would make the allocator clear, and so commit, every page; small
         // alignments are served by fresh pages that are zero already.
-        let align = if len_bytes >= HUGE_PAGE_BYTES { HUGE_PAGE_BYTES } else { ALIGN };
+        // Where memory is used here and there, a huge page would be cleared for every place.
+        let is_huge = usage == MemoryUse::Dense && len_bytes >= HUGE_PAGE_BYTES;
+        let align = if is_huge { HUGE_PAGE_BYTES } else { ALIGN };
         let padded = len_bytes.max(1).checked_add(align).ok_or_else(oom)?;
         let layout = Layout::from_size_align(padded, 16).map_err(|_| oom())?;
         // SAFETY: the layout is not empty.
@@ -45,7 +48,7 @@ impl HostMemory {
         let start = (base as usize).next_multiple_of(align);
         let memory = HostMemory { base, layout, start, len_bytes };
         #[cfg(target_os = "linux")]
-        if align == HUGE_PAGE_BYTES {
+        if is_huge {
             // SAFETY: the range is ours and the advice leaves its contents alone. A system without huge pages refuses,
             // which costs nothing but the speed.
             let _ = unsafe {
@@ -97,12 +100,16 @@ impl HostChunks {
     /// A zeroed range.
     pub(crate) fn take(&self, what: &'static str, len_bytes: usize) -> Result<HostRange> {
         if len_bytes > CHUNK_BYTES / 4 {
-            return Ok(HostRange { memory: HostMemory::new(what, len_bytes)?, offset: 0, len_bytes });
+            return Ok(HostRange {
+                memory: HostMemory::new(what, len_bytes, MemoryUse::Dense)?,
+                offset: 0,
+                len_bytes,
+            });
         }
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let (memory, used) = match current.take() {
             Some((memory, used)) if used + len_bytes <= CHUNK_BYTES => (memory, used),
-            _ => (HostMemory::new(what, CHUNK_BYTES)?, 0),
+            _ => (HostMemory::new(what, CHUNK_BYTES, MemoryUse::Dense)?, 0),
         };
         *current = Some((memory.clone(), (used + len_bytes).next_multiple_of(ALIGN)));
         Ok(HostRange { memory, offset: used, len_bytes })

@@ -35,7 +35,7 @@ use self::weight::CpuWeight;
 use crate::Shape;
 use crate::error::{DeviceError, Result, invalid};
 use crate::lora::LoraBatch;
-use crate::ops::{Device, LinearTarget, Ops, PagedAttention, RopeTables};
+use crate::ops::{Device, LinearTarget, MemoryUse, Ops, PagedAttention, RopeTables};
 use crate::sample::{LogprobRow, SampleRow, Sampled, TokenLogprobs};
 use crate::step::GraphKey;
 use crate::tensor::{Memory, Tensor};
@@ -66,7 +66,7 @@ pub(crate) struct Cpu {
 impl Cpu {
     /// Runs `f(row)` for all rows, in parallel when there is enough work.
     fn for_rows(&self, rows: usize, row_len: usize, f: impl Fn(usize) + Sync) {
-        let piece = rows_per_task(rows, row_len);
+        let piece = rows_per_task(rows, row_len, self.pool.num_threads());
         self.pool.run(rows.div_ceil(piece), &|i| (i * piece..rows.min((i + 1) * piece)).for_each(&f));
     }
 }
@@ -118,8 +118,8 @@ impl Device for CpuDevice {
         format!("cpu ({}, {} threads)", self.cpu.isa, self.num_threads())
     }
 
-    fn alloc(&self, what: &'static str, bytes: usize) -> Result<Arc<dyn Memory>> {
-        Ok(HostMemory::new(what, bytes)?)
+    fn alloc(&self, what: &'static str, bytes: usize, usage: MemoryUse) -> Result<Arc<dyn Memory>> {
+        Ok(HostMemory::new(what, bytes, usage)?)
     }
 
     fn load_weight(&self, host: &HostTensor<'_>) -> Result<Weight> {
