@@ -7,7 +7,11 @@
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
 pub(crate) mod portable;
+#[cfg(test)]
+mod tests;
 
 /// Lanes of a vector, and rows of a weight panel.
 pub(crate) const LANES: usize = 16;
