@@ -30,6 +30,8 @@ pub(crate) trait Simd: Copy + 'static {
     /// 16 groups of 4 bytes.
     type W: Copy;
 
+    /// Vectors of 16 lanes that the registers hold: tiles are cut to fit.
+    const REGISTERS: usize;
     /// What `bias_i8` adds to signed bytes to make them fit `dot_i8`.
     const I8_BIAS: i32;
 

@@ -146,6 +146,7 @@ impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
     type I = [int32x4_t; 4];
     type W = [uint8x16_t; 4];
 
+    const REGISTERS: usize = 8;
     const I8_BIAS: i32 = 0;
 
     quadwise! {
