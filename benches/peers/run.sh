@@ -23,7 +23,8 @@ done
 python=${PEERS_PYTHON:-$work/venv/bin/python}
 if [ ! -x "$python" ]; then
     python3 -m venv "$work/venv"
-    CMAKE_ARGS="-DGGML_NATIVE=ON" "$python" -m pip install --quiet --no-binary llama-cpp-python llama-cpp-python==0.3.36
+    # Without pip's cache, which may hold a build for another machine.
+    CMAKE_ARGS="-DGGML_NATIVE=ON" "$python" -m pip install --quiet --no-cache-dir --no-binary llama-cpp-python llama-cpp-python==0.3.36
 fi
 
 exec "$python" benches/peers/compare.py --wardrobe "$target/release/wardrobe" --rounds "$rounds" \

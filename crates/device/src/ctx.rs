@@ -1,28 +1,23 @@
 //! A context: an arena for scratch tensors, the buffers of a step, and the checked front of a device's ops.
 //!
 //! The arena is sized at start and never grows. Allocations stack up; [`Ctx::scratch`] and
-//! [`Ctx::scope_into`] release what was allocated in them. Every op here checks liveness, shapes and element types, allocates its output and then calls the device, so
-//! a device's ops see only sound operands.
+//! [`Ctx::scope_into`] release what was allocated in them. Every op here checks liveness, shapes and element types,
+//! allocates its output and then calls the device, so a device's ops see only sound operands.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::arena::{ALIGN, Arena};
 use crate::error::{DeviceError, Result, invalid};
 use crate::kv::{BLOCK_SIZE, KvCache, KvConfig, KvLayer};
 use crate::lora::{LoraBatch, ModuleIdx};
 use crate::ops::{Device, LinearTarget, Ops, PagedAttention, RopeTables, StepMode};
 use crate::sample::{LogprobRow, SampleRow, Sampled, TokenLogprobs};
 use crate::step::{GraphKey, Step, StepBounds, StepBuffers, StepInputs, StepLimits};
-use crate::tensor::{Life, Memory, Stamps, Tensor};
+use crate::tensor::{Life, Tensor};
 use crate::weight::{HostTensor, Weight};
 use crate::{DType, Shape};
-
-/// Allocations that may be alive at once in one arena.
-const MAX_LIVE: usize = 1024;
-/// Alignment of every allocation: a cache line, and the widest vector register.
-const ALIGN: usize = 64;
 
 /// Sizes of a context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,62 +56,6 @@ pub struct AttentionSpec {
     pub window: Option<usize>,
 }
 
-struct Live {
-    stamp: u64,
-    offset_bytes: usize,
-}
-
-struct Arena {
-    memory: Arc<dyn Memory>,
-    stamps: Arc<Stamps>,
-    live: Vec<Live>,
-    used_bytes: usize,
-    next_stamp: u64,
-    peak_bytes: usize,
-}
-
-impl Arena {
-    fn alloc(&mut self, shape: Shape, dtype: DType) -> Result<Tensor> {
-        let wanted = shape.numel().saturating_mul(dtype.size_bytes());
-        let offset_bytes = self.used_bytes.next_multiple_of(ALIGN);
-        let end = offset_bytes.saturating_add(wanted);
-        let slot = self.live.len();
-        if end > self.memory.len_bytes() || slot >= MAX_LIVE {
-            return Err(DeviceError::ArenaFull {
-                capacity_bytes: self.memory.len_bytes(),
-                used_bytes: self.used_bytes,
-                wanted_bytes: wanted,
-            });
-        }
-        let stamp = self.next_stamp;
-        self.next_stamp += 1;
-        if let Some(s) = self.stamps.0.get(slot) {
-            s.store(stamp, Ordering::Relaxed);
-        }
-        self.live.push(Live { stamp, offset_bytes: self.used_bytes });
-        self.used_bytes = end;
-        self.peak_bytes = self.peak_bytes.max(end);
-        let life = Life::Scratch { stamps: self.stamps.clone(), slot, stamp };
-        Ok(Tensor { memory: self.memory.clone(), offset_bytes, shape, dtype, life })
-    }
-
-    fn release_to(&mut self, mark: usize) {
-        while self.live.len() > mark {
-            if let Some(live) = self.live.pop() {
-                debug_assert!(self.stamps.is_live(self.live.len(), live.stamp));
-                self.used_bytes = live.offset_bytes;
-            }
-            if let Some(s) = self.stamps.0.get(self.live.len()) {
-                s.store(0, Ordering::Relaxed);
-            }
-        }
-        // The result of a replay is all there is, and does not begin where the arena does.
-        if self.live.is_empty() {
-            self.used_bytes = 0;
-        }
-    }
-}
-
 /// A context on a device.
 pub struct Ctx {
     device: Arc<dyn Device>,
@@ -130,7 +69,7 @@ pub struct Ctx {
 
 impl fmt::Debug for Ctx {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Ctx({}, {} arena bytes)", self.device.name(), self.arena.memory.len_bytes())
+        write!(f, "Ctx({}, {} arena bytes)", self.device.name(), self.arena.capacity_bytes())
     }
 }
 
@@ -141,11 +80,10 @@ impl Ctx {
         let memory = device.alloc("the arena", config.arena_bytes)?;
         let words = StepBuffers::len_words(&config.step);
         let step_memory = device.alloc("the step's inputs", words.saturating_mul(4))?;
-        let stamps = Arc::new(Stamps((0..MAX_LIVE).map(|_| AtomicU64::new(0)).collect()));
         Ok(Ctx {
             device,
             ops,
-            arena: Arena { memory, stamps, live: Vec::new(), used_bytes: 0, next_stamp: 1, peak_bytes: 0 },
+            arena: Arena::new(memory),
             step_buffers: StepBuffers::new(step_memory, config.step),
             step: None,
             recorded: HashMap::new(),
@@ -159,12 +97,12 @@ impl Ctx {
 
     /// Most bytes of the arena ever in use at once.
     pub fn arena_peak_bytes(&self) -> usize {
-        self.arena.peak_bytes
+        self.arena.peak_bytes()
     }
 
     /// Bytes of the arena in use.
     pub fn arena_used_bytes(&self) -> usize {
-        self.arena.used_bytes
+        self.arena.used_bytes()
     }
 
     /// An uninitialised scratch tensor. Private: outside, tensors come out of ops, fully written.
@@ -194,7 +132,7 @@ impl Ctx {
 
     /// Runs `f` and releases every scratch tensor that it allocated.
     pub fn scratch<R>(&mut self, f: impl FnOnce(&mut Ctx) -> Result<R>) -> Result<R> {
-        let mark = self.arena.live.len();
+        let mark = self.arena.mark();
         let result = f(self);
         self.arena.release_to(mark);
         result
@@ -291,8 +229,7 @@ impl Ctx {
             && let Some(&(offset_bytes, shape)) = self.recorded.get(&step.key)
         {
             // The replayed ops write where the recorded ones did.
-            self.arena.used_bytes = offset_bytes;
-            let out = self.alloc(shape, DType::F32)?;
+            let out = self.arena.alloc_at(offset_bytes, shape, DType::F32)?;
             // SAFETY: as `begin_step`; addresses are those of the recording.
             unsafe { self.ops.replay(&step.key)? };
             return Ok(out);

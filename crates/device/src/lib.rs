@@ -8,6 +8,7 @@
 //! A device for other hardware is a crate of its own that implements [`Device`] and [`Ops`] and passes the
 //! conformance cases.
 
+mod arena;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod cpu;

@@ -13,7 +13,7 @@ use wardrobe_device::fake_async::FakeAsyncDevice;
 
 fn subject(isa: Isa, threads: usize) -> Subject {
     let device = CpuDevice::new(CpuOptions { threads: Some(threads), isa: Some(isa) }).unwrap();
-    let promises = Promises { int8_activations: true, tolerance: 1e-5, batch_invariant: true };
+    let promises = Promises { activation_steps: Some(2032), tolerance: 1e-5, batch_invariant: true };
     Subject { device: Arc::new(device), promises }
 }
 
@@ -38,5 +38,29 @@ fn results_do_not_depend_on_the_number_of_threads() {
         for threads in [2, 3] {
             assert!(one == fingerprint(&subject(isa, threads)), "{isa} with {threads} threads");
         }
+    }
+}
+
+#[test]
+fn tiles_give_the_bits_of_vectors() {
+    let all = Isa::available();
+    if !all.contains(&Isa::Amx) {
+        eprintln!("SKIPPED: this machine has no AMX");
+        return;
+    }
+    assert!(fingerprint(&subject(Isa::Amx, 1)) == fingerprint(&subject(Isa::Avx512, 1)));
+}
+
+#[test]
+fn instruction_sets_with_fused_multiply_add_agree() {
+    let fused: Vec<Isa> = Isa::available().into_iter().filter(|isa| *isa != Isa::Portable).collect();
+    if let [first, others @ ..] = &fused[..] {
+        let expected = fingerprint(&subject(*first, 2));
+        for isa in others {
+            assert!(expected == fingerprint(&subject(*isa, 2)), "{first} and {isa}");
+        }
+    }
+    if fused.len() < 2 {
+        println!("SKIPPED: this machine has {} such instruction sets", fused.len());
     }
 }

@@ -7,7 +7,7 @@ use crate::{Ctx, Projection, WeightFormat};
 
 /// Inputs that share a scale where activations are rounded to bytes.
 const ACTIVATION_BLOCK: usize = 32;
-const ROW_COUNTS: [usize; 6] = [1, 2, 3, 5, 13, 33];
+const ROW_COUNTS: [usize; 7] = [1, 2, 3, 5, 13, 33, 90];
 /// Output features, mostly no multiple of any vector.
 const OUT_FEATURES: [usize; 6] = [1, 15, 16, 17, 48, 70];
 
@@ -22,7 +22,7 @@ fn in_features(format: WeightFormat) -> Vec<usize> {
 
 /// `x Wᵀ` with what rounding the activations may cost: in the worst case, and the variance if errors are uniform.
 pub(super) fn product(subject: &Subject, x: &[f32], weight: &HostWeight) -> Vec<(Expected, f64)> {
-    let rounded = subject.promises.int8_activations && weight.format.is_quantised();
+    let steps = subject.promises.activation_steps.filter(|_| weight.format.is_quantised());
     let mut out = Vec::new();
     for x in x.chunks(weight.cols) {
         for o in 0..weight.rows {
@@ -30,8 +30,8 @@ pub(super) fn product(subject: &Subject, x: &[f32], weight: &HostWeight) -> Vec<
             let mut variance = 0.0;
             for (x, w) in x.chunks(ACTIVATION_BLOCK).zip(weight.row(o).chunks(ACTIVATION_BLOCK)) {
                 x.iter().zip(w).for_each(|(&x, &w)| sum.add(f64::from(x) * w));
-                if rounded {
-                    let step = x.iter().fold(0f32, |m, v| m.max(v.abs())) as f64 / 127.0;
+                if let Some(steps) = steps {
+                    let step = x.iter().fold(0f32, |m, v| m.max(v.abs())) as f64 / f64::from(steps);
                     // Half a step, and a little for quotients that are rounded across a half.
                     sum.extra += 0.5001 * step * w.iter().map(|w| w.abs()).sum::<f64>();
                     variance += step * step / 12.0 * w.iter().map(|w| w * w).sum::<f64>();
@@ -153,16 +153,21 @@ pub(super) fn random_activations(subject: &Subject) {
     }
 }
 
-/// Activations that a byte and the block's scale hold without loss: the result has no rounding of the input in it.
-pub(super) fn representable(random: &mut Random, cols: usize) -> Vec<f32> {
+/// Activations that whole numbers and the block's scale hold without loss: the result has no rounding of the input in
+/// it.
+pub(super) fn representable(subject: &Subject, random: &mut Random, cols: usize) -> Vec<f32> {
+    let most = f32::from(subject.promises.activation_steps.unwrap_or(127));
     let mut x = Vec::with_capacity(cols);
     while x.len() < cols {
         let len = ACTIVATION_BLOCK.min(cols - x.len());
         let step = f32::powi(2.0, random.below(12) as i32 - 9);
         let largest = random.below(len);
         x.extend((0..len).map(|i| {
-            let q =
-                if i == largest { random.pick(&[-127.0, 127.0]) } else { random.below(255) as f32 - 127.0 };
+            let q = if i == largest {
+                random.pick(&[-most, most])
+            } else {
+                random.below(2 * most as usize + 1) as f32 - most
+            };
             q * step
         }));
     }
@@ -170,7 +175,8 @@ pub(super) fn representable(random: &mut Random, cols: usize) -> Vec<f32> {
 }
 
 pub(super) fn representable_activations(subject: &Subject) {
-    each_shape(subject, (2, &[2, 5, 33]), representable, |_, what, got, want| {
+    let make = |random: &mut Random, cols: usize| representable(subject, random, cols);
+    each_shape(subject, (2, &[2, 5, 33]), make, |_, what, got, want| {
         let exact: Vec<Expected> = want.iter().map(|(w, _)| Expected { extra: 0.0, ..*w }).collect();
         subject.check(what, got, &exact);
     });

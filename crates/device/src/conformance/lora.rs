@@ -216,7 +216,7 @@ fn each_batch(
     for (turn, (format, cols)) in shapes.into_iter().enumerate() {
         for rows in [1, 2, 5, 13, 33] {
             let wardrobe = Wardrobe::random(&mut random, format, cols, turn + rows);
-            let x: Vec<f32> = (0..rows).flat_map(|_| representable(&mut random, cols)).collect();
+            let x: Vec<f32> = (0..rows).flat_map(|_| representable(subject, &mut random, cols)).collect();
             let residual = random.normals(rows * wardrobe.bias.len());
             let slots = random_slots(&mut random, rows);
             let scales: Vec<f32> = (0..rows).map(|_| random.pick(&[1.0, 0.5, -2.0, 0.0])).collect();

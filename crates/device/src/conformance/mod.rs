@@ -35,8 +35,8 @@ pub use tiny_model::{Chunk, TinyBatch, TinyModel};
 /// What a device claims, and is held to.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Promises {
-    /// Quantised linear layers round their input to signed bytes, 32 to a scale of the largest magnitude over 127.
-    pub int8_activations: bool,
+    /// Quantised linear layers round their input, 32 to a scale, to whole numbers of this largest magnitude.
+    pub activation_steps: Option<u16>,
     /// Largest error relative to the sum of magnitudes added, rounding of the input apart.
     pub tolerance: f64,
     /// A row's result is the same bits under any neighbours and chunking.

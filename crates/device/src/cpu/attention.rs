@@ -18,6 +18,8 @@ use crate::kv::BLOCK_SIZE;
 const SPLIT: usize = 256;
 /// Query vectors (rows times heads of a group) that share each load of keys and values.
 const QUERIES: usize = 8;
+/// How far ahead keys are asked for.
+const BLOCKS_AHEAD: usize = 2;
 /// Longest head.
 pub(crate) const MAX_HEAD_DIM: usize = 256;
 
@@ -211,6 +213,23 @@ impl<E: KvElement> AttendKernel<'_, E> {
         }
     }
 
+    /// Asks for the values of a block, and for the keys of a later one. Where few queries share them memory is what takes
+    /// time, and a head's part of a block is too short for the processor to foresee the next.
+    #[inline(always)]
+    unsafe fn fetch<S: Simd>(&self, block_idx: usize) {
+        let Attend { cache, table, kv_head, .. } = self.args;
+        let bytes = BLOCK_SIZE * cache.head_dim * E::BYTES;
+        let pieces = [(cache.v, table.get(block_idx)), (cache.k, table.get(block_idx + BLOCKS_AHEAD))];
+        for (cached, block) in pieces {
+            let Some(&block) = block else { continue };
+            let piece = cached.wrapping_add(cache.head(block, kv_head, E::BYTES));
+            for line in (0..bytes).step_by(64) {
+                // SAFETY: a hint; any address will do.
+                unsafe { S::prefetch(piece.wrapping_add(line)) };
+            }
+        }
+    }
+
     /// Dot products with the keys of the blocks from `split` to `end`, unscaled.
     #[inline(always)]
     unsafe fn scores<S: Simd, const N: usize>(
@@ -226,6 +245,9 @@ impl<E: KvElement> AttendKernel<'_, E> {
             let at = (block_idx * BLOCK_SIZE) - split;
             // SAFETY: the caller's.
             unsafe {
+                if N < QUERIES {
+                    self.fetch::<S>(block_idx);
+                }
                 let k = cache.k.add(cache.head(block, kv_head, E::BYTES));
                 let mut sums = [S::splat(0.0); N];
                 for d in 0..cache.head_dim {

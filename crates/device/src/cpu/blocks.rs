@@ -1,4 +1,4 @@
-//! Quantised weights as panels of 16 rows, and int8 activations.
+//! Quantised weights as panels of 16 rows.
 //!
 //! A panel holds 16 output features side by side, so that one vector lane belongs to one feature and nothing is ever
 //! summed across lanes: a feature's dot product is one chain of additions over blocks of 32 inputs, in order, on
@@ -27,6 +27,9 @@ pub(crate) trait BlockFormat: Copy + Send + Sync + 'static {
     const SUPER: usize;
     /// Scales per block: 1, or 2 for halves of 16.
     const PARTS: usize;
+    /// Bits of a quant.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only AMX tiles ask"))]
+    const BITS: u32;
     /// Subtracted from the stored quants.
     const OFFSET: i32;
     /// Quants are signed bytes.
@@ -99,6 +102,7 @@ impl BlockFormat for Q4_0 {
     const SCALE_BYTES: usize = 32;
     const SUPER: usize = 1;
     const PARTS: usize = 1;
+    const BITS: u32 = 4;
     const OFFSET: i32 = 8;
     const SIGNED: bool = false;
     const HAS_MIN: bool = false;
@@ -133,6 +137,7 @@ impl BlockFormat for Q4_1 {
     const SCALE_BYTES: usize = 64;
     const SUPER: usize = 1;
     const PARTS: usize = 1;
+    const BITS: u32 = 4;
     const OFFSET: i32 = 0;
     const SIGNED: bool = false;
     const HAS_MIN: bool = true;
@@ -168,6 +173,7 @@ impl BlockFormat for Q8_0 {
     const SCALE_BYTES: usize = 32;
     const SUPER: usize = 1;
     const PARTS: usize = 1;
+    const BITS: u32 = 8;
     const OFFSET: i32 = 0;
     const SIGNED: bool = true;
     const HAS_MIN: bool = false;
@@ -231,6 +237,7 @@ impl BlockFormat for Q4K {
     const SCALE_BYTES: usize = 64 + 8 * 24;
     const SUPER: usize = 8;
     const PARTS: usize = 1;
+    const BITS: u32 = 4;
     const OFFSET: i32 = 0;
     const SIGNED: bool = false;
     const HAS_MIN: bool = true;
@@ -298,6 +305,7 @@ impl BlockFormat for Q6K {
     const SCALE_BYTES: usize = 32 + 8 * 32;
     const SUPER: usize = 8;
     const PARTS: usize = 2;
+    const BITS: u32 = 6;
     const OFFSET: i32 = 32;
     const SIGNED: bool = false;
     const HAS_MIN: bool = false;
@@ -345,45 +353,6 @@ impl BlockFormat for Q6K {
                     }
                 }
             }
-        }
-    }
-}
-
-/// What the kernel needs of a block of activations besides the quants.
-#[derive(Clone, Copy, Default, Debug)]
-#[repr(C)]
-pub(crate) struct BlockMeta {
-    /// `amax / 127`.
-    pub(crate) scale: f32,
-    /// `scale * Σ q`: what a weight's minimum is multiplied by.
-    pub(crate) scaled_sum: f32,
-    /// `Σ q`: what a weight's offset is multiplied by.
-    pub(crate) sum: i32,
-    /// `Σ q` over the first half.
-    pub(crate) sum_low: i32,
-}
-
-/// Quantises one row to signed bytes, a scale per block of 32: `q = round(x / (amax / 127))`. NaN becomes 0 here; it
-/// cannot arise from finite weights and inputs.
-#[inline(always)]
-pub(crate) unsafe fn quantise_row<S: Simd>(x: *const f32, len: usize, q: *mut i8, meta: *mut BlockMeta) {
-    // SAFETY: `len` readable floats, `len` writable bytes and `len / 32` writable metas, by the caller.
-    unsafe {
-        for b in 0..len / BLOCK {
-            let (lo, hi) = (S::load(x.add(b * BLOCK)), S::load(x.add(b * BLOCK + LANES)));
-            let amax = S::reduce_max(S::max(S::abs(lo), S::abs(hi)));
-            let scale = amax / 127.0;
-            let inverse = if amax > 0.0 { 127.0 / amax } else { 0.0 };
-            let inverse = S::splat(inverse);
-            // The bounds matter only where `inverse` overflows: a block of denormals.
-            let (low, high) = (S::splat(-127.0), S::splat(127.0));
-            let qlo = S::round(S::min(S::max(S::mul(lo, inverse), low), high));
-            let qhi = S::round(S::min(S::max(S::mul(hi, inverse), low), high));
-            S::store_i8(q.add(b * BLOCK), qlo);
-            S::store_i8(q.add(b * BLOCK + LANES), qhi);
-            let sum_low = S::reduce_add_i32(qlo);
-            let sum = sum_low + S::reduce_add_i32(qhi);
-            *meta.add(b) = BlockMeta { scale, scaled_sum: scale * sum as f32, sum, sum_low };
         }
     }
 }

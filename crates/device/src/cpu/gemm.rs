@@ -3,7 +3,8 @@
 //! Each output element is one chain of fused multiply-adds over the inputs in ascending order; how many rows or
 //! panels a call handles changes only what is computed beside it.
 
-use super::blocks::{BLOCK, BlockFormat, BlockMeta};
+use super::activations::{Activations, BLOCK_BYTES, TILE_ROWS};
+use super::blocks::{BLOCK, BlockFormat};
 use super::isa::Kernel;
 use super::simd::{LANES, Simd};
 
@@ -21,8 +22,23 @@ pub(crate) struct Epilogue {
 }
 
 impl Epilogue {
+    /// Fetches what [`Epilogue::store`] will touch: rows lie pages apart.
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn store<S: Simd>(&self, row: usize, panel: usize, sum: S::F) {
+    pub(crate) fn prefetch(&self, row: usize, panel: usize) {
+        use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch};
+        let at = row * self.features + panel * LANES;
+        // SAFETY: a prefetch of any address is harmless.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_ET0>(self.out.wrapping_add(at).cast());
+            if !self.residual.is_null() {
+                _mm_prefetch::<_MM_HINT_T0>(self.residual.wrapping_add(at).cast());
+            }
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) unsafe fn store<S: Simd>(&self, row: usize, panel: usize, sum: S::F) {
         let first = panel * LANES;
         let at = row * self.features + first;
         // SAFETY: the caller's row and panel exist; the last panel is stored in part.
@@ -51,15 +67,11 @@ impl Epilogue {
     }
 }
 
-/// Rows `rows.0 .. rows.1` times panels `panels.0 .. panels.1` of a quantised weight.
+/// Rows `rows.0 .. rows.1`, the first at the start of a tile, times panels `panels.0 .. panels.1` of a quantised weight.
 #[derive(Clone, Copy)]
 pub(crate) struct QuantisedGemm<F> {
     pub(crate) format: std::marker::PhantomData<F>,
-    /// `[rows, cols]` signed bytes.
-    pub(crate) q: *const i8,
-    /// `[rows, cols / 32]`.
-    pub(crate) meta: *const BlockMeta,
-    pub(crate) cols: usize,
+    pub(crate) x: Activations,
     pub(crate) quants: *const u8,
     pub(crate) scales: *const u8,
     pub(crate) rows: (usize, usize),
@@ -68,49 +80,30 @@ pub(crate) struct QuantisedGemm<F> {
 }
 
 impl<F: BlockFormat> QuantisedGemm<F> {
+    /// `M` rows, which stand in one tile of activations, by one panel.
     #[inline(always)]
     unsafe fn tile<S: Simd, const M: usize>(&self, row: usize, panel: usize) {
-        let num_blocks = self.cols / BLOCK;
-        let offset = F::OFFSET + if F::SIGNED { S::I8_BIAS } else { 0 };
+        let num_blocks = self.x.num_blocks;
         // SAFETY: rows, panels and their extents are the caller's; all loads stay within them.
         unsafe {
             let quants = self.quants.add(panel * num_blocks * F::QUANT_BYTES);
             let scales = self.scales.add(panel * (num_blocks / F::SUPER) * F::SCALE_BYTES);
-            let q = self.q.add(row * self.cols);
-            let meta = self.meta.add(row * num_blocks);
+            let (a, meta) = self.x.row(row);
             let mut sums = [S::splat(0.0); M];
             for b in 0..num_blocks {
                 let w = F::quants::<S>(quants.add(b * F::QUANT_BYTES));
                 let (parts, min) = F::scales::<S>(scales.add(b / F::SUPER * F::SCALE_BYTES), b % F::SUPER);
                 for (m, sum) in sums.iter_mut().enumerate() {
-                    let a = q.add(m * self.cols + b * BLOCK);
-                    let meta = meta.add(m * num_blocks + b);
+                    let a = a.add((b * TILE_ROWS + m) * BLOCK_BYTES);
+                    let meta = meta.add(b * TILE_ROWS + m);
                     let factor = S::splat((*meta).scale);
                     if F::PARTS == 1 {
-                        // Two chains, for latency; integer sums are exact in any order.
-                        let mut x = S::splat_i32(-offset * (*meta).sum);
-                        let mut y = S::splat_i32(0);
-                        x = F::dot::<S>(x, w[0], a);
-                        y = F::dot::<S>(y, w[1], a.add(4));
-                        x = F::dot::<S>(x, w[2], a.add(8));
-                        y = F::dot::<S>(y, w[3], a.add(12));
-                        x = F::dot::<S>(x, w[4], a.add(16));
-                        y = F::dot::<S>(y, w[5], a.add(20));
-                        x = F::dot::<S>(x, w[6], a.add(24));
-                        y = F::dot::<S>(y, w[7], a.add(28));
-                        *sum = S::fma(S::to_f32(S::add_i32(x, y)), S::mul(parts[0], factor), *sum);
+                        let dot = dot_block::<F, S, M>(&w, a, (*meta).sum);
+                        *sum = S::fma(S::to_f32(dot), S::mul(parts[0], factor), *sum);
                     } else {
                         let low = (*meta).sum_low;
-                        let mut x = S::splat_i32(-offset * low);
-                        let mut y = S::splat_i32(-offset * ((*meta).sum - low));
-                        x = F::dot::<S>(x, w[0], a);
-                        y = F::dot::<S>(y, w[4], a.add(16));
-                        x = F::dot::<S>(x, w[1], a.add(4));
-                        y = F::dot::<S>(y, w[5], a.add(20));
-                        x = F::dot::<S>(x, w[2], a.add(8));
-                        y = F::dot::<S>(y, w[6], a.add(24));
-                        x = F::dot::<S>(x, w[3], a.add(12));
-                        y = F::dot::<S>(y, w[7], a.add(28));
+                        let x = dot_half::<F, S, 0>(&w, a, low);
+                        let y = dot_half::<F, S, 4>(&w, a, (*meta).sum - low);
                         *sum = S::fma(S::to_f32(x), S::mul(parts[0], factor), *sum);
                         *sum = S::fma(S::to_f32(y), S::mul(parts[1], factor), *sum);
                     }
@@ -126,6 +119,69 @@ impl<F: BlockFormat> QuantisedGemm<F> {
     }
 }
 
+/// What a block's integer sum starts at, `sum` being that of the activations: minus what the weights' offset adds.
+#[inline(always)]
+unsafe fn start<F: BlockFormat, S: Simd>(sum: i32) -> S::I {
+    let offset = F::OFFSET + if F::SIGNED { S::I8_BIAS } else { 0 };
+    // SAFETY: register arithmetic only; the caller guarantees the CPU features.
+    unsafe { S::splat_i32(-offset * sum) }
+}
+
+/// The whole block's product. Integer sums are exact in any order, so few rows are free to take more chains than many.
+#[inline(always)]
+unsafe fn dot_block<F: BlockFormat, S: Simd, const M: usize>(w: &[S::W; 8], a: *const i8, sum: i32) -> S::I {
+    // SAFETY: 64 readable bytes, by the caller.
+    unsafe {
+        let low = a.add(BLOCK);
+        if M >= 4 {
+            let mut x = F::dot::<S>(S::splat_i32(0), w[0], a);
+            x = F::dot::<S>(x, w[1], a.add(4));
+            x = F::dot::<S>(x, w[2], a.add(8));
+            x = F::dot::<S>(x, w[3], a.add(12));
+            x = F::dot::<S>(x, w[4], a.add(16));
+            x = F::dot::<S>(x, w[5], a.add(20));
+            x = F::dot::<S>(x, w[6], a.add(24));
+            x = F::dot::<S>(x, w[7], a.add(28));
+            let mut y = F::dot::<S>(start::<F, S>(sum), w[0], low);
+            y = F::dot::<S>(y, w[1], low.add(4));
+            y = F::dot::<S>(y, w[2], low.add(8));
+            y = F::dot::<S>(y, w[3], low.add(12));
+            y = F::dot::<S>(y, w[4], low.add(16));
+            y = F::dot::<S>(y, w[5], low.add(20));
+            y = F::dot::<S>(y, w[6], low.add(24));
+            y = F::dot::<S>(y, w[7], low.add(28));
+            S::add_i32(S::shl4_i32(x), y)
+        } else {
+            let x = dot_half::<F, S, 0>(w, a, sum);
+            let y = dot_half::<F, S, 4>(w, a, 0);
+            S::add_i32(x, y)
+        }
+    }
+}
+
+/// The product of four groups, the first of which is `FIRST`.
+#[inline(always)]
+unsafe fn dot_half<F: BlockFormat, S: Simd, const FIRST: usize>(
+    w: &[S::W; 8],
+    a: *const i8,
+    sum: i32,
+) -> S::I {
+    // SAFETY: 64 readable bytes, by the caller.
+    unsafe {
+        let a = a.add(4 * FIRST);
+        let low = a.add(BLOCK);
+        let mut x = F::dot::<S>(S::splat_i32(0), w[FIRST], a);
+        let mut y = F::dot::<S>(start::<F, S>(sum), w[FIRST], low);
+        x = F::dot::<S>(x, w[FIRST + 1], a.add(4));
+        y = F::dot::<S>(y, w[FIRST + 1], low.add(4));
+        x = F::dot::<S>(x, w[FIRST + 2], a.add(8));
+        y = F::dot::<S>(y, w[FIRST + 2], low.add(8));
+        x = F::dot::<S>(x, w[FIRST + 3], a.add(12));
+        y = F::dot::<S>(y, w[FIRST + 3], low.add(12));
+        S::add_i32(S::shl4_i32(x), y)
+    }
+}
+
 impl<F: BlockFormat> Kernel for QuantisedGemm<F> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
@@ -135,9 +191,9 @@ impl<F: BlockFormat> Kernel for QuantisedGemm<F> {
                 // SAFETY: the caller's; a tile never exceeds the rows that are left.
                 unsafe {
                     row += match self.rows.1 - row {
-                        12.. => {
-                            self.tile::<S, 12>(row, panel);
-                            12
+                        TILE_ROWS.. => {
+                            self.tile::<S, TILE_ROWS>(row, panel);
+                            TILE_ROWS
                         }
                         8.. => {
                             self.tile::<S, 8>(row, panel);

@@ -18,6 +18,8 @@ pub enum Isa {
     Avx2,
     /// AVX-512 with VNNI.
     Avx512,
+    /// AVX-512 with VNNI, and AMX with int8 for quantised products of many rows.
+    Amx,
     /// NEON of any 64-bit Arm.
     Neon,
     /// NEON with the 8-bit dot products of Armv8.2.
@@ -25,7 +27,7 @@ pub enum Isa {
 }
 
 impl Isa {
-    const ALL: [Isa; 5] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Neon, Isa::NeonDotprod];
+    const ALL: [Isa; 6] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Amx, Isa::Neon, Isa::NeonDotprod];
 
     /// What this machine can run, best last.
     pub fn available() -> Vec<Isa> {
@@ -35,17 +37,15 @@ impl Isa {
     #[cfg(target_arch = "x86_64")]
     fn is_available(self) -> bool {
         use std::arch::is_x86_feature_detected as has;
-        let avx2 = has!("avx2") && has!("fma") && has!("f16c");
+        let avx2 = || has!("avx2") && has!("fma") && has!("f16c");
+        let avx512 = || {
+            has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq") && has!("avx512vnni")
+        };
         match self {
             Isa::Portable => true,
-            Isa::Avx2 => avx2,
-            Isa::Avx512 => {
-                avx2 && has!("avx512f")
-                    && has!("avx512bw")
-                    && has!("avx512vl")
-                    && has!("avx512dq")
-                    && has!("avx512vnni")
-            }
+            Isa::Avx2 => avx2(),
+            Isa::Avx512 => avx2() && avx512(),
+            Isa::Amx => avx2() && avx512() && super::amx::is_available(),
             Isa::Neon | Isa::NeonDotprod => false,
         }
     }
@@ -57,7 +57,7 @@ impl Isa {
             Isa::Portable => true,
             Isa::Neon => has!("neon"),
             Isa::NeonDotprod => has!("neon") && has!("dotprod"),
-            Isa::Avx2 | Isa::Avx512 => false,
+            Isa::Avx2 | Isa::Avx512 | Isa::Amx => false,
         }
     }
 
@@ -80,7 +80,7 @@ impl Isa {
         unsafe {
             match self {
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => run_avx512(kernel),
+                Isa::Avx512 | Isa::Amx => run_avx512(kernel),
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => run_avx2(kernel),
                 #[cfg(target_arch = "aarch64")]
@@ -99,6 +99,7 @@ impl fmt::Display for Isa {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Amx => "amx",
             Isa::Neon => "neon",
             Isa::NeonDotprod => "neon-dotprod",
         })

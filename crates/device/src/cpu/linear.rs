@@ -2,7 +2,8 @@
 
 use std::marker::PhantomData;
 
-use super::blocks::{BLOCK, BlockMeta, quantise_row};
+use super::activations::{Activations, BlockMeta, QuantBlock, TILE_ROWS, quantise_row};
+use super::blocks::{BLOCK, BlockFormat};
 use super::gemm::{BF16, Epilogue, F16, F32, PlainGemm, QuantisedGemm};
 use super::isa::{Isa, Kernel};
 use super::lora::{ExpandArgs, ShrinkArgs, expand, shrink};
@@ -19,12 +20,42 @@ const ACTIVATION_BYTES: usize = 512 * 1024;
 /// Tasks per thread, so that a thread that was held up does not hold up the others.
 const TASKS_PER_THREAD: usize = 8;
 
+/// Features of an update that are worth a task.
+const MIN_PIECE: usize = 512;
+
 /// Buffers that a context keeps between linear ops.
 #[derive(Default)]
 pub(crate) struct LinearScratch {
-    q: Vec<i8>,
+    quants: Vec<QuantBlock>,
     meta: Vec<BlockMeta>,
     low: Vec<f32>,
+}
+
+impl LinearScratch {
+    fn activations(&mut self, cols: usize) -> Activations {
+        Activations {
+            quants: self.quants.as_mut_ptr().cast(),
+            meta: self.meta.as_mut_ptr(),
+            num_blocks: cols / BLOCK,
+        }
+    }
+}
+
+/// What is multiplied: the floats, and what they were quantised to where a weight is quantised.
+#[derive(Clone, Copy)]
+struct Operand {
+    x: *const f32,
+    cols: usize,
+    quantised: Activations,
+}
+// SAFETY: the pointers belong to buffers that outlive the job, and tasks write disjoint parts.
+unsafe impl Sync for Operand {}
+
+impl Operand {
+    /// Keeps a closure from capturing the pointers one by one.
+    fn get(&self) -> &Self {
+        self
+    }
 }
 
 /// Adjacent rows that use one slot.
@@ -51,23 +82,23 @@ struct Update<'a> {
 
 struct Quantise {
     x: *const f32,
-    cols: usize,
-    q: *mut i8,
-    meta: *mut BlockMeta,
+    to: Activations,
     rows: (usize, usize),
 }
 
 impl Kernel for Quantise {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
+        let num_blocks = self.to.num_blocks;
         for row in self.rows.0..self.rows.1 {
-            // SAFETY: rows and extents are the caller's.
+            // SAFETY: rows and extents are the caller's, who owns what is written.
             unsafe {
+                let (q, meta) = self.to.row(row);
                 quantise_row::<S>(
-                    self.x.add(row * self.cols),
-                    self.cols,
-                    self.q.add(row * self.cols),
-                    self.meta.add(row * (self.cols / BLOCK)),
+                    self.x.add(row * num_blocks * BLOCK),
+                    num_blocks,
+                    q.cast_mut(),
+                    meta.cast_mut(),
                 );
             }
         }
@@ -107,7 +138,7 @@ pub(crate) unsafe fn linear(
         // SAFETY: `x` has these extents.
         unsafe { quantise(cpu, scratch, x_ptr.0, rows, cols) };
     }
-    let (q, meta) = (SendPtr(scratch.q.as_mut_ptr()), SendPtr(scratch.meta.as_mut_ptr()));
+    let operand = Operand { x: x_ptr.0, cols, quantised: scratch.activations(cols) };
 
     let mut epilogues = Vec::with_capacity(targets.len());
     for (target, &deferred) in targets.iter().zip(&deferred) {
@@ -132,7 +163,7 @@ pub(crate) unsafe fn linear(
             unsafe {
                 let epilogue = *epilogues.get().add(task.target);
                 if let Some(weight) = weights.get(task.target) {
-                    multiply(cpu.isa, weight, (x_ptr.get(), q.get(), meta.get()), task, epilogue);
+                    multiply(cpu.isa, weight, operand.get(), task, epilogue);
                 }
             }
         } else if let Some((update, factors)) =
@@ -150,16 +181,16 @@ pub(crate) unsafe fn linear(
 
 /// Quantises all rows into the scratch buffers.
 unsafe fn quantise(cpu: &Cpu, scratch: &mut LinearScratch, x: *const f32, rows: usize, cols: usize) {
-    let (bytes, metas) = (rows * cols, rows * (cols / BLOCK));
-    scratch.q.resize(bytes.max(scratch.q.len()), 0);
-    scratch.meta.resize(metas.max(scratch.meta.len()), BlockMeta::default());
-    let (q, meta) = (SendPtr(scratch.q.as_mut_ptr()), SendPtr(scratch.meta.as_mut_ptr()));
-    let x = SendPtr(x.cast_mut());
+    let num_blocks = Activations::stored_rows(rows) * (cols / BLOCK);
+    scratch.quants.resize(num_blocks.max(scratch.quants.len()), QuantBlock::default());
+    scratch.meta.resize(num_blocks.max(scratch.meta.len()), BlockMeta::default());
+    let operand = Operand { x, cols, quantised: scratch.activations(cols) };
     let piece = rows_per_task(rows, cols);
     cpu.pool.run(rows.div_ceil(piece), &|i| {
         let rows = (i * piece, rows.min((i + 1) * piece));
+        let Operand { x, quantised: to, .. } = *operand.get();
         // SAFETY: the buffers were sized above; tasks have disjoint rows.
-        unsafe { cpu.isa.run(Quantise { x: x.get(), cols, q: q.get(), meta: meta.get(), rows }) };
+        unsafe { cpu.isa.run(Quantise { x, to, rows }) };
     });
 }
 
@@ -213,8 +244,8 @@ fn updates<'a>(
 
 /// Cuts the product into tasks of some panels, and of as many rows as leave the activations in the cache.
 fn base_tasks(weights: &[&CpuWeight], rows: usize, cols: usize, num_threads: usize) -> Vec<BaseTask> {
-    let bytes_per_row = if weights.iter().all(|w| w.format.is_quantised()) { cols } else { 4 * cols };
-    let max_rows = (ACTIVATION_BYTES / bytes_per_row.max(1)).max(48) / 12 * 12;
+    let bytes_per_row = if weights.iter().all(|w| w.format.is_quantised()) { 2 * cols } else { 4 * cols };
+    let max_rows = (ACTIVATION_BYTES / bytes_per_row.max(1)).max(3 * TILE_ROWS) / TILE_ROWS * TILE_ROWS;
     let num_chunks = rows.div_ceil(max_rows);
     let total: usize = weights.iter().map(|w| w.num_panels()).sum();
     // Whole groups of four panels where there are many: plain weights are multiplied four panels at once.
@@ -234,25 +265,39 @@ fn base_tasks(weights: &[&CpuWeight], rows: usize, cols: usize, num_threads: usi
 }
 
 /// Runs one task of the base product.
-unsafe fn multiply(
-    isa: Isa,
-    weight: &CpuWeight,
-    (x, q, meta): (*const f32, *const i8, *const BlockMeta),
-    task: &BaseTask,
-    epilogue: Epilogue,
-) {
+unsafe fn multiply(isa: Isa, weight: &CpuWeight, operand: &Operand, task: &BaseTask, epilogue: Epilogue) {
     let BaseTask { rows, panels, .. } = *task;
-    let cols = weight.cols;
+    let Operand { x, cols, quantised } = *operand;
     let weights = weight.quants.ptr().cast_const();
     // SAFETY: the caller's.
     unsafe {
-        with_block_format!(weight.format, F => isa.run(QuantisedGemm::<F> {
-            format: PhantomData, q, meta, cols, quants: weights, scales: weight.scales.ptr(), rows, panels, epilogue,
+        with_block_format!(weight.format, F => multiply_quantised(isa, QuantisedGemm::<F> {
+            format: PhantomData, x: quantised, quants: weights, scales: weight.scales.ptr(), rows, panels, epilogue,
         }), else match weight.format {
             WeightFormat::F16 => isa.run(PlainGemm::<F16> { element: PhantomData, x, cols, weights, rows, panels, epilogue }),
             WeightFormat::BF16 => isa.run(PlainGemm::<BF16> { element: PhantomData, x, cols, weights, rows, panels, epilogue }),
             _ => isa.run(PlainGemm::<F32> { element: PhantomData, x, cols, weights, rows, panels, epilogue }),
         });
+    }
+}
+
+/// A quantised product, in tiles where the machine and the format have them.
+unsafe fn multiply_quantised<F: BlockFormat>(isa: Isa, gemm: QuantisedGemm<F>) {
+    #[cfg(target_arch = "x86_64")]
+    let mut gemm = gemm;
+    // SAFETY: the caller's; the scratch buffers hold whole tiles of rows.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        if isa == Isa::Amx && super::amx::has_tiles::<F>() {
+            let (first, end) = gemm.rows;
+            let rest = (end - first) % TILE_ROWS;
+            let tiled = if rest < super::amx::MIN_ROWS { end - rest } else { end };
+            if tiled > first {
+                super::amx::run(QuantisedGemm { rows: (first, tiled), ..gemm });
+            }
+            gemm.rows.0 = tiled;
+        }
+        isa.run(gemm);
     }
 }
 
@@ -317,11 +362,10 @@ fn run_expands(
             }
             None => (std::ptr::null(), std::ptr::null(), crate::DType::F32, 0),
         };
-        let num_vectors = features.div_ceil(LANES);
-        let per_task = num_vectors.div_ceil(cpu.pool.num_threads()).next_multiple_of(4);
+        let per_task = features.div_ceil(cpu.pool.num_threads()).next_multiple_of(LANES).max(MIN_PIECE);
         let row_offset =
             |p: *const f32| if p.is_null() { p } else { p.wrapping_add(update.rows.0 * features) };
-        for first in (0..num_vectors).step_by(per_task) {
+        for first in (0..features).step_by(per_task) {
             let args = ExpandArgs {
                 low: low.0.wrapping_add(update.low),
                 rank,
@@ -332,7 +376,7 @@ fn run_expands(
                 out: out.wrapping_add(update.rows.0 * features),
                 features,
                 rows: update.rows.1 - update.rows.0,
-                vectors: (first, num_vectors.min(first + per_task)),
+                piece: (first, features.min(first + per_task)),
             };
             tasks.push((dtype, SendArgs(args)));
         }

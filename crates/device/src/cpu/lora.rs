@@ -9,7 +9,7 @@ use super::isa::{Isa, Kernel};
 use super::simd::{LANES, Simd, load, store};
 use crate::DType;
 
-/// Rows handled at once, and ranks or vectors of outputs handled at once.
+/// Rows handled at once, and ranks.
 const TILE: usize = 4;
 
 /// `low[row, r] = scale * scales[row] * Σ_k x[row, k] a[r, k]`.
@@ -109,6 +109,9 @@ fn tile_len(left: usize) -> usize {
 
 /// `out[row, o] = out_scale[o] * (out[row, o] + Σ_r low[row, r] b_t[r, o]) + bias[o] + residual[row, o]`, where
 /// absent parts are left out.
+///
+/// `b_t` is read along its rows, some at a time and far enough for the processor to foresee the next bytes; the sums of
+/// some rows and a piece of the features wait in the first-level cache meanwhile. Each is one chain over the ranks.
 #[derive(Clone, Copy)]
 pub(crate) struct Expand<E> {
     element: PhantomData<E>,
@@ -133,59 +136,116 @@ pub(crate) struct ExpandArgs {
     pub(crate) out: *mut f32,
     pub(crate) features: usize,
     pub(crate) rows: usize,
-    /// Vectors of 16 features to compute.
-    pub(crate) vectors: (usize, usize),
+    /// Features to compute; the first is a multiple of 16.
+    pub(crate) piece: (usize, usize),
 }
 
+/// Most features whose sums are kept at once.
+const PIECE: usize = 1024;
+type Sums = [[f32; PIECE]; TILE];
+
 impl<E: Element> Expand<E> {
+    /// Adds `R` ranks to the sums of `M` rows, for the `len` features from `first` on.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const M: usize, const V: usize>(&self, row: usize, vector: usize) {
-        let ExpandArgs { low, rank, b_t, out_scale, bias, residual, out, features, .. } = self.args;
-        let first = vector * LANES;
-        // Only the last vector, handled alone, can be incomplete.
-        let n = (features - first).min(LANES);
-        // SAFETY: rows, vectors and their extents are the caller's; all loads stay within them.
+    unsafe fn ranks<S: Simd, const M: usize, const R: usize>(
+        &self,
+        (row, rank): (usize, usize),
+        (first, len): (usize, usize),
+        sums: &mut Sums,
+    ) {
+        let ExpandArgs { low, b_t, features, .. } = self.args;
+        // SAFETY: rows, ranks and features are the caller's; all loads stay within them.
         unsafe {
-            let mut sums = [[S::splat(0.0); V]; M];
-            for r in 0..rank {
-                let mut b = [S::splat(0.0); V];
-                for (v, b) in b.iter_mut().enumerate() {
-                    let p = b_t.add((r * features + first + v * LANES) * E::BYTES);
+            let low = low.add(row * self.args.rank + rank);
+            let b_t = b_t.add((rank * features + first) * E::BYTES);
+            let mut factors = [[S::splat(0.0); R]; M];
+            for (m, factors) in factors.iter_mut().enumerate() {
+                for (r, factor) in factors.iter_mut().enumerate() {
+                    *factor = S::splat(*low.add(m * self.args.rank + r));
+                }
+            }
+            let mut at = 0;
+            while at < len {
+                let n = (len - at).min(LANES);
+                let mut b = [S::splat(0.0); R];
+                for (r, b) in b.iter_mut().enumerate() {
+                    let p = b_t.add((r * features + at) * E::BYTES);
                     *b = if n == LANES { E::load::<S>(p) } else { E::load_part::<S>(p, n) };
                 }
-                for (m, sums) in sums.iter_mut().enumerate() {
-                    let s = S::splat(*low.add((row + m) * rank + r));
-                    for (sum, b) in sums.iter_mut().zip(b) {
-                        *sum = S::fma(s, b, *sum);
+                for (factors, sums) in factors.iter().zip(sums.iter_mut()) {
+                    let kept = sums.as_mut_ptr().add(at);
+                    let mut sum = S::load(kept);
+                    for (factor, b) in factors.iter().zip(b) {
+                        sum = S::fma(*factor, b, sum);
                     }
+                    S::store(kept, sum);
                 }
+                at += LANES;
             }
-            for (m, sums) in sums.into_iter().enumerate() {
-                for (v, sum) in sums.into_iter().enumerate() {
-                    let feature = first + v * LANES;
-                    let at = (row + m) * features + feature;
-                    let mut y = load::<S>(out.add(at), n);
-                    // A row whose bias and residual were left out has them added in the order of the base product.
-                    if out_scale.is_null() {
-                        if !bias.is_null() {
-                            y = S::add(y, load::<S>(bias.add(feature), n));
-                        }
-                        if !residual.is_null() {
-                            y = S::add(y, load::<S>(residual.add(at), n));
-                        }
-                        y = S::add(y, sum);
-                    } else {
-                        y = S::mul(S::add(y, sum), load::<S>(out_scale.add(feature), n));
-                        if !bias.is_null() {
-                            y = S::add(y, load::<S>(bias.add(feature), n));
-                        }
-                        if !residual.is_null() {
-                            y = S::add(y, load::<S>(residual.add(at), n));
-                        }
+        }
+    }
+
+    /// `M` rows and the `len` features from `first` on, at most [`PIECE`].
+    #[inline(always)]
+    unsafe fn rows<S: Simd, const M: usize>(
+        &self,
+        row: usize,
+        (first, len): (usize, usize),
+        sums: &mut Sums,
+    ) {
+        for sums in sums.iter_mut().take(M) {
+            sums[..len.next_multiple_of(LANES)].fill(0.0);
+        }
+        let mut rank = 0;
+        while rank < self.args.rank {
+            // SAFETY: the caller's; no more ranks are taken than are left.
+            unsafe {
+                rank += match self.args.rank - rank {
+                    TILE.. => {
+                        self.ranks::<S, M, TILE>((row, rank), (first, len), sums);
+                        TILE
                     }
-                    store::<S>(out.add(at), y, n);
-                }
+                    _ => {
+                        self.ranks::<S, M, 1>((row, rank), (first, len), sums);
+                        1
+                    }
+                };
             }
+        }
+        for (m, sums) in sums.iter().enumerate().take(M) {
+            // SAFETY: the caller's.
+            unsafe { self.finish::<S>(row + m, (first, len), sums) };
+        }
+    }
+
+    /// Adds a row's sums, and what the base product left out in the order that it would have had.
+    #[inline(always)]
+    unsafe fn finish<S: Simd>(&self, row: usize, (first, len): (usize, usize), sums: &[f32; PIECE]) {
+        let ExpandArgs { out_scale, bias, residual, out, features, .. } = self.args;
+        let mut done = 0;
+        while done < len {
+            let n = (len - done).min(LANES);
+            let feature = first + done;
+            let at = row * features + feature;
+            // SAFETY: the caller's.
+            unsafe {
+                let mut y = load::<S>(out.add(at), n);
+                let sum = S::load(sums.as_ptr().add(done));
+                if !out_scale.is_null() {
+                    y = S::mul(S::add(y, sum), load::<S>(out_scale.add(feature), n));
+                }
+                if !bias.is_null() {
+                    y = S::add(y, load::<S>(bias.add(feature), n));
+                }
+                if !residual.is_null() {
+                    y = S::add(y, load::<S>(residual.add(at), n));
+                }
+                if out_scale.is_null() {
+                    y = S::add(y, sum);
+                }
+                store::<S>(out.add(at), y, n);
+            }
+            done += LANES;
         }
     }
 }
@@ -193,27 +253,24 @@ impl<E: Element> Expand<E> {
 impl<E: Element> Kernel for Expand<E> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let ExpandArgs { rows, vectors, features, .. } = self.args;
-        let whole = vectors.1.min(features / LANES).max(vectors.0);
-        let mut vector = vectors.0;
-        while vector < vectors.1 {
-            // An incomplete last vector is a tile of its own.
-            let v = if vector < whole { tile_len(whole - vector) } else { 1 };
+        let ExpandArgs { rows, piece, .. } = self.args;
+        let mut sums = [[0.0; PIECE]; TILE];
+        let mut first = piece.0;
+        while first < piece.1 {
+            let len = (piece.1 - first).min(PIECE);
             let mut row = 0;
             while row < rows {
                 let m = tile_len(rows - row);
-                // SAFETY: the caller's; tiles stay within rows and vectors.
+                // SAFETY: the caller's; tiles stay within rows and features.
                 unsafe {
-                    match (m, v) {
-                        (TILE, TILE) => self.tile::<S, TILE, TILE>(row, vector),
-                        (TILE, _) => self.tile::<S, TILE, 1>(row, vector),
-                        (_, TILE) => self.tile::<S, 1, TILE>(row, vector),
-                        _ => self.tile::<S, 1, 1>(row, vector),
+                    match m {
+                        TILE => self.rows::<S, TILE>(row, (first, len), &mut sums),
+                        _ => self.rows::<S, 1>(row, (first, len), &mut sums),
                     }
                 }
                 row += m;
             }
-            vector += v;
+            first += len;
         }
     }
 }

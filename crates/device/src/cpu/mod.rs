@@ -4,6 +4,9 @@
 //! that the machine has is chosen at start ([`Isa`]). Work is cut by rows and output features only, never along a
 //! sum, so results depend neither on the number of threads nor on what else is in a batch.
 
+mod activations;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod blocks;
 mod gemm;
@@ -12,6 +15,7 @@ mod limits;
 mod linear;
 mod lora;
 mod memory;
+mod paged;
 mod philox;
 mod pool;
 mod rowwise;
@@ -21,23 +25,21 @@ mod weight;
 
 use std::sync::{Arc, Mutex};
 
-use self::attention::{Attend, Cache, KvF16, KvF32, MAX_HEAD_DIM, attend, write_row};
 use self::isa::Kernel;
 use self::linear::{LinearScratch, linear, rows_per_task};
 use self::memory::HostMemory;
+use self::paged::paged_attention;
 use self::rowwise::{RmsNorm, SiluMul, rope_row};
 use self::sample::{SampleScratch, logprobs_row, sample_row};
-use self::simd::LANES;
 use self::weight::CpuWeight;
+use crate::Shape;
 use crate::error::{DeviceError, Result, invalid};
-use crate::kv::BLOCK_SIZE;
 use crate::lora::LoraBatch;
 use crate::ops::{Device, LinearTarget, Ops, PagedAttention, RopeTables};
 use crate::sample::{LogprobRow, SampleRow, Sampled, TokenLogprobs};
 use crate::step::GraphKey;
 use crate::tensor::{Memory, Tensor};
 use crate::weight::{HostTensor, Weight};
-use crate::{DType, Shape};
 
 pub use self::isa::{ISA_ENV, Isa};
 pub use self::limits::{MachineLimits, ReadBandwidth};
@@ -57,6 +59,14 @@ pub struct CpuOptions {
 pub(crate) struct Cpu {
     isa: Isa,
     pool: ThreadPool,
+}
+
+impl Cpu {
+    /// Runs `f(row)` for all rows, in parallel when there is enough work.
+    fn for_rows(&self, rows: usize, row_len: usize, f: impl Fn(usize) + Sync) {
+        let piece = rows_per_task(rows, row_len);
+        self.pool.run(rows.div_ceil(piece), &|i| (i * piece..rows.min((i + 1) * piece)).for_each(&f));
+    }
 }
 
 /// The CPU as a device.
@@ -179,14 +189,6 @@ struct CpuOps {
     sampling: Vec<SampleScratch>,
 }
 
-impl CpuOps {
-    /// Runs `f(row)` for all rows, in parallel when there is enough work.
-    fn for_rows(&self, rows: usize, row_len: usize, f: impl Fn(usize) + Sync) {
-        let piece = rows_per_task(rows, row_len);
-        self.cpu.pool.run(rows.div_ceil(piece), &|i| (i * piece..rows.min((i + 1) * piece)).for_each(&f));
-    }
-}
-
 impl Ops for CpuOps {
     unsafe fn replay(&mut self, _key: &GraphKey) -> Result<()> {
         invalid("replay", "the CPU device records no steps")
@@ -198,7 +200,7 @@ impl Ops for CpuOps {
         let ids = unsafe { slice::<u32>(ids, "embed", "ids")? };
         let out = ptr::<f32>(out, "embed", "out")?;
         let cols = weight.cols;
-        self.for_rows(ids.len(), cols, |i| {
+        self.cpu.for_rows(ids.len(), cols, |i| {
             let Some(&id) = ids.get(i) else { return };
             // SAFETY: row `i` of the output is this task's alone.
             let row = unsafe { std::slice::from_raw_parts_mut(out.get().add(i * cols), cols) };
@@ -214,7 +216,7 @@ impl Ops for CpuOps {
         let [x, weight, out] =
             [(x, "x"), (weight, "weight"), (out, "out")].map(|(t, n)| ptr::<f32>(t, "rms_norm", n));
         let (x, weight, out) = (x?, weight?, out?);
-        self.for_rows(rows, len, |row| {
+        self.cpu.for_rows(rows, len, |row| {
             // SAFETY: the trait's contract; each task writes its own rows.
             unsafe {
                 let (x, out) = (x.get().add(row * len), out.get().add(row * len));
@@ -258,7 +260,7 @@ impl Ops for CpuOps {
             };
             let (x, out) = (ptr::<f32>(x, op, "x")?, ptr::<f32>(out, op, "out")?);
             let row_len = heads * head_dim;
-            self.for_rows(positions.len(), row_len, |row| {
+            self.cpu.for_rows(positions.len(), row_len, |row| {
                 let (Some(&position), Some(&table)) = (positions.get(row), rope_idx.get(row)) else { return };
                 let Some((table, width)) = table_slices.get(table as usize) else { return };
                 let angles = table.get(position as usize * width..(position as usize + 1) * width);
@@ -280,97 +282,8 @@ impl Ops for CpuOps {
     }
 
     unsafe fn paged_attention(&mut self, args: PagedAttention<'_>) -> Result<()> {
-        let op = "paged_attention";
-        let PagedAttention { q, k, v, kv, step, scale, window, out } = args;
-        let (&[_, num_heads, head_dim], &[_, num_kv_heads, _]) = (q.shape().dims(), k.shape().dims()) else {
-            return invalid(op, "q, k and v must be [rows, heads, head_dim]");
-        };
-        if head_dim % LANES != 0 || head_dim > MAX_HEAD_DIM {
-            let what = format!("heads of {head_dim}: multiples of {LANES} up to {MAX_HEAD_DIM}");
-            return Err(DeviceError::Unsupported { device: "the CPU device".into(), what });
-        }
-        let f16 = kv.k.dtype() == DType::F16;
-        let cache = Cache {
-            k: ptr::<u8>(&kv.k, op, "cache")?.0,
-            v: ptr::<u8>(&kv.v, op, "cache")?.0,
-            num_kv_heads,
-            head_dim,
-        };
         // SAFETY: the trait's contract.
-        let (starts, contexts, tables) = unsafe {
-            (
-                slice::<u32>(&step.seq_starts, op, "sequence starts")?,
-                slice::<u32>(&step.context_lens, op, "contexts")?,
-                slice::<u32>(&step.block_tables, op, "block tables")?,
-            )
-        };
-        let max_blocks = step.key.max_blocks;
-        let seqs: Vec<Seq<'_>> = starts
-            .windows(2)
-            .zip(contexts)
-            .zip(tables.chunks(max_blocks.max(1)))
-            .filter_map(|((range, &context), table)| {
-                let &[first, end] = range.first_chunk::<2>()?;
-                Some(Seq { rows: (first as usize, end as usize), context: context as usize, table })
-            })
-            .collect();
-        let [q, k, v, out] = [(q, "q"), (k, "k"), (v, "v"), (out, "out")].map(|(t, n)| ptr::<f32>(t, op, n));
-        let (q, k, v, out) = (q?, k?, v?, out?);
-        let cache = SendCache(cache);
-
-        let kv_len = num_kv_heads * head_dim;
-        let write = |seq: &Seq<'_>, row: usize| {
-            let position = seq.position(row);
-            // SAFETY: the trait's contract: no two rows of a step have the same place in the cache.
-            unsafe {
-                let (k, v) = (k.get().add(row * kv_len), v.get().add(row * kv_len));
-                if f16 {
-                    write_row::<KvF16>(cache.get(), seq.table, position, k, v);
-                } else {
-                    write_row::<KvF32>(cache.get(), seq.table, position, k, v);
-                }
-            }
-        };
-        let writes: Vec<(usize, usize)> = seqs
-            .iter()
-            .enumerate()
-            .flat_map(|(s, seq)| (seq.rows.0..seq.rows.1).map(move |r| (s, r)))
-            .collect();
-        self.for_rows(writes.len(), kv_len, |i| {
-            if let Some((seq, row)) = writes.get(i).and_then(|&(s, r)| Some((seqs.get(s)?, r))) {
-                write(seq, row);
-            }
-        });
-
-        // Rows of a long prompt are cut so that a task is a few whole groups of query vectors.
-        const ROWS_PER_TASK: usize = 16;
-        let mut tasks = Vec::new();
-        for seq in &seqs {
-            for first in (seq.rows.0..seq.rows.1).step_by(ROWS_PER_TASK) {
-                let rows = (first, seq.rows.1.min(first + ROWS_PER_TASK));
-                tasks.extend((0..num_kv_heads).map(|head| (seq, rows, head)));
-            }
-        }
-        // Late rows have the longest contexts: start them first.
-        self.cpu.pool.run(tasks.len(), &|i| {
-            let Some(&(seq, rows, kv_head)) = tasks.get(tasks.len() - 1 - i) else { return };
-            let args = Attend {
-                cache: *cache.get(),
-                table: seq.table,
-                kv_head,
-                group: num_heads / num_kv_heads,
-                q: q.get(),
-                out: out.get(),
-                num_heads,
-                rows,
-                position: seq.position(rows.0),
-                scale,
-                window,
-            };
-            // SAFETY: the trait's contract; tasks write disjoint rows and heads.
-            unsafe { attend(self.cpu.isa, f16, args) };
-        });
-        Ok(())
+        unsafe { paged_attention(&self.cpu, args) }
     }
 
     unsafe fn silu_mul(&mut self, gate: &Tensor, up: &Tensor, out: &Tensor) -> Result<()> {
@@ -378,7 +291,7 @@ impl Ops for CpuOps {
         let [gate, up, out] =
             [(gate, "gate"), (up, "up"), (out, "out")].map(|(t, n)| ptr::<f32>(t, "silu_mul", n));
         let (gate, up, out) = (gate?, up?, out?);
-        self.for_rows(rows, len, |row| {
+        self.cpu.for_rows(rows, len, |row| {
             // SAFETY: the trait's contract; each task writes its own rows.
             unsafe {
                 let at = row * len;
@@ -488,29 +401,3 @@ impl<A, B, F: Fn(&[f32], &A, &mut SampleScratch) -> B> Kernel for &mut LogitRows
         }
     }
 }
-
-/// One sequence of a step.
-struct Seq<'a> {
-    rows: (usize, usize),
-    context: usize,
-    table: &'a [u32],
-}
-
-impl Seq<'_> {
-    /// Position of a row of the step.
-    fn position(&self, row: usize) -> usize {
-        self.context - (self.rows.1 - row)
-    }
-}
-
-struct SendCache(Cache);
-// SAFETY: tasks write disjoint positions, or only read.
-unsafe impl Sync for SendCache {}
-
-impl SendCache {
-    fn get(&self) -> &Cache {
-        &self.0
-    }
-}
-
-const _: () = assert!(BLOCK_SIZE == 16);

@@ -170,6 +170,10 @@ impl Simd for Avx2 {
         unsafe { [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])] }
     }
     #[inline(always)]
+    unsafe fn shl4_i32(a: Self::I) -> Self::I {
+        unsafe { [_mm256_slli_epi32::<4>(a[0]), _mm256_slli_epi32::<4>(a[1])] }
+    }
+    #[inline(always)]
     unsafe fn reduce_add_i32(a: Self::I) -> i32 {
         unsafe {
             let x = _mm256_add_epi32(a[0], a[1]);
@@ -186,6 +190,10 @@ impl Simd for Avx2 {
             let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
             _mm_storeu_si128(p.cast(), bytes);
         }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
     unsafe fn load_w(p: *const u8) -> Self::W {

@@ -117,12 +117,20 @@ impl Simd for Avx512 {
         unsafe { _mm512_add_epi32(a, b) }
     }
     #[inline(always)]
+    unsafe fn shl4_i32(a: __m512i) -> __m512i {
+        unsafe { _mm512_slli_epi32::<4>(a) }
+    }
+    #[inline(always)]
     unsafe fn reduce_add_i32(a: __m512i) -> i32 {
         unsafe { _mm512_reduce_add_epi32(a) }
     }
     #[inline(always)]
     unsafe fn store_i8(p: *mut i8, a: __m512i) {
         unsafe { _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(a)) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
     unsafe fn load_w(p: *const u8) -> __m512i {

@@ -66,11 +66,15 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn exp2i(a: Self::I) -> Self::F;
     unsafe fn splat_i32(x: i32) -> Self::I;
     unsafe fn add_i32(a: Self::I, b: Self::I) -> Self::I;
+    /// `16 a`.
+    unsafe fn shl4_i32(a: Self::I) -> Self::I;
     /// Sum of the lanes.
     unsafe fn reduce_add_i32(a: Self::I) -> i32;
     /// Stores the lanes, which are within -128..=127, as bytes.
     unsafe fn store_i8(p: *mut i8, a: Self::I);
 
+    /// Asks memory for the cache line at `p`, which need not be valid.
+    unsafe fn prefetch(p: *const u8);
     unsafe fn load_w(p: *const u8) -> Self::W;
     /// The low four bits of each byte, and the high four.
     unsafe fn nibbles(w: Self::W) -> (Self::W, Self::W);

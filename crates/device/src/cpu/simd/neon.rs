@@ -245,6 +245,12 @@ impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
         unsafe { [vdupq_n_s32(x); 4] }
     }
     #[inline(always)]
+    unsafe fn shl4_i32(a: Self::I) -> Self::I {
+        unsafe {
+            [vshlq_n_s32::<4>(a[0]), vshlq_n_s32::<4>(a[1]), vshlq_n_s32::<4>(a[2]), vshlq_n_s32::<4>(a[3])]
+        }
+    }
+    #[inline(always)]
     unsafe fn reduce_add_i32(a: Self::I) -> i32 {
         unsafe { vaddvq_s32(vaddq_s32(vaddq_s32(a[0], a[1]), vaddq_s32(a[2], a[3]))) }
     }
@@ -255,6 +261,11 @@ impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
             let high = vmovn_high_s32(vmovn_s32(a[2]), a[3]);
             vst1q_s8(p, vmovn_high_s16(vmovn_s16(low), high));
         }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        // The intrinsic is not stable.
+        unsafe { asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(readonly, nostack, preserves_flags)) };
     }
     #[inline(always)]
     unsafe fn load_w(p: *const u8) -> Self::W {

@@ -139,6 +139,10 @@ impl Simd for Portable {
         std::array::from_fn(|i| a[i] + b[i])
     }
     #[inline(always)]
+    unsafe fn shl4_i32(a: Self::I) -> Self::I {
+        a.map(|x| x << 4)
+    }
+    #[inline(always)]
     unsafe fn reduce_add_i32(a: Self::I) -> i32 {
         a.iter().sum()
     }
@@ -146,6 +150,8 @@ impl Simd for Portable {
     unsafe fn store_i8(p: *mut i8, a: Self::I) {
         unsafe { p.cast::<[i8; LANES]>().write_unaligned(a.map(|x| x as i8)) }
     }
+    #[inline(always)]
+    unsafe fn prefetch(_p: *const u8) {}
     #[inline(always)]
     unsafe fn load_w(p: *const u8) -> Self::W {
         unsafe { p.cast::<Self::W>().read_unaligned() }

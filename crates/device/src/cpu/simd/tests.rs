@@ -191,6 +191,8 @@ struct Integers<'a> {
     from: Floats,
     /// `round`, then plus `add`.
     add: i32,
+    /// 16 times that.
+    shifted: &'a mut Floats,
     rounded: &'a mut Floats,
     powers: &'a mut Floats,
     bytes: &'a mut [i8; LANES],
@@ -204,6 +206,7 @@ impl Kernel for Integers<'_> {
         unsafe {
             let x = S::add_i32(S::round(S::load(self.from.as_ptr())), S::splat_i32(self.add));
             S::store(self.rounded.as_mut_ptr(), S::to_f32(x));
+            S::store(self.shifted.as_mut_ptr(), S::to_f32(S::shl4_i32(x)));
             S::store(self.powers.as_mut_ptr(), S::exp2i(x));
             S::store_i8(self.bytes.as_mut_ptr(), x);
             *self.sum = S::reduce_add_i32(x);
@@ -223,12 +226,14 @@ fn integers_round_to_even_and_keep_their_value() {
             if want.iter().any(|x| !(-127..=127).contains(x)) {
                 continue;
             }
+            let mut shifted = [0.0; LANES];
             let (mut rounded, mut powers, mut bytes, mut sum) = ([0.0; LANES], [0.0; LANES], [0; LANES], 0);
             // SAFETY: the machine has the instruction set.
             unsafe {
                 isa.run(Integers {
                     from,
                     add,
+                    shifted: &mut shifted,
                     rounded: &mut rounded,
                     powers: &mut powers,
                     bytes: &mut bytes,
@@ -236,6 +241,7 @@ fn integers_round_to_even_and_keep_their_value() {
                 });
             };
             assert_same(isa, "round", &rounded, &want.map(|x| x as f32));
+            assert_same(isa, "shl4_i32", &shifted, &want.map(|x| (16 * x) as f32));
             let power = |x: i32| if x == -127 { 0.0 } else { 2.0_f64.powi(x) as f32 };
             assert_same(isa, "exp2i", &powers, &want.map(power));
             assert_eq!(bytes.map(i32::from), want, "{isa}");
