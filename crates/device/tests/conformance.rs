@@ -50,3 +50,17 @@ fn tiles_give_the_bits_of_vectors() {
     }
     assert!(fingerprint(&subject(Isa::Amx, 1)) == fingerprint(&subject(Isa::Avx512, 1)));
 }
+
+#[test]
+fn instruction_sets_with_fused_multiply_add_agree() {
+    let fused: Vec<Isa> = Isa::available().into_iter().filter(|isa| *isa != Isa::Portable).collect();
+    if let [first, others @ ..] = &fused[..] {
+        let expected = fingerprint(&subject(*first, 2));
+        for isa in others {
+            assert!(expected == fingerprint(&subject(*isa, 2)), "{first} and {isa}");
+        }
+    }
+    if fused.len() < 2 {
+        println!("SKIPPED: this machine has {} such instruction sets", fused.len());
+    }
+}

@@ -331,19 +331,42 @@ impl<E: KvElement> AttendKernel<'_, E> {
         unsafe {
             if N >= 4 {
                 for half in 0..N / 4 {
-                    self.accumulate_some::<S, 4>((from, to), split, weights, state, half * 4);
+                    self.accumulate_fitting::<S, 4>((from, to), split, weights, state, half * 4);
                 }
                 for i in N / 4 * 4..N {
-                    self.accumulate_some::<S, 1>((from, to), split, weights, state, i);
+                    self.accumulate_fitting::<S, 1>((from, to), split, weights, state, i);
                 }
             } else {
-                self.accumulate_some::<S, N>((from, to), split, weights, state, 0);
+                self.accumulate_fitting::<S, N>((from, to), split, weights, state, 0);
             }
         }
     }
 
+    /// [`Self::accumulate_some`] with as many sums as fit the registers.
     #[inline(always)]
-    unsafe fn accumulate_some<S: Simd, const M: usize>(
+    unsafe fn accumulate_fitting<S: Simd, const M: usize>(
+        &self,
+        span: (usize, usize),
+        split: usize,
+        weights: &[[f32; SPLIT]],
+        state: &mut State,
+        first: usize,
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            if S::REGISTERS >= 32 || M == 1 {
+                self.accumulate_some::<S, M, 4>(span, split, weights, state, first);
+            } else if M == 2 {
+                self.accumulate_some::<S, M, 2>(span, split, weights, state, first);
+            } else {
+                self.accumulate_some::<S, M, 1>(span, split, weights, state, first);
+            }
+        }
+    }
+
+    /// `M` query vectors, `V` vectors of a head at once.
+    #[inline(always)]
+    unsafe fn accumulate_some<S: Simd, const M: usize, const V: usize>(
         &self,
         (from, to): (usize, usize),
         split: usize,
@@ -351,8 +374,6 @@ impl<E: KvElement> AttendKernel<'_, E> {
         state: &mut State,
         first: usize,
     ) {
-        /// Vectors of a head handled at once.
-        const V: usize = 4;
         let Attend { cache, table, kv_head, .. } = self.args;
         let dim = cache.head_dim;
         for d in (0..dim).step_by(V * LANES) {

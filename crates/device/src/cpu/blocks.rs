@@ -28,6 +28,7 @@ pub(crate) trait BlockFormat: Copy + Send + Sync + 'static {
     /// Scales per block: 1, or 2 for halves of 16.
     const PARTS: usize;
     /// Bits of a quant.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only AMX tiles ask"))]
     const BITS: u32;
     /// Subtracted from the stored quants.
     const OFFSET: i32;

@@ -305,17 +305,22 @@ impl<E: Element> PlainGemm<E> {
         }
     }
 
+    /// All rows of `P` panels, `SIX` of them at once for six rows, `TWO` for two, all for one.
     #[inline(always)]
-    unsafe fn rows<S: Simd, const P: usize>(&self, panel: usize) {
+    unsafe fn rows<S: Simd, const P: usize, const SIX: usize, const TWO: usize>(&self, panel: usize) {
         let mut row = self.rows.0;
         while row < self.rows.1 {
-            // SAFETY: the caller's; a tile never exceeds the rows that are left.
+            // SAFETY: the caller's; a tile never exceeds the rows that are left, nor the panels.
             unsafe {
                 if self.rows.1 - row >= 6 {
-                    self.tile::<S, 6, P>(row, panel);
+                    for part in 0..P / SIX {
+                        self.tile::<S, 6, SIX>(row, panel + part * SIX);
+                    }
                     row += 6;
                 } else if self.rows.1 - row >= 2 {
-                    self.tile::<S, 2, P>(row, panel);
+                    for part in 0..P / TWO {
+                        self.tile::<S, 2, TWO>(row, panel + part * TWO);
+                    }
                     row += 2;
                 } else {
                     self.tile::<S, 1, P>(row, panel);
@@ -334,10 +339,15 @@ impl<E: Element> Kernel for PlainGemm<E> {
             // SAFETY: the caller's; no more panels are taken than are left.
             unsafe {
                 if self.panels.1 - panel >= 4 {
-                    self.rows::<S, 4>(panel);
+                    // As many sums as the registers hold, but enough to hide the latency of an addition.
+                    if S::REGISTERS >= 32 {
+                        self.rows::<S, 4, 4, 4>(panel);
+                    } else {
+                        self.rows::<S, 4, 1, 2>(panel);
+                    }
                     panel += 4;
                 } else {
-                    self.rows::<S, 1>(panel);
+                    self.rows::<S, 1, 1, 1>(panel);
                     panel += 1;
                 }
             }

@@ -20,33 +20,50 @@ pub enum Isa {
     Avx512,
     /// AVX-512 with VNNI, and AMX with int8 for quantised products of many rows.
     Amx,
+    /// NEON of any 64-bit Arm.
+    Neon,
+    /// NEON with the 8-bit dot products of Armv8.2.
+    NeonDotprod,
 }
 
 impl Isa {
+    const ALL: [Isa; 6] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Amx, Isa::Neon, Isa::NeonDotprod];
+
     /// What this machine can run, best last.
     pub fn available() -> Vec<Isa> {
-        let mut all = vec![Isa::Portable];
-        #[cfg(target_arch = "x86_64")]
-        {
-            use std::arch::is_x86_feature_detected as has;
-            let avx2 = has!("avx2") && has!("fma") && has!("f16c");
-            if avx2 {
-                all.push(Isa::Avx2);
-            }
-            if avx2
-                && has!("avx512f")
-                && has!("avx512bw")
-                && has!("avx512vl")
-                && has!("avx512dq")
-                && has!("avx512vnni")
-            {
-                all.push(Isa::Avx512);
-                if super::amx::is_available() {
-                    all.push(Isa::Amx);
-                }
-            }
+        Self::ALL.into_iter().filter(|isa| isa.is_available()).collect()
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn is_available(self) -> bool {
+        use std::arch::is_x86_feature_detected as has;
+        let avx2 = || has!("avx2") && has!("fma") && has!("f16c");
+        let avx512 = || {
+            has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq") && has!("avx512vnni")
+        };
+        match self {
+            Isa::Portable => true,
+            Isa::Avx2 => avx2(),
+            Isa::Avx512 => avx2() && avx512(),
+            Isa::Amx => avx2() && avx512() && super::amx::is_available(),
+            Isa::Neon | Isa::NeonDotprod => false,
         }
-        all
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    fn is_available(self) -> bool {
+        use std::arch::is_aarch64_feature_detected as has;
+        match self {
+            Isa::Portable => true,
+            Isa::Neon => has!("neon"),
+            Isa::NeonDotprod => has!("neon") && has!("dotprod"),
+            Isa::Avx2 | Isa::Avx512 | Isa::Amx => false,
+        }
+    }
+
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    fn is_available(self) -> bool {
+        self == Isa::Portable
     }
 
     /// The best that this machine can run.
@@ -66,6 +83,10 @@ impl Isa {
                 Isa::Avx512 | Isa::Amx => run_avx512(kernel),
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => run_avx2(kernel),
+                #[cfg(target_arch = "aarch64")]
+                Isa::NeonDotprod => run_neon_dotprod(kernel),
+                #[cfg(target_arch = "aarch64")]
+                Isa::Neon => run_neon(kernel),
                 _ => kernel.run::<simd::portable::Portable>(),
             }
         }
@@ -79,6 +100,8 @@ impl fmt::Display for Isa {
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Amx => "amx",
+            Isa::Neon => "neon",
+            Isa::NeonDotprod => "neon-dotprod",
         })
     }
 }
@@ -87,10 +110,12 @@ impl FromStr for Isa {
     type Err = String;
 
     fn from_str(s: &str) -> Result<Self, String> {
-        [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Amx]
-            .into_iter()
-            .find(|isa| isa.to_string() == s)
-            .ok_or_else(|| format!("unknown instruction set {s:?}: portable, avx2, avx512 or amx"))
+        Self::ALL.into_iter().find(|isa| isa.to_string() == s).ok_or_else(|| {
+            format!(
+                "unknown instruction set {s:?}: it is one of {}",
+                Self::ALL.map(|isa| isa.to_string()).join(", ")
+            )
+        })
     }
 }
 
@@ -115,4 +140,18 @@ unsafe fn run_avx512<K: Kernel>(kernel: K) {
 unsafe fn run_avx2<K: Kernel>(kernel: K) {
     // SAFETY: the features are enabled; the rest is the caller's.
     unsafe { kernel.run::<simd::avx2::Avx2>() }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon,dotprod")]
+unsafe fn run_neon_dotprod<K: Kernel>(kernel: K) {
+    // SAFETY: the features are enabled; the rest is the caller's.
+    unsafe { kernel.run::<simd::neon::Neon<true>>() }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+unsafe fn run_neon<K: Kernel>(kernel: K) {
+    // SAFETY: the feature is enabled; the rest is the caller's.
+    unsafe { kernel.run::<simd::neon::Neon<false>>() }
 }

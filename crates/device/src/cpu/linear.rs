@@ -287,7 +287,9 @@ unsafe fn multiply(isa: Isa, weight: &CpuWeight, operand: &Operand, task: &BaseT
 }
 
 /// A quantised product, in tiles where the machine and the format have them.
-unsafe fn multiply_quantised<F: BlockFormat>(isa: Isa, mut gemm: QuantisedGemm<F>) {
+unsafe fn multiply_quantised<F: BlockFormat>(isa: Isa, gemm: QuantisedGemm<F>) {
+    #[cfg(target_arch = "x86_64")]
+    let mut gemm = gemm;
     // SAFETY: the caller's; the scratch buffers hold whole tiles of rows.
     unsafe {
         #[cfg(target_arch = "x86_64")]

@@ -64,6 +64,7 @@ impl Simd for Avx2 {
     type I = [__m256i; 2];
     type W = [__m256i; 2];
 
+    const REGISTERS: usize = 8;
     const I8_BIAS: i32 = 0;
 
     pairwise! {

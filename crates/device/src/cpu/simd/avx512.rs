@@ -15,6 +15,7 @@ impl Simd for Avx512 {
     type I = __m512i;
     type W = __m512i;
 
+    const REGISTERS: usize = 32;
     const I8_BIAS: i32 = 128;
 
     #[inline(always)]

@@ -7,7 +7,11 @@
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
 pub(crate) mod portable;
+#[cfg(test)]
+mod tests;
 
 /// Lanes of a vector, and rows of a weight panel.
 pub(crate) const LANES: usize = 16;
@@ -26,6 +30,8 @@ pub(crate) trait Simd: Copy + 'static {
     /// 16 groups of 4 bytes.
     type W: Copy;
 
+    /// Vectors of 16 lanes that the registers hold: tiles are cut to fit.
+    const REGISTERS: usize;
     /// What `bias_i8` adds to signed bytes to make them fit `dot_i8`.
     const I8_BIAS: i32;
 

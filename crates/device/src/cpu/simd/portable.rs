@@ -39,6 +39,7 @@ impl Simd for Portable {
     type I = [i32; LANES];
     type W = [u8; 64];
 
+    const REGISTERS: usize = 4;
     const I8_BIAS: i32 = 0;
 
     #[inline(always)]
