@@ -17,6 +17,7 @@ pub mod config;
 pub mod convert;
 pub mod digest;
 pub mod error;
+pub mod finite;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod gguf;

@@ -1,11 +1,12 @@
 //! Reads a model's tensors one at a time and hands them to the device.
 //!
-//! Keeps count of what was used, so that a tensor which no layer asked for is an error and not silence.
+//! Keeps count of what was used, so that a tensor which no layer asked for is an error and not silence; and refuses
+//! numbers that are none, since one NaN makes every answer nonsense.
 
 use std::collections::BTreeSet;
 
 use wardrobe_device::{Ctx, HostTensor, ModuleIdx, Tensor, Weight, WeightFormat};
-use wardrobe_formats::{ModelConfig, StorageType, TensorSource, convert};
+use wardrobe_formats::{ModelConfig, StorageType, TensorSource, convert, finite};
 
 use crate::Module;
 use crate::error::{ModelError, Result};
@@ -94,7 +95,11 @@ impl<'a> Loader<'a> {
                 actual: info.shape.clone(),
             });
         }
+        if !info.storage.is_float() {
+            return Err(ModelError::TensorType { name: name.to_owned(), storage: info.storage });
+        }
         let bytes = self.source.read(name)?;
+        finite::check(self.source.path(), name, info.storage, &bytes)?;
         self.used.insert(name.to_owned());
         self.read_bytes += bytes.len() as u64;
         (self.options.progress)(name, self.read_bytes, self.total_bytes);
