@@ -94,6 +94,10 @@ impl Decoder for Successor {
         &[]
     }
 
+    fn content_digest(&self) -> wardrobe_formats::Digest {
+        wardrobe_formats::ContentDigest::new(&self.config).finish()
+    }
+
     fn weight_bytes(&self) -> usize {
         self.embedding.size_bytes() + self.head.size_bytes()
     }

@@ -39,6 +39,12 @@ pub enum ModelError {
         /// In the file.
         actual: Vec<usize>,
     },
+    /// The operating system refused a thread, or one ended by itself.
+    #[error("cannot compute the model's digest: {reason}")]
+    Thread {
+        /// What happened.
+        reason: String,
+    },
     /// A tensor's elements are no weights.
     #[error("tensor {name} is {storage}, which weights are not stored as")]
     TensorType {
