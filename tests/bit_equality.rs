@@ -107,7 +107,9 @@ impl Subject {
             std::iter::once(None).chain(self.adapters.iter().map(|(name, _)| Some(*name))).collect();
         (0..self.prompt_tokens.len() * adapters.len())
             .map(|i| Request {
-                prompt_token_ids: rng.tokens(self.prompt_tokens[i % self.prompt_tokens.len()], vocab_size),
+                prompt_token_ids: rng
+                    .tokens(self.prompt_tokens[i % self.prompt_tokens.len()], vocab_size)
+                    .into(),
                 adapter: adapters[i % adapters.len()].map(str::to_owned),
                 // Every sixth, which is one with an adapter.
                 adapter_scale: if i % 6 == 4 { 0.75 } else { 1.0 },
@@ -198,7 +200,7 @@ fn schedules(subject: &Subject) {
     let requests: Vec<Request> = requests
         .into_iter()
         .map(|r| Request {
-            prompt_token_ids: r.prompt_token_ids.into_iter().take(prompt_tokens).collect(),
+            prompt_token_ids: r.prompt_token_ids.iter().copied().take(prompt_tokens).collect(),
             max_tokens: Some(answer_tokens),
             ..r
         })
@@ -288,7 +290,7 @@ fn a_prefix_is_shared_within_an_adapter_and_tenant_only() {
     let prompt = Rng::new(9).tokens(64, model.config().vocab_size);
     let ask = |adapter: Option<&str>, salt: Option<&str>| {
         let request = Request {
-            prompt_token_ids: prompt.clone(),
+            prompt_token_ids: prompt.clone().into(),
             adapter: adapter.map(str::to_owned),
             cache_salt: salt.map(str::to_owned),
             sampling: SamplingParams::greedy(),

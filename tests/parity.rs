@@ -62,7 +62,7 @@ fn engine_parity(engine: &Engine, adapter: Option<&str>, texts: &[Vec<TokenId>],
         let completion = answer(
             engine,
             Request {
-                prompt_token_ids: text.clone(),
+                prompt_token_ids: text.clone().into(),
                 adapter: adapter.map(str::to_owned),
                 prompt_logprobs: Some(20),
                 max_tokens: Some(0),

@@ -82,6 +82,9 @@ impl Default for SampleRow {
 pub struct Sampled {
     /// Its id.
     pub token: u32,
+    /// Whether there was a token to draw: one whose logit, after bias, penalties and mask, is above minus infinity. If
+    /// not, `token` only stands in.
+    pub has_candidate: bool,
     /// What was asked for in [`SampleRow::top_logprobs`].
     pub logprobs: Option<TokenLogprobs>,
 }

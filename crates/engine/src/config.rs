@@ -18,7 +18,8 @@ pub struct EngineConfig {
     /// The most tokens of one prompt in one step, so that several prompts advance together and decoding
     /// rows are not held up. At least 1.
     pub max_chunk_tokens: usize,
-    /// Requests that may wait before [`crate::SubmitError::Overloaded`]. At least 1.
+    /// Sequences that may wait beside those that run before [`crate::SubmitError::Overloaded`]. At least 1. A
+    /// request is as many sequences as it has choices.
     pub queue_capacity: usize,
     /// Whether the keys and values of full blocks are kept and shared between requests.
     pub prefix_cache: bool,
@@ -98,6 +99,11 @@ impl Default for EngineConfig {
 }
 
 impl EngineConfig {
+    /// The most sequences that are open at once: those that run and those that wait.
+    pub fn max_open_sequences(&self) -> usize {
+        self.max_num_sequences.saturating_add(self.queue_capacity)
+    }
+
     /// Checks every field against its documented range.
     pub fn validate(&self) -> Result<(), EngineError> {
         let in_range = |field, value: usize, min: usize, max: usize| {

@@ -9,14 +9,15 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::adapter::registry::{AdapterRegistry, RegistryLimits};
+use crate::adapter::generation::Lease;
+use crate::adapter::registry::{AdapterRegistry, RegistryLimits, Wanted};
 use crate::adapter::{AdapterInfo, AdapterLoader, AdapterSource, LoadOptions, reload};
 use crate::codec::TextCodec;
 use crate::config::{BLOCK_SIZE_TOKENS, EngineConfig};
 use crate::core;
 use crate::error::{AdapterError, EngineError, SubmitError};
 use crate::executor::{Executor, ExecutorLimits};
-use crate::ids::{GenerationId, RequestId};
+use crate::ids::GenerationId;
 use crate::mailbox::{Mailbox, Submission};
 use crate::request::Request;
 use crate::response::Completion;
@@ -55,7 +56,7 @@ impl Shared {
             EngineStats { total_blocks: limits.num_blocks, total_slots: num_slots, ..EngineStats::default() };
         Ok(Self {
             limits: ExecutorLimits { num_slots, ..limits },
-            mailbox: Arc::new(Mailbox::new(config.queue_capacity)),
+            mailbox: Arc::new(Mailbox::new(config.max_open_sequences())),
             registry: Arc::new(registry),
             codec,
             stats: Mutex::new(stats),
@@ -70,18 +71,54 @@ impl Shared {
         of_adapter.unwrap_or(self.limits.max_context_tokens).min(pool_tokens)
     }
 
-    /// Checks a request, resolves its adapter to a generation, and queues it.
-    pub fn submit(&self, request: Request) -> Result<ResponseStream, SubmitError> {
-        self.mailbox.check()?;
-        let lease = match &request.adapter {
-            Some(name) => Some(self.registry.lease(name, request.expected_generation)?),
-            None => None,
+    /// Checks requests, resolves their adapters to generations at one instant, and queues all of them or none.
+    pub fn submit_all(&self, requests: Vec<Request>) -> Result<Vec<ResponseStream>, SubmitError> {
+        let wanted = requests.iter().map(|request| request.n).fold(0, usize::saturating_add);
+        self.check_size(&requests, wanted)?;
+        self.mailbox.check_open()?;
+        let adapters: Vec<Wanted<'_>> = (requests.iter())
+            .filter_map(|request| Some((request.adapter.as_deref()?, request.expected_generation)))
+            .collect();
+        let mut leases = self.registry.leases(&adapters)?.into_iter();
+        let mut submissions = Vec::with_capacity(requests.len());
+        let mut streams = Vec::with_capacity(requests.len());
+        for request in requests {
+            let lease = if request.adapter.is_some() { leases.next() } else { None };
+            let (submission, stream) = self.prepare(request, lease)?;
+            submissions.push(submission);
+            streams.push(stream);
+        }
+        self.mailbox.submit_all(submissions)?;
+        Ok(streams)
+    }
+
+    /// Refuses what could never be queued, however long it waits.
+    fn check_size(&self, requests: &[Request], wanted: usize) -> Result<(), SubmitError> {
+        let capacity = self.config.max_open_sequences();
+        // A value of `n` that no request may have is told as such later on.
+        if wanted <= capacity || requests.iter().any(|request| request.n > self.config.limits.max_n) {
+            return Ok(());
+        }
+        let (field, what) = match requests {
+            [_] => ("n", format!("asks for {wanted} answers")),
+            _ => ("prompt", format!("has {} prompts, which ask for {wanted} answers", requests.len())),
         };
+        let reason = format!("{what}; at most {capacity} can run and wait at once");
+        Err(SubmitError::InvalidField { field, reason })
+    }
+
+    /// Checks a request and makes both ends of its stream.
+    fn prepare(
+        &self,
+        request: Request,
+        lease: Option<Arc<Lease>>,
+    ) -> Result<(Submission, ResponseStream), SubmitError> {
         let of_adapter = lease.as_ref().and_then(|lease| lease.generation.max_context_tokens);
         let bounds = Bounds {
             limits: &self.config.limits,
             vocab_size: self.limits.vocab_size,
             max_context_tokens: self.max_context_tokens(of_adapter),
+            eos_token_ids: &self.config.eos_token_ids,
         };
         let valid = validate(request, &bounds)?;
         let bell = self.mailbox.clone();
@@ -94,10 +131,8 @@ impl Shared {
             adapter = valid.request.adapter.as_deref(),
             generation = lease.as_ref().map(|lease| lease.generation.id.0),
         );
-        let submission =
-            Submission { id: RequestId(0), valid, lease, seed, sender, submitted_at: Instant::now(), span };
-        self.mailbox.submit(submission)?;
-        Ok(stream)
+        let submission = Submission { valid, lease, seed, sender, submitted_at: Instant::now(), span };
+        Ok((submission, stream))
     }
 }
 
@@ -156,7 +191,18 @@ impl Engine {
 
     /// Checks a request and queues it. Its adapter's generation is fixed here.
     pub fn submit(&self, request: Request) -> Result<ResponseStream, SubmitError> {
-        self.inner.shared.submit(request)
+        let mut streams = self.submit_all(vec![request])?;
+        streams.pop().ok_or(SubmitError::ShuttingDown)
+    }
+
+    /// Checks requests and queues all of them or none; the streams are in their order. Requests of the same adapter
+    /// get the same generation, also if the adapter is replaced meanwhile.
+    ///
+    /// # Errors
+    /// The first reason to refuse one of them; [`SubmitError::Overloaded`] if not all have room, and
+    /// [`SubmitError::InvalidField`] if they never could ([`EngineConfig::max_open_sequences`]).
+    pub fn submit_all(&self, requests: Vec<Request>) -> Result<Vec<ResponseStream>, SubmitError> {
+        self.inner.shared.submit_all(requests)
     }
 
     /// Submits a request and waits for the whole answer.

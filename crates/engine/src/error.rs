@@ -76,10 +76,10 @@ pub enum SubmitError {
         actual: GenerationId,
     },
     /// The queue is full.
-    #[error("the queue is full ({queued} requests); try again in {} s", retry_after.as_secs().max(1))]
+    #[error("the queue is full ({open} answers wait or run); try again in {} s", retry_after.as_secs().max(1))]
     Overloaded {
-        /// Requests that wait.
-        queued: usize,
+        /// Sequences that wait or run.
+        open: usize,
         /// When a retry has a fair chance, from the rate at which requests finish.
         retry_after: Duration,
     },

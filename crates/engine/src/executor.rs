@@ -36,8 +36,9 @@ pub trait Executor: Send {
     /// Computes the plan's tokens, writes their keys and values, and samples where a chunk asks for it.
     ///
     /// Returns one [`ChunkOutput`] per chunk, in order. After an error nothing of the step counts: the engine
-    /// may plan the same positions again, into the same or other blocks. A row that may sample no token at all
-    /// (`allowed` without `banned` is empty) is an [`ExecutorError::Sequence`].
+    /// may plan the same positions again, into the same or other blocks. A row without a token to sample (`allowed`
+    /// without `banned` is empty, or no logit is a number) is an [`ExecutorError::Sequence`], and so is whatever can
+    /// be laid to one sequence; [`ExecutorError::DeviceLost`] is for what no later step could get over.
     fn execute(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError>;
 
     /// Puts an adapter into a slot that is empty. Should return at once; an upload may go on behind it, as

@@ -69,7 +69,7 @@ pub use executor::{
     ChunkOutput, Executor, ExecutorLimits, PromptLogprobs, SampleSpec, Sampled, SequenceChunk, StepOutput,
     StepPlan, TokenCount,
 };
-pub use ids::{BlockId, Digest, GenerationId, RequestId, SequenceId, SlotIdx, TokenId};
+pub use ids::{BlockId, Digest, GenerationId, SequenceId, SlotIdx, TokenId};
 pub use request::{Request, SamplingParams};
 pub use response::{
     Choice, Completion, Event, Finish, StopCause, Summary, Timings, TokenLogprobs, TopLogprob, Update, Usage,

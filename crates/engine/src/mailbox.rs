@@ -9,13 +9,11 @@ use std::time::{Duration, Instant};
 
 use crate::adapter::generation::Lease;
 use crate::error::SubmitError;
-use crate::ids::RequestId;
 use crate::stream::StreamSender;
 use crate::validate::ValidRequest;
 
 /// A request on its way to the engine thread.
 pub(crate) struct Submission {
-    pub id: RequestId,
     pub valid: ValidRequest,
     pub lease: Option<Arc<Lease>>,
     pub seed: u64,
@@ -25,11 +23,14 @@ pub(crate) struct Submission {
     pub span: tracing::Span,
 }
 
+/// The shortest wait that is worth asking for.
+pub(crate) const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
+
 /// How busy the engine thread is, as it last said.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Load {
-    /// Requests that it took and has not started.
-    pub unstarted: usize,
+    /// Sequences that it took and that have not ended.
+    pub open: usize,
     /// When a retry has a fair chance.
     pub retry_after: Duration,
 }
@@ -38,7 +39,6 @@ pub(crate) struct Load {
 struct State {
     submissions: VecDeque<Submission>,
     load: Load,
-    last_request: u64,
     rung: bool,
     /// Stop taking requests, and stop altogether at this time.
     stop_at: Option<Instant>,
@@ -55,7 +55,19 @@ pub(crate) struct Mail {
 pub(crate) struct Mailbox {
     state: Mutex<State>,
     bell: Condvar,
+    /// The most sequences that are open at once.
     capacity: usize,
+}
+
+impl State {
+    /// Sequences that are open: the engine thread's, and those on their way to it.
+    fn open(&self) -> usize {
+        self.load.open + sequences(&self.submissions)
+    }
+}
+
+fn sequences<'a>(submissions: impl IntoIterator<Item = &'a Submission>) -> usize {
+    submissions.into_iter().map(|submission| submission.valid.request.n).fold(0, usize::saturating_add)
 }
 
 impl Mailbox {
@@ -67,40 +79,43 @@ impl Mailbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn check_open(&self, state: &State) -> Result<(), SubmitError> {
+    fn check_room(&self, state: &State, wanted: usize) -> Result<(), SubmitError> {
         if let Some(error) = &state.closed {
             return Err(error.clone());
         }
         if state.stop_at.is_some() {
             return Err(SubmitError::ShuttingDown);
         }
-        let queued = state.submissions.len() + state.load.unstarted;
-        if queued >= self.capacity {
-            return Err(SubmitError::Overloaded { queued, retry_after: state.load.retry_after });
+        let open = state.open();
+        if open.saturating_add(wanted) > self.capacity {
+            // Before the engine thread has said anything there is no rate to go by.
+            let retry_after = state.load.retry_after.max(MIN_RETRY_AFTER);
+            return Err(SubmitError::Overloaded { open, retry_after });
         }
         Ok(())
     }
 
-    /// Whether a submission would be taken now.
-    pub fn check(&self) -> Result<(), SubmitError> {
-        self.check_open(&self.lock())
+    /// Whether anything would be taken now.
+    pub fn check_open(&self) -> Result<(), SubmitError> {
+        self.check_room(&self.lock(), 1)
     }
 
-    /// Queues a submission; its id is set here, in the order of the queue.
-    pub fn submit(&self, mut submission: Submission) -> Result<RequestId, SubmitError> {
+    /// Queues all submissions, or none.
+    pub fn submit_all(&self, submissions: Vec<Submission>) -> Result<(), SubmitError> {
+        let wanted = sequences(&submissions);
         let mut state = self.lock();
-        if let Err(error) = self.check_open(&state) {
-            drop(state);
-            return Err(error);
-        }
-        state.last_request += 1;
-        submission.id = RequestId(state.last_request);
-        let id = submission.id;
-        state.submissions.push_back(submission);
+        // What is refused is dropped after the lock is released: its streams ring the bell.
+        self.check_room(&state, wanted)?;
+        state.submissions.extend(submissions);
         state.rung = true;
         drop(state);
         self.bell.notify_all();
-        Ok(id)
+        Ok(())
+    }
+
+    /// The engine thread has less to do: what has ended makes room before its callers hear of it.
+    pub fn update(&self, load: Load) {
+        self.lock().load = load;
     }
 
     /// Makes the engine thread look around.
@@ -157,7 +172,7 @@ impl Mailbox {
     fn collect(state: &mut State) -> Mail {
         state.rung = false;
         let submissions = std::mem::take(&mut state.submissions);
-        state.load.unstarted += submissions.len();
+        state.load.open += sequences(&submissions);
         Mail { submissions, stop_at: state.stop_at }
     }
 }

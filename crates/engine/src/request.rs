@@ -1,5 +1,7 @@
 //! What a caller asks: a prompt in token ids, an adapter by name, how to sample, when to stop.
 
+use std::sync::Arc;
+
 use crate::ids::{GenerationId, TokenId};
 
 /// How the next token is chosen. The default is plain sampling from the model's distribution.
@@ -61,8 +63,8 @@ impl SamplingParams {
 /// One request. Build it with [`Request::new`] and struct update, or with the `with_…` methods.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
-    /// The prompt, at least one token.
-    pub prompt_token_ids: Vec<TokenId>,
+    /// The prompt, at least one token. Shared by the choices, and by whoever keeps a copy of the request.
+    pub prompt_token_ids: Arc<[TokenId]>,
     /// Name of the adapter; `None` is the base model.
     pub adapter: Option<String>,
     /// Multiplies the adapter's own scale. Must be `1` without an adapter.
@@ -105,7 +107,7 @@ pub struct Request {
 impl Default for Request {
     fn default() -> Self {
         Self {
-            prompt_token_ids: Vec::new(),
+            prompt_token_ids: Arc::default(),
             adapter: None,
             adapter_scale: 1.0,
             expected_generation: None,
@@ -130,7 +132,7 @@ impl Default for Request {
 
 impl Request {
     /// A request with this prompt and every other field at its default.
-    pub fn new(prompt_token_ids: impl Into<Vec<TokenId>>) -> Self {
+    pub fn new(prompt_token_ids: impl Into<Arc<[TokenId]>>) -> Self {
         Self { prompt_token_ids: prompt_token_ids.into(), ..Self::default() }
     }
 

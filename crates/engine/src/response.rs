@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::ids::{GenerationId, TokenId};
+use crate::ids::{Digest, GenerationId, TokenId};
 
 /// One thing that a [`crate::ResponseStream`] yields.
 #[derive(Clone, Debug, PartialEq)]
@@ -135,6 +135,8 @@ pub struct Summary {
     pub timings: Timings,
     /// The adapter generation that answered; `None` for the base model.
     pub generation: Option<GenerationId>,
+    /// Digest of that generation's content.
+    pub adapter_digest: Option<Digest>,
     /// The seed that was used, drawn or given.
     pub seed: u64,
 }

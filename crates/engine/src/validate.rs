@@ -16,6 +16,8 @@ pub(crate) struct Bounds<'a> {
     pub vocab_size: usize,
     /// The most tokens that one sequence of this request may have.
     pub max_context_tokens: usize,
+    /// Ids that end a sequence.
+    pub eos_token_ids: &'a [TokenId],
 }
 
 /// A request that can be served, with what is derived from it once.
@@ -110,6 +112,7 @@ pub(crate) fn validate(request: Request, bounds: &Bounds<'_>) -> Result<ValidReq
             Some(bit_mask(ids, bounds.vocab_size))
         }
     };
+    some_token_is_left(&request, bounds)?;
     at_most("stop", request.stop_strings.len(), limits.max_stop_strings)?;
     for stop in &request.stop_strings {
         at_most("stop", stop.len(), limits.max_stop_string_bytes)?;
@@ -131,6 +134,30 @@ pub(crate) fn validate(request: Request, bounds: &Bounds<'_>) -> Result<ValidReq
         allowed,
         request,
     })
+}
+
+/// Whether a token may be sampled at the first position: one that is allowed, that `min_tokens` does not hold back as
+/// an end, and that is no bad word by itself.
+fn some_token_is_left(request: &Request, bounds: &Bounds<'_>) -> Result<(), SubmitError> {
+    let mut banned: BTreeSet<TokenId> = BTreeSet::new();
+    if request.min_tokens > 0 {
+        banned.extend(&request.stop_token_ids);
+        banned.extend(bounds.eos_token_ids.iter().filter(|_| !request.ignore_eos));
+    }
+    let single = request.sampling.bad_words.iter().filter(|word| word.len() == 1);
+    banned.extend(single.flatten());
+    let left = match &request.sampling.allowed_token_ids {
+        Some(allowed) => allowed.iter().any(|id| !banned.contains(id)),
+        None => banned.len() < bounds.vocab_size,
+    };
+    if left {
+        return Ok(());
+    }
+    let field = match &request.sampling.allowed_token_ids {
+        Some(_) => "allowed_token_ids",
+        None => "bad_words",
+    };
+    Err(invalid(field, "leaves no token beside those that `min_tokens` and `bad_words` exclude"))
 }
 
 /// Output tokens per choice, if prompt and output fit the context.
@@ -187,20 +214,21 @@ mod tests {
         let mut request = Request::new([TokenId(1), TokenId(2)]);
         change(&mut request);
         let limits = RequestLimits::default();
-        validate(request, &Bounds { limits: &limits, vocab_size: 100, max_context_tokens: 50 })
+        let eos_token_ids = &[TokenId(2), TokenId(3)];
+        validate(request, &Bounds { limits: &limits, vocab_size: 100, max_context_tokens: 50, eos_token_ids })
     }
 
     #[test]
     fn each_bad_field_is_named() {
         type Change = fn(&mut Request);
         let cases: &[(&str, Change)] = &[
-            ("prompt", |r| r.prompt_token_ids.clear()),
-            ("prompt", |r| r.prompt_token_ids[1] = TokenId(100)),
+            ("prompt", |r| r.prompt_token_ids = [].into()),
+            ("prompt", |r| r.prompt_token_ids = [TokenId(1), TokenId(100)].into()),
             ("n", |r| r.n = 0),
             ("n", |r| r.n = usize::MAX),
             ("max_tokens", |r| r.max_tokens = Some(49)),
             ("max_tokens", |r| r.max_tokens = Some(usize::MAX)),
-            ("max_tokens", |r| r.prompt_token_ids = vec![TokenId(0); 50]),
+            ("max_tokens", |r| r.prompt_token_ids = [TokenId(0); 50].into()),
             ("min_tokens", |r| r.min_tokens = 49),
             ("temperature", |r| r.sampling.temperature = f32::NAN),
             ("temperature", |r| r.sampling.temperature = -0.1),
@@ -250,6 +278,48 @@ mod tests {
             max_context_tokens: 50,
         };
         assert_eq!(error, expected);
+    }
+
+    #[test]
+    fn a_request_must_leave_a_token_to_sample() {
+        let only = |ids: &[u32]| Some(ids.iter().copied().map(TokenId).collect::<Vec<_>>());
+        let refused = |change: &dyn Fn(&mut Request)| {
+            let error = check(change).map(drop).unwrap_err();
+            assert!(error.to_string().contains("leaves no token"), "{error}");
+            error.field().unwrap()
+        };
+        let ends = |r: &mut Request| r.sampling.allowed_token_ids = only(&[2, 3]);
+        // An end id is a good answer, unless there have to be tokens before it.
+        assert!(check(ends).is_ok());
+        let field = refused(&|r| {
+            ends(r);
+            r.min_tokens = 1;
+        });
+        assert_eq!(field, "allowed_token_ids");
+        let ignoring = |r: &mut Request| {
+            ends(r);
+            (r.min_tokens, r.ignore_eos) = (1, true);
+        };
+        assert!(check(ignoring).is_ok());
+        let with_another =
+            |r: &mut Request| (r.sampling.allowed_token_ids, r.min_tokens) = (only(&[2, 9]), 1);
+        assert!(check(with_another).is_ok());
+        refused(&|r| {
+            with_another(r);
+            r.stop_token_ids = vec![TokenId(9)];
+        });
+        refused(&|r| {
+            with_another(r);
+            r.sampling.bad_words = vec![vec![TokenId(9)]];
+        });
+        // A longer bad word bans its last token only after the others.
+        let longer = |r: &mut Request| {
+            with_another(r);
+            r.sampling.bad_words = vec![vec![TokenId(9), TokenId(9)]];
+        };
+        assert!(check(longer).is_ok());
+        let all = |r: &mut Request| r.sampling.bad_words = (0..100).map(|id| vec![TokenId(id)]).collect();
+        assert_eq!(refused(&all), "bad_words");
     }
 
     #[test]

@@ -46,6 +46,39 @@ fn assert_idle(engine: &Engine) {
     assert!(engine.adapters().iter().all(|adapter| adapter.open_requests == 0));
 }
 
+/// One request's prompts are all answered by one generation, however fast the adapter is replaced meanwhile.
+#[test]
+fn requests_submitted_together_share_a_generation() {
+    let config = EngineConfig { max_adapters_host_bytes: 1 << 20, ..EngineConfig::default() };
+    let (engine, _control, loader) = start(400, 4, config);
+    let load = |content: u64| {
+        let path = format!("/adapters/{content}");
+        loader.put(&path, SimAdapter::new(content));
+        let options = LoadOptions { replace: true, ..LoadOptions::default() };
+        engine.load_adapter("a", AdapterSource::Path(path.into()), options).unwrap();
+    };
+    load(1);
+    let stop = AtomicBool::new(false);
+    let mut generations = Vec::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| (2..).take_while(|_| !stop.load(Ordering::Relaxed)).for_each(load));
+        for _ in 0..20 {
+            let together = (0..40).map(|_| request(3).with_adapter("a").with_max_tokens(2)).collect();
+            let streams = engine.submit_all(together).unwrap();
+            let answers: Vec<Completion> = streams.into_iter().map(|s| s.completion_blocking()).collect();
+            for answer in &answers {
+                assert_eq!(answer.summary.generation, answers[0].summary.generation);
+                assert_eq!(answer.choices, answers[0].choices);
+            }
+            generations.push(answers[0].summary.generation);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    generations.dedup();
+    assert!(generations.len() > 5, "it was hardly replaced: {generations:?}");
+    assert_idle(&engine);
+}
+
 /// Replaces adapters in a loop while 16 clients ask; every answer is that of the generation it reports.
 #[test]
 fn replacing_under_load() {

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
+use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::source::{FileReader, TensorInfo, zeroed};
 
@@ -30,6 +31,37 @@ impl fmt::Display for Digest {
 impl fmt::Debug for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Digest({self})")
+    }
+}
+
+/// SHA-256 over what a model computes: its configuration, and the tensors in the order in which they are given, with
+/// name, storage type, shape and bytes. For a reader that has every tensor in hand once anyway; the same for any two
+/// files that hold the same model in the same types.
+pub struct ContentDigest(DigestBuilder);
+
+impl ContentDigest {
+    /// Begins with the configuration.
+    pub fn new(config: &ModelConfig) -> Self {
+        let mut builder = DigestBuilder::new("wardrobe model tensors 1");
+        // The derived implementation shows every field.
+        builder.part(format!("{config:?}").as_bytes());
+        Self(builder)
+    }
+
+    /// Takes in a tensor.
+    pub fn tensor(&mut self, info: &TensorInfo, bytes: &[u8]) {
+        self.0.manifest(std::slice::from_ref(info)).part(bytes);
+    }
+
+    /// The digest.
+    pub fn finish(self) -> Digest {
+        self.0.finish()
+    }
+}
+
+impl fmt::Debug for ContentDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ContentDigest")
     }
 }
 

@@ -17,6 +17,7 @@ pub mod config;
 pub mod convert;
 pub mod digest;
 pub mod error;
+pub mod finite;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod gguf;
@@ -28,7 +29,7 @@ pub mod source;
 pub mod storage;
 
 pub use config::{HiddenAct, ModelConfig, RopeScaling};
-pub use digest::Digest;
+pub use digest::{ContentDigest, Digest};
 pub use error::{FormatError, Result};
 pub use model_files::{ModelFiles, TokenizerFiles};
 pub use peft::{AdapterConfig, AdapterTensor, PeftAdapter};

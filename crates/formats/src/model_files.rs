@@ -157,6 +157,19 @@ impl ModelFiles {
         &self.path
     }
 
+    /// What the model is called, as far as its files tell: the name of the file or folder that was opened (unless it
+    /// is a digest), that of the model's folder in a Hugging Face cache (`org--name`), and `general.name` of a GGUF
+    /// file.
+    pub fn names(&self) -> Vec<String> {
+        let path = std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
+        let is_digest = |name: &str| name.len() >= 40 && name.bytes().all(|b| b.is_ascii_hexdigit());
+        let parts = || path.ancestors().filter_map(|part| part.file_name()?.to_str());
+        let own = parts().next().filter(|name| !is_digest(name));
+        let cached = parts().find_map(|name| name.strip_prefix("models--"));
+        let in_metadata = self.gguf_metadata().and_then(|meta| meta.str("general.name").ok().flatten());
+        [own, cached, in_metadata].into_iter().flatten().map(str::to_owned).collect()
+    }
+
     /// Metadata of the GGUF file, with `tokenizer.ggml.*`; `None` for a safetensors model.
     pub fn gguf_metadata(&self) -> Option<&Metadata> {
         self.gguf.as_deref().map(GgufFile::metadata)

@@ -1,7 +1,7 @@
 //! What can be wrong with a model or an adapter, by name.
 
 use wardrobe_device::DeviceError;
-use wardrobe_formats::FormatError;
+use wardrobe_formats::{FormatError, StorageType};
 
 /// Failure to load a model or to fit an adapter to one.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +38,20 @@ pub enum ModelError {
         expected: Vec<usize>,
         /// In the file.
         actual: Vec<usize>,
+    },
+    /// The operating system refused a thread, or one ended by itself.
+    #[error("cannot compute the model's digest: {reason}")]
+    Thread {
+        /// What happened.
+        reason: String,
+    },
+    /// A tensor's elements are no weights.
+    #[error("tensor {name} is {storage}, which weights are not stored as")]
+    TensorType {
+        /// The tensor.
+        name: String,
+        /// Its storage type.
+        storage: StorageType,
     },
     /// The file has a tensor that the architecture has no place for.
     #[error("tensor {name} belongs to nothing in a {architecture}")]

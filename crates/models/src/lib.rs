@@ -9,6 +9,7 @@
 
 pub mod adapters;
 pub mod arch;
+mod content;
 mod error;
 mod loader;
 mod rope;
@@ -22,7 +23,7 @@ pub use arch::load;
 pub use error::{ModelError, Result};
 pub use loader::{LoadOptions, LoadProgress, WeightPrecision};
 pub use rope::{RopeSpec, rope_table};
-pub use wardrobe_formats::ModelConfig;
+pub use wardrobe_formats::{Digest, ModelConfig};
 
 /// A linear layer that adapters may adapt.
 #[derive(Clone, Debug)]
@@ -53,6 +54,9 @@ pub trait Decoder: Send + Sync + std::fmt::Debug {
 
     /// Every layer that adapters may adapt, in the order of [`ModuleIdx`].
     fn modules(&self) -> &[Module];
+
+    /// Digest of the content that it was loaded from: configuration and every tensor in use.
+    fn content_digest(&self) -> Digest;
 
     /// Bytes of all weights on the device.
     fn weight_bytes(&self) -> usize;

@@ -1,13 +1,15 @@
 //! Reads a model's tensors one at a time and hands them to the device.
 //!
-//! Keeps count of what was used, so that a tensor which no layer asked for is an error and not silence.
+//! Keeps count of what was used, so that a tensor which no layer asked for is an error and not silence; and refuses
+//! numbers that are none, since one NaN makes every answer nonsense.
 
 use std::collections::BTreeSet;
 
 use wardrobe_device::{Ctx, HostTensor, ModuleIdx, Tensor, Weight, WeightFormat};
-use wardrobe_formats::{ModelConfig, StorageType, TensorSource, convert};
+use wardrobe_formats::{Digest, ModelConfig, StorageType, TensorInfo, TensorSource, convert, finite};
 
 use crate::Module;
+use crate::content::ContentHash;
 use crate::error::{ModelError, Result};
 
 /// In what precision weights are held.
@@ -48,6 +50,7 @@ pub(crate) struct Loader<'a> {
     ctx: &'a mut Ctx,
     source: &'a dyn TensorSource,
     options: &'a LoadOptions<'a>,
+    content: ContentHash,
     used: BTreeSet<String>,
     modules: Vec<Module>,
     read_bytes: u64,
@@ -71,40 +74,51 @@ fn native(storage: StorageType) -> Option<WeightFormat> {
 }
 
 impl<'a> Loader<'a> {
-    pub(crate) fn new(ctx: &'a mut Ctx, source: &'a dyn TensorSource, options: &'a LoadOptions<'a>) -> Self {
+    pub(crate) fn new(
+        ctx: &'a mut Ctx,
+        config: &ModelConfig,
+        source: &'a dyn TensorSource,
+        options: &'a LoadOptions<'a>,
+    ) -> Result<Self> {
         let total_bytes = source.tensors().iter().filter_map(|t| t.size_bytes()).map(|b| b as u64).sum();
-        Loader {
+        Ok(Loader {
             ctx,
             source,
             options,
+            content: ContentHash::start(config)?,
             used: BTreeSet::new(),
             modules: Vec::new(),
             read_bytes: 0,
             total_bytes,
             weight_bytes: 0,
-        }
+        })
     }
 
-    fn read(&mut self, name: &str, expected: &[usize]) -> Result<(StorageType, Vec<u8>)> {
-        let info = self.source.require(name)?;
+    fn read(&mut self, name: &str, expected: &[usize]) -> Result<(TensorInfo, Vec<u8>)> {
+        let info = self.source.require(name)?.clone();
         if info.shape != expected {
             return Err(ModelError::TensorShape {
                 name: name.to_owned(),
                 expected: expected.to_vec(),
-                actual: info.shape.clone(),
+                actual: info.shape,
             });
         }
+        if !info.storage.is_float() {
+            return Err(ModelError::TensorType { name: name.to_owned(), storage: info.storage });
+        }
         let bytes = self.source.read(name)?;
+        finite::check(self.source.path(), name, info.storage, &bytes)?;
         self.used.insert(name.to_owned());
         self.read_bytes += bytes.len() as u64;
         (self.options.progress)(name, self.read_bytes, self.total_bytes);
-        Ok((info.storage, bytes))
+        Ok((info, bytes))
     }
 
     /// A tensor as it is used elementwise: f32.
     pub(crate) fn vector(&mut self, name: &str, len: usize) -> Result<Tensor> {
-        let (storage, bytes) = self.read(name, &[len])?;
-        let values = convert::to_f32(storage, &bytes, len)?;
+        let (info, bytes) = self.read(name, &[len])?;
+        let values = convert::to_f32(info.storage, &bytes, len)?;
+        self.content.add(info, bytes);
         self.weight_bytes += 4 * len;
         Ok(self.ctx.upload_f32("a parameter", [len], &values)?)
     }
@@ -120,21 +134,25 @@ impl<'a> Loader<'a> {
 
     /// A matrix `[rows, cols]`.
     pub(crate) fn weight(&mut self, name: &str, rows: usize, cols: usize) -> Result<Weight> {
-        let (storage, bytes) = self.read(name, &[rows, cols])?;
-        let numel = rows.saturating_mul(cols);
+        let (info, stored) = self.read(name, &[rows, cols])?;
+        let (storage, numel) = (info.storage, rows.saturating_mul(cols));
+        let converted: Vec<u8>;
         let (format, bytes) = match (self.options.precision, native(storage)) {
-            (WeightPrecision::AsStored, Some(format)) => (format, bytes),
-            (WeightPrecision::F32, Some(WeightFormat::F32)) => (WeightFormat::F32, bytes),
+            (WeightPrecision::AsStored, Some(format)) => (format, &stored),
+            (WeightPrecision::F32, Some(WeightFormat::F32)) => (WeightFormat::F32, &stored),
             (WeightPrecision::F32, _) => {
-                let values = convert::to_f32(storage, &bytes, numel)?;
-                (WeightFormat::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect())
+                let values = convert::to_f32(storage, &stored, numel)?;
+                converted = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+                (WeightFormat::F32, &converted)
             }
             (WeightPrecision::AsStored, None) => {
                 tracing::warn!(tensor = name, from = ?storage, "held as Q8_0: the device has no such format");
-                (WeightFormat::Q8_0, convert::requantize_q8_0(storage, &bytes, numel, cols)?)
+                converted = convert::requantize_q8_0(storage, &stored, numel, cols)?;
+                (WeightFormat::Q8_0, &converted)
             }
         };
-        let weight = self.ctx.load_weight(&HostTensor { format, rows, cols, bytes: &bytes })?;
+        let weight = self.ctx.load_weight(&HostTensor { format, rows, cols, bytes })?;
+        self.content.add(info, stored);
         self.weight_bytes += weight.size_bytes();
         Ok(weight)
     }
@@ -153,13 +171,13 @@ impl<'a> Loader<'a> {
         Linear { weight, bias, module: idx }
     }
 
-    /// The modules and the size of all weights, once nothing is left over. `ignored` tells of tensors that are known
+    /// The modules, the size of all weights and the digest of what was read, once nothing is left over. `ignored` tells of tensors that are known
     /// and not needed.
     pub(crate) fn finish(
         self,
         config: &ModelConfig,
         ignored: impl Fn(&str) -> bool,
-    ) -> Result<(Vec<Module>, usize)> {
+    ) -> Result<(Vec<Module>, usize, Digest)> {
         let left = self.source.tensors().iter().find(|t| !self.used.contains(&t.name) && !ignored(&t.name));
         if let Some(tensor) = left {
             return Err(ModelError::UnusedTensor {
@@ -167,7 +185,7 @@ impl<'a> Loader<'a> {
                 architecture: config.architecture.clone(),
             });
         }
-        Ok((self.modules, self.weight_bytes))
+        Ok((self.modules, self.weight_bytes, self.content.finish()?))
     }
 }
 

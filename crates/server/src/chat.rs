@@ -53,7 +53,8 @@ pub(crate) async fn create(
             let text = conversation.render(&shared)?;
             options.encode(&shared.model.tokenizer, &text)
         })
-        .await?;
+        .await?
+        .into();
     let names = ChunkNames {
         id: state.ids.next("chatcmpl-"),
         object: "chat.completion.chunk",
@@ -122,7 +123,7 @@ fn whole_answer(
         object: "chat.completion",
         created: names.created,
         model: &names.model,
-        system_fingerprint: state.fingerprint(completion.summary.generation),
+        system_fingerprint: state.fingerprint(&completion.summary),
         choices: choices.collect::<Result<_>>()?,
         usage,
         prompt_logprobs: completion.prompt_logprobs.as_deref().map(PromptLogprobs::new),
@@ -287,7 +288,7 @@ impl ChunkWriter for ChatWriter {
         }
         let mut usage = WireUsage::default();
         usage.add(&self.summary.usage);
-        let fingerprint = self.state.fingerprint(self.summary.generation);
+        let fingerprint = self.state.fingerprint(&self.summary);
         let timings = self.shape.timings.then(|| WireTimings::new(&self.summary));
         self.names.write_usage(&fingerprint, usage, timings, out)
     }

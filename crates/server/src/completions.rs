@@ -25,7 +25,7 @@ use crate::wire::usage::{WireTimings, WireUsage};
 
 /// One of the request's prompts.
 pub(crate) struct PromptInfo {
-    token_ids: Vec<TokenId>,
+    token_ids: Arc<[TokenId]>,
     /// Its text, if the answer repeats it.
     echo: Option<String>,
     /// Tokens at its start that are not in the text.
@@ -152,7 +152,7 @@ impl PromptInfo {
                     .map_err(|error| ApiError::bad_request(error.to_string()).with_param("prompt"))?,
             ),
         };
-        Ok(Self { token_ids, echo, hidden_tokens })
+        Ok(Self { token_ids: token_ids.into(), echo, hidden_tokens })
     }
 
     /// The prompt's part of an echoed answer's `logprobs`.
@@ -164,7 +164,7 @@ impl PromptInfo {
         offset: &mut TextOffset,
     ) -> CompletionLogprobs<'a> {
         let mut logprobs = CompletionLogprobs::default();
-        for (idx, (row, token)) in rows.iter().zip(&self.token_ids).enumerate() {
+        for (idx, (row, token)) in rows.iter().zip(self.token_ids.iter()).enumerate() {
             let hidden = idx < self.hidden_tokens;
             match row {
                 Some(row) => logprobs.extend([row], style, offset, |_| hidden),
@@ -281,13 +281,14 @@ fn whole_answer(
             });
         }
     }
+    // All prompts are answered by the same generation.
     let summary = completions.last().map(|completion| &completion.summary);
     Ok(json(&TextCompletion {
         id: &names.id,
         object: names.object,
         created: names.created,
         model: &names.model,
-        system_fingerprint: state.fingerprint(summary.and_then(|summary| summary.generation)),
+        system_fingerprint: summary.map(|summary| state.fingerprint(summary)).unwrap_or_default(),
         choices,
         usage,
         timings: summary.filter(|_| shape.timings).map(WireTimings::new),
@@ -405,7 +406,7 @@ impl ChunkWriter for CompletionWriter {
         if !self.answer.shape.include_usage {
             return Ok(());
         }
-        let fingerprint = self.state.fingerprint(self.summary.generation);
+        let fingerprint = self.state.fingerprint(&self.summary);
         let timings = self.answer.shape.timings.then(|| WireTimings::new(&self.summary));
         self.names.write_usage(&fingerprint, self.usage, timings, out)
     }

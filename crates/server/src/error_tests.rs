@@ -35,7 +35,7 @@ fn submissions() {
         (SubmitError::ShuttingDown, 503, Some("shutting_down")),
         (SubmitError::Unhealthy { reason: text() }, 503, Some("engine_unhealthy")),
         (
-            SubmitError::Overloaded { queued: 3, retry_after: Duration::from_millis(1500) },
+            SubmitError::Overloaded { open: 3, retry_after: Duration::from_millis(1500) },
             429,
             Some("rate_limit_exceeded"),
         ),

@@ -1,6 +1,7 @@
 //! From fields to engine requests, and from their streams to whole answers.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::stream::SelectAll;
@@ -34,7 +35,7 @@ pub(crate) fn engine_request(
 ) -> Result<Request> {
     let max_tokens = output_limit(fields, api)?;
     Ok(Request {
-        prompt_token_ids: Vec::new(),
+        prompt_token_ids: Arc::default(),
         adapter: target.adapter.clone(),
         adapter_scale: target.adapter_scale,
         expected_generation: target.expected_generation,
@@ -245,7 +246,7 @@ pub(crate) struct Generation {
 }
 
 impl Generation {
-    /// Submits all or none.
+    /// Submits all or none; all are answered by the same generation of the adapter.
     pub fn submit(
         state: &ServerState,
         context: &RequestContext,
@@ -253,17 +254,14 @@ impl Generation {
         admitted: Admitted,
         api: Api,
     ) -> Result<Self> {
+        // The log already says "refused" until it is told otherwise.
         let Admitted { place, mut log } = admitted;
-        let mut streams = SelectAll::new();
-        for (prompt_idx, request) in requests.into_iter().enumerate() {
-            match state.model.engine.submit(request) {
-                Ok(stream) => streams.push(PromptStream { prompt_idx, stream }),
-                Err(error) => {
-                    log.end("refused");
-                    return Err(ApiError::from_submit(error, api));
-                }
-            }
-        }
+        let submitted = state.model.engine.submit_all(requests.into_iter().collect());
+        let submitted = submitted.map_err(|error| ApiError::from_submit(error, api))?;
+        log.end("client_gone");
+        let streams = (submitted.into_iter().enumerate())
+            .map(|(prompt_idx, stream)| PromptStream { prompt_idx, stream })
+            .collect();
         let deadline = state.config.request_timeout.and_then(|limit| context.started.checked_add(limit));
         Ok(Self { streams, log, deadline: deadline.map(Instant::from_std), _place: place })
     }

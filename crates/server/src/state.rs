@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use wardrobe_engine::GenerationId;
+use wardrobe_engine::{Digest, Summary};
 
 use crate::adapter_path::AdapterRoot;
 use crate::auth::ApiKeys;
@@ -55,7 +55,6 @@ impl ServerState {
         let adapter_root = config.adapter_root.as_deref().map(AdapterRoot::new).transpose()?;
         let text = |id| model.tokenizer.token_str(id).map(std::borrow::Cow::into_owned);
         let digest = model.engine.limits().model_digest;
-        let short: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
         Ok(Self {
             keys: ApiKeys::new(&config.api_keys),
             cors,
@@ -66,7 +65,7 @@ impl ServerState {
             bos_token: model.tokenizer.bos().and_then(text),
             eos_token: model.tokenizer.eos().and_then(text),
             adapter_loads: Arc::new(Semaphore::new(MAX_ADAPTER_LOADS)),
-            base_fingerprint: format!("fp_{short}"),
+            base_fingerprint: format!("fp_{}", short_digest(&digest)),
             open_requests: Arc::new(Semaphore::new(config.max_concurrent_requests)),
             draining: AtomicBool::new(false),
             model,
@@ -79,11 +78,12 @@ impl ServerState {
         name == self.model.model_id || self.model.aliases.iter().any(|alias| alias == name)
     }
 
-    /// `system_fingerprint`: changes with whatever may change the answer to the same request and seed.
-    pub fn fingerprint(&self, generation: Option<GenerationId>) -> String {
-        match generation {
+    /// `system_fingerprint`: changes with whatever may change the answer to the same request and seed, and with nothing
+    /// else: it is made of the contents of the model and the adapter and of the formats that they are held in.
+    pub fn fingerprint(&self, summary: &Summary) -> String {
+        match &summary.adapter_digest {
             None => self.base_fingerprint.clone(),
-            Some(generation) => format!("{}-g{generation}", self.base_fingerprint),
+            Some(digest) => format!("{}-{}", self.base_fingerprint, short_digest(digest)),
         }
     }
 
@@ -105,6 +105,11 @@ impl ServerState {
     pub fn start_draining(&self) {
         self.draining.store(true, Ordering::Release);
     }
+}
+
+/// The first 48 bits in hexadecimal digits.
+fn short_digest(digest: &Digest) -> String {
+    digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Seconds since 1970, as `created` has them.

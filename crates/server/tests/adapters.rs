@@ -97,11 +97,22 @@ async fn the_generation_that_answered_shows() {
     load(&bench, json!({"lora_name": "x", "lora_path": "first"})).await;
     let body = json!({"model": "x", "messages": [{"role": "user", "content": "u"}], "max_tokens": 1});
     let answer = bench.post("/v1/chat/completions", &body).await.ok();
+    // By content: "m" is 6d.
     assert_eq!(
         (&answer["system_fingerprint"], &answer["model"]),
-        (&json!("fp_abababababab-g1"), &json!("x"))
+        (&json!("fp_abababababab-6d6d6d6d6d6d"), &json!("x"))
     );
-    assert_eq!(text(&bench, "x", json!({"expected_generation": 1})).await, "mn");
+    let replace = json!({"lora_name": "x", "lora_path": "first", "load_inplace": true});
+    assert_eq!(load(&bench, replace).await.headers["x-adapter-generation"], "2");
+    let again = bench.post("/v1/chat/completions", &body).await.ok();
+    assert_eq!(again["system_fingerprint"], answer["system_fingerprint"]);
+    let replace = json!({"lora_name": "x", "lora_path": "second", "load_inplace": true});
+    load(&bench, replace).await;
+    let other = bench.post("/v1/chat/completions", &body).await.ok();
+    assert_eq!(other["system_fingerprint"], "fp_abababababab-717171717171");
+    let replace = json!({"lora_name": "x", "lora_path": "first", "load_inplace": true});
+    load(&bench, replace).await;
+    assert_eq!(text(&bench, "x", json!({"expected_generation": 4})).await, "mn");
     let stale = json!({"model": "x", "prompt": "a", "expected_generation": 7});
     assert_eq!(bench.post("/v1/completions", &stale).await.error(409)["param"], "expected_generation");
 }

@@ -319,8 +319,25 @@ async fn full_queues_say_when_to_come_back() {
 #[tokio::test]
 async fn some_of_many_prompts_cannot_be_queued_alone() {
     let slow = support::Behaviour { step: Duration::from_millis(5), ..Default::default() };
-    let bench = Bench::with(slow, ServerConfig::default(), |config| config.queue_capacity = 4);
-    bench.post(TEXT, &json!({"prompt": vec!["a"; 50], "max_tokens": 4})).await.error(429);
+    let bench = Bench::with(slow, ServerConfig::default(), |config| {
+        config.queue_capacity = 4;
+        config.max_num_sequences = 4;
+    });
+    // All that fit are taken at once; more than could ever fit is no matter of waiting.
+    let prompts = |count: usize| json!({"prompt": vec!["a"; count], "max_tokens": 4});
+    let answer = bench.post(TEXT, &prompts(8)).await.ok();
+    assert_eq!(answer["choices"].as_array().unwrap().len(), 8);
+    for body in [prompts(9), prompts(50), json!({"prompt": ["a", "b", "c"], "n": 3, "max_tokens": 4})] {
+        let answer = bench.post(TEXT, &body).await;
+        assert_eq!(answer.error(400)["param"], "prompt");
+        assert!(!answer.headers.contains_key("retry-after"));
+    }
+    // Beside another request they have to wait, all of them.
+    let (one, five) = (json!({"prompt": "a", "n": 4, "max_tokens": 20, "ignore_eos": true}), prompts(5));
+    let (one, five) = tokio::join!(bench.post(TEXT, &one), bench.post(TEXT, &five));
+    one.ok();
+    assert!(five.error(429)["message"].as_str().unwrap().contains("queue is full"));
+    bench.post(TEXT, &prompts(8)).await.ok();
     bench.assert_idle().await;
 }
 

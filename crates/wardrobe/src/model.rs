@@ -6,7 +6,7 @@ use std::sync::Arc;
 use wardrobe_device::{Ctx, CtxConfig, DType, Device, StepLimits};
 use wardrobe_engine::model::{ModelExecutor, ModelExecutorConfig, PeftLoader};
 use wardrobe_engine::{Engine, EngineConfig, TokenId};
-use wardrobe_formats::{Digest, ModelFiles};
+use wardrobe_formats::ModelFiles;
 use wardrobe_models::{Decoder, LoadOptions, LoraLimits, ModelConfig, WeightPrecision};
 use wardrobe_text::{
     ChatInput, ChatTemplate, GgufVocab, Message, TemplateLimits, Tokenizer, TokenizerConfig,
@@ -63,7 +63,8 @@ pub struct Model {
     decoder: Arc<dyn Decoder>,
     tokenizer: Tokenizer,
     chat_template: Option<Arc<ChatTemplate>>,
-    identity: Digest,
+    /// What it is called, to compare with the base that an adapter names.
+    names: Vec<String>,
 }
 
 impl Model {
@@ -85,14 +86,17 @@ impl Model {
             .as_deref()
             .map(|source| ChatTemplate::new(source, TemplateLimits::default()).map(Arc::new))
             .transpose()?;
-        // The engine tells models apart within one process, where this one stays the same.
-        let identity = files.manifest_digest()?;
-        Ok(Model { device, decoder, tokenizer, chat_template, identity })
+        Ok(Model { device, decoder, tokenizer, chat_template, names: files.names() })
     }
 
     /// Shape and constants.
     pub fn config(&self) -> &ModelConfig {
         self.decoder.config()
+    }
+
+    /// What its files call it: names of file or folder, and the one in its metadata.
+    pub fn names(&self) -> &[String] {
+        &self.names
     }
 
     /// The device it is on.
@@ -148,7 +152,7 @@ impl Model {
         let executor = ModelExecutor::new(
             self.device.clone(),
             self.decoder.clone(),
-            *self.identity.as_bytes(),
+            *self.decoder.content_digest().as_bytes(),
             &ModelExecutorConfig {
                 kv_bytes: options.kv_bytes,
                 kv_dtype: options.kv_dtype,
@@ -158,7 +162,8 @@ impl Model {
                 max_context_tokens: options.max_context_tokens.unwrap_or(model_context),
             },
         )?;
-        let loader = PeftLoader::new(self.device.clone(), self.decoder.clone(), options.lora);
+        let loader = PeftLoader::new(self.device.clone(), self.decoder.clone(), options.lora)
+            .with_model_names(self.names.clone());
         Ok(Engine::start(Box::new(executor), Arc::new(loader), Arc::new(self.tokenizer.clone()), config)?)
     }
 }

@@ -14,7 +14,8 @@
 //! inverting the cumulative distribution of the rest, in the order of ids, at a Philox number keyed by the seed.
 //!
 //! NaN counts as minus infinity, and plus infinity as the largest finite number. If no token has a logit above minus
-//! infinity, the lowest id that is allowed and not banned is taken, or 0 if there is none.
+//! infinity, the result says that there was no candidate; the lowest id that is allowed and not banned stands in, or 0
+//! if there is none.
 //!
 //! A row's result is a function of that row alone. No pass sorts the vocabulary: a threshold from the maxima of
 //! blocks preselects candidates, and quickselect finds the cut among them.
@@ -54,7 +55,8 @@ struct Passes {
 /// Draws one token; see the module's head. Ids in `row` that lie outside `logits` are passed over.
 #[inline(always)]
 pub(crate) fn sample_row(logits: &[f32], row: &SampleRow, scratch: &mut SampleScratch) -> Sampled {
-    let token = draw(logits, row, scratch).unwrap_or_else(|| lowest_allowed(logits.len(), row));
+    let drawn = draw(logits, row, scratch);
+    let token = drawn.unwrap_or_else(|| lowest_allowed(logits.len(), row));
     let mut logprobs = None;
     if row.top_logprobs.is_some() || !row.logprob_tokens.is_empty() {
         let wanted = report::Wanted {
@@ -65,7 +67,7 @@ pub(crate) fn sample_row(logits: &[f32], row: &SampleRow, scratch: &mut SampleSc
         };
         logprobs = Some(report::logprobs(logits, &wanted, scratch));
     }
-    Sampled { token, logprobs }
+    Sampled { token, has_candidate: drawn.is_some(), logprobs }
 }
 
 /// Log-probability of a given token in the raw distribution.

@@ -19,6 +19,9 @@ use super::{AdapterInfo, AdapterSource, LoadOptions, PreparedAdapter};
 use crate::error::{AdapterError, SubmitError};
 use crate::ids::GenerationId;
 
+/// An adapter's name, and the generation at which it has to be.
+pub(crate) type Wanted<'a> = (&'a str, Option<GenerationId>);
+
 /// Limits of the registry.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RegistryLimits {
@@ -300,33 +303,43 @@ impl AdapterRegistry {
         state.names.values().filter_map(|id| state.entries.get(id)).map(Entry::info).collect()
     }
 
-    /// A hold on the generation that `name` points at now; starts reading it if it is on disk only.
-    pub fn lease(
-        self: &Arc<Self>,
-        name: &str,
-        expected: Option<GenerationId>,
-    ) -> Result<Arc<Lease>, SubmitError> {
+    /// Holds on the generations that these names point at now, one for each, all or none; starts reading those that
+    /// are on disk only. The same name gets the same generation.
+    pub fn leases(self: &Arc<Self>, wanted: &[Wanted<'_>]) -> Result<Vec<Arc<Lease>>, SubmitError> {
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut state = self.lock();
-        let Some(id) = state.names.get(name).copied() else {
-            return Err(SubmitError::UnknownAdapter { name: name.chars().take(256).collect() });
-        };
-        if let Some(expected) = expected.filter(|expected| *expected != id) {
-            return Err(SubmitError::GenerationMismatch { name: name.to_owned(), expected, actual: id });
+        let mut ids = Vec::with_capacity(wanted.len());
+        for (name, expected) in wanted {
+            let Some(id) = state.names.get(*name).copied().filter(|id| state.entries.contains_key(id)) else {
+                return Err(SubmitError::UnknownAdapter { name: name.chars().take(256).collect() });
+            };
+            if let Some(expected) = expected.filter(|expected| *expected != id) {
+                return Err(SubmitError::GenerationMismatch {
+                    name: (*name).to_owned(),
+                    expected,
+                    actual: id,
+                });
+            }
+            ids.push(id);
         }
-        state.clock += 1;
-        let clock = state.clock;
-        let Some(entry) = state.entries.get_mut(&id) else {
-            return Err(SubmitError::UnknownAdapter { name: name.to_owned() });
-        };
-        entry.leases += 1;
-        entry.last_used = clock;
-        let generation = entry.generation.clone();
-        if matches!(entry.tier, Tier::Disk | Tier::Failed(_)) {
-            entry.tier = Tier::Loading;
-            state.reloads.push_back(id);
-            self.reload_wanted.notify_all();
+        let mut leases = Vec::with_capacity(ids.len());
+        for id in ids {
+            state.clock += 1;
+            let clock = state.clock;
+            let Some(entry) = state.entries.get_mut(&id) else { continue };
+            entry.leases += 1;
+            entry.last_used = clock;
+            let generation = entry.generation.clone();
+            if matches!(entry.tier, Tier::Disk | Tier::Failed(_)) {
+                entry.tier = Tier::Loading;
+                state.reloads.push_back(id);
+                self.reload_wanted.notify_all();
+            }
+            leases.push(Arc::new(Lease { registry: self.clone(), generation }));
         }
-        Ok(Arc::new(Lease { registry: self.clone(), generation }))
+        Ok(leases)
     }
 
     pub(super) fn release(&self, id: GenerationId) {
@@ -435,6 +448,16 @@ impl AdapterRegistry {
     #[cfg(test)]
     pub fn host_bytes(&self) -> u64 {
         self.lock().host_bytes
+    }
+
+    /// A hold on the generation that `name` points at now.
+    #[cfg(test)]
+    pub fn lease(
+        self: &Arc<Self>,
+        name: &str,
+        expected: Option<GenerationId>,
+    ) -> Result<Arc<Lease>, SubmitError> {
+        self.leases(&[(name, expected)]).map(|mut leases| leases.remove(0))
     }
 
     /// Leases on all generations, and generations that no name points at.

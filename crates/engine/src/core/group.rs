@@ -165,6 +165,7 @@ impl Group {
             cached_tokens: self.cached_tokens,
         };
         let generation = self.lease.as_ref().map(|lease| lease.generation.id);
+        let adapter_digest = self.lease.as_ref().map(|lease| lease.generation.digest);
         let record = RequestRecord {
             request_id: self.valid.request.request_id,
             adapter: self.valid.request.adapter,
@@ -189,6 +190,6 @@ impl Group {
             );
         });
         report(&record);
-        (self.sender, Summary { usage, timings, generation, seed: self.seed })
+        (self.sender, Summary { usage, timings, generation, adapter_digest, seed: self.seed })
     }
 }

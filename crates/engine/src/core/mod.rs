@@ -23,7 +23,7 @@ use crate::executor::Executor;
 use crate::ids::{RequestId, SequenceId};
 use crate::kv::KvCache;
 use crate::kv::prefix::{PrefixKey, PrefixRoot};
-use crate::mailbox::{Load, Mail, Submission};
+use crate::mailbox::{Load, MIN_RETRY_AFTER, Mail, Submission};
 use crate::panic_text;
 use crate::response::Finish;
 use crate::scheduler::Scheduler;
@@ -63,6 +63,7 @@ pub(crate) struct Core {
     groups: BTreeMap<RequestId, Group>,
     /// Which choice of which request a sequence is.
     owners: BTreeMap<SequenceId, (RequestId, usize)>,
+    last_request: u64,
     last_sequence: u64,
     stats: EngineStats,
     /// Smoothed time between the ends of requests.
@@ -80,6 +81,7 @@ impl Core {
             executor,
             groups: BTreeMap::new(),
             owners: BTreeMap::new(),
+            last_request: 0,
             last_sequence: 0,
             stats: EngineStats::default(),
             finish_interval: Duration::ZERO,
@@ -107,7 +109,8 @@ impl Core {
     pub fn load(&self) -> Load {
         let unstarted = self.groups.values().filter(|group| group.started_at.is_none()).count();
         let expected = self.finish_interval.saturating_mul(u32::try_from(unstarted).unwrap_or(u32::MAX));
-        Load { unstarted, retry_after: expected.clamp(Duration::from_secs(1), Duration::from_secs(60)) }
+        let open = self.scheduler.num_running() + self.scheduler.num_waiting();
+        Load { open, retry_after: expected.clamp(MIN_RETRY_AFTER, Duration::from_secs(60)) }
     }
 
     /// One turn.
@@ -129,7 +132,8 @@ impl Core {
     /// Opens a request.
     fn accept(&mut self, submission: Submission) {
         let first = SequenceId(self.last_sequence + 1);
-        let id = submission.id;
+        self.last_request += 1;
+        let id = RequestId(self.last_request);
         let request = &submission.valid.request;
         self.last_sequence += request.n as u64;
         let generation = submission.lease.as_ref().map(|lease| &lease.generation);
@@ -245,6 +249,9 @@ impl Core {
         }
         self.publish_stats();
         let any = !ends.is_empty();
+        if any {
+            self.shared.mailbox.update(self.load());
+        }
         for (sender, summary) in ends {
             sender.finish(summary);
         }

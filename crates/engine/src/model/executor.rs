@@ -5,6 +5,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
+use sha2::{Digest as _, Sha256};
 use wardrobe_device::{
     BLOCK_SIZE, Ctx, CtxConfig, DType, Device, DeviceError, KvCache, KvConfig, LogprobRow, LoraTable,
     NULL_SLOT, RopeTables, SampleRow, Step, StepBounds, StepInputs, StepLimits, Tensor, TokenLogprobs,
@@ -49,7 +50,8 @@ pub struct ModelExecutor {
 }
 
 impl ModelExecutor {
-    /// Takes all the memory that steps will use. `identity` is the digest of the model's content.
+    /// Takes all the memory that steps will use. `identity` is the digest of the model's content, which becomes
+    /// [`ExecutorLimits::model_digest`] together with the formats in which weights, keys and values are held.
     ///
     /// # Errors
     /// [`EngineError::Config`] if the memory does not hold one sequence's context or cannot be had.
@@ -92,7 +94,7 @@ impl ModelExecutor {
             vocab_size: c.vocab_size,
             max_context_tokens,
             num_slots: config.num_slots,
-            model_digest: identity,
+            model_digest: computation_digest(identity, model.as_ref(), config.kv_dtype),
         };
         let lora = Arc::new(LoraTable::new(config.num_slots));
         Ok(ModelExecutor { model, ctx, kv, rope: RopeTables { tables: vec![table] }, lora, limits })
@@ -109,7 +111,27 @@ impl ModelExecutor {
         }
     }
 
-    fn run(&mut self, plan: &StepPlan) -> Result<StepOutput, DeviceError> {
+    /// After an op refused the step: each chunk by itself, which gives the same results, and shows whose fault it is.
+    fn run_apart(&mut self, plan: &StepPlan, refused: &DeviceError) -> Result<StepOutput, ExecutorError> {
+        tracing::warn!(error = %refused, sequences = plan.chunks.len(), "a step was refused");
+        let mut output = StepOutput::default();
+        for chunk in &plan.chunks {
+            match self.run(&StepPlan { chunks: vec![chunk.clone()] }) {
+                Ok(alone) => output.chunks.extend(alone.chunks),
+                Err(Failure::Sequence(error)) => return Err(error),
+                Err(Failure::Device(error)) if is_lost(&error) => return Err(lost(&error)),
+                Err(Failure::Device(error)) => {
+                    return Err(ExecutorError::Sequence {
+                        sequence: chunk.sequence,
+                        reason: error.to_string(),
+                    });
+                }
+            }
+        }
+        Ok(output)
+    }
+
+    fn run(&mut self, plan: &StepPlan) -> Result<StepOutput, Failure> {
         let (inputs, wanted) = inputs(plan);
         let bounds = self.bounds();
         let Self { model, ctx, kv, rope, lora, .. } = self;
@@ -120,10 +142,50 @@ impl ModelExecutor {
         let mut output = StepOutput { chunks: vec![ChunkOutput::default(); plan.chunks.len()] };
         let Some(step) = ctx.step().cloned() else { return Ok(output) };
         let mut head = Head { model: model.as_ref(), ctx, hidden: &hidden, step: &step, lora };
-        head.sample(&wanted, &mut output)?;
+        if let Some(chunk) = head.sample(&wanted, &mut output)?.and_then(|idx| plan.chunks.get(idx)) {
+            let reason =
+                "no token could be chosen: every token is banned, or the model's output is not a number";
+            let reason = reason.to_owned();
+            return Err(Failure::Sequence(ExecutorError::Sequence { sequence: chunk.sequence, reason }));
+        }
         head.logprobs(&wanted, &mut output)?;
         Ok(output)
     }
+}
+
+/// Digest of what is computed with, and of how numbers are held in it.
+fn computation_digest(identity: Digest, model: &dyn Decoder, kv_dtype: DType) -> Digest {
+    let mut hash = Sha256::new();
+    hash.update(b"computation 1");
+    hash.update(identity);
+    hash.update(format!("keys and values {kv_dtype:?}"));
+    for module in model.modules() {
+        hash.update(format!(", {} {:?}", module.path, module.weight.format()));
+    }
+    hash.finalize().into()
+}
+
+/// Why a step gave nothing.
+enum Failure {
+    /// One sequence is at fault.
+    Sequence(ExecutorError),
+    /// The device or an op refused.
+    Device(DeviceError),
+}
+
+impl From<DeviceError> for Failure {
+    fn from(error: DeviceError) -> Self {
+        Failure::Device(error)
+    }
+}
+
+/// Whether nothing can be computed any more. Other errors are an op's refusal of what it was given.
+fn is_lost(error: &DeviceError) -> bool {
+    matches!(error, DeviceError::Lost { .. } | DeviceError::OutOfMemory { .. })
+}
+
+fn lost(error: &DeviceError) -> ExecutorError {
+    ExecutorError::DeviceLost { reason: error.to_string() }
 }
 
 /// Upper bound of the scratch memory that a step of so many rows needs, with its head taken [`HEAD_ROWS`] rows at a
@@ -243,16 +305,22 @@ impl Head<'_> {
         Ok(())
     }
 
-    fn sample(&mut self, wanted: &Wanted, output: &mut StepOutput) -> Result<(), DeviceError> {
+    /// Samples what is wanted; the index of the first chunk for which there was no token to choose.
+    fn sample(&mut self, wanted: &Wanted, output: &mut StepOutput) -> Result<Option<usize>, DeviceError> {
+        let mut without_candidate = None;
         self.for_rows(0, &wanted.samples, |ctx, logits, items| {
             let rows: Vec<SampleRow> = items.iter().map(|(_, row)| row.clone()).collect();
             for ((chunk, _), drawn) in items.iter().zip(ctx.sample(logits, &rows)?) {
+                if !drawn.has_candidate {
+                    without_candidate = without_candidate.or(Some(*chunk));
+                }
                 if let Some(chunk) = output.chunks.get_mut(*chunk) {
                     chunk.sampled = Some(sampled(drawn.token, drawn.logprobs));
                 }
             }
             Ok(())
-        })
+        })?;
+        Ok(without_candidate)
     }
 
     fn logprobs(&mut self, wanted: &Wanted, output: &mut StepOutput) -> Result<(), DeviceError> {
@@ -274,7 +342,12 @@ impl Executor for ModelExecutor {
     }
 
     fn execute(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError> {
-        self.run(plan).map_err(|e| ExecutorError::DeviceLost { reason: e.to_string() })
+        match self.run(plan) {
+            Ok(output) => Ok(output),
+            Err(Failure::Sequence(error)) => Err(error),
+            Err(Failure::Device(error)) if is_lost(&error) => Err(lost(&error)),
+            Err(Failure::Device(error)) => self.run_apart(plan, &error),
+        }
     }
 
     fn bind_slot(&mut self, slot: SlotIdx, adapter: &Arc<dyn PreparedAdapter>) -> Result<(), ExecutorError> {

@@ -18,13 +18,43 @@ pub struct PeftLoader {
     model: Arc<dyn Decoder>,
     files: PeftLimits,
     limits: LoraLimits,
+    /// What the model is called; empty if that is not known.
+    model_names: Vec<String>,
+}
+
+/// A name without organisation and folders, and without what spellings differ in.
+fn plain(name: &str) -> String {
+    let last = name.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or_default();
+    last.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+}
+
+/// Whether two names may be of the same model: one is the other with something added, as a quantisation is.
+fn may_be_same(a: &str, b: &str) -> bool {
+    let (a, b) = (plain(a), plain(b));
+    a.contains(&b) || b.contains(&a)
 }
 
 impl PeftLoader {
     /// A loader for adapters of `model` on `device`.
     pub fn new(device: Arc<dyn Device>, model: Arc<dyn Decoder>, limits: LoraLimits) -> Self {
         let files = PeftLimits { max_rank: limits.max_rank, ..PeftLimits::default() };
-        PeftLoader { device, model, files, limits }
+        PeftLoader { device, model, files, limits, model_names: Vec::new() }
+    }
+
+    /// Tells what the model is called, so that adapters of another one are noticed.
+    pub fn with_model_names(mut self, names: Vec<String>) -> Self {
+        self.model_names = names;
+        self
+    }
+
+    /// The base model that the adapter's configuration names, if by its name it is another one than this. Names prove
+    /// nothing, so this is for a warning: a renamed copy has another name, and shapes alone decide what fits.
+    pub fn other_base<'a>(&self, adapter: &'a PeftAdapter) -> Option<&'a str> {
+        let base =
+            adapter.config().base_model_name_or_path.as_deref().filter(|base| !plain(base).is_empty())?;
+        let known = self.model_names.iter().filter(|name| !plain(name).is_empty());
+        let mut known = known.peekable();
+        (known.peek().is_some() && !known.any(|name| may_be_same(name, base))).then_some(base)
     }
 }
 
@@ -40,6 +70,13 @@ impl AdapterLoader for PeftLoader {
                 .downcast_ref::<PeftAdapter>()
                 .ok_or_else(|| AdapterError::Refused { reason: format!("{label} is not a PEFT adapter") })?,
         };
+        if let Some(base) = self.other_base(adapter) {
+            let base: String = base.chars().take(256).collect();
+            tracing::warn!(
+                adapter = %source, trained_for = base, model = self.model_names.join(", "),
+                "the adapter names another base model; its answers may make no sense"
+            );
+        }
         // A context of its own, since the engine's belongs to the engine thread; it needs no scratch memory.
         let step = StepLimits { max_rows: 1, max_seqs: 1, max_blocks: 1 };
         let mut ctx = Ctx::new(self.device.clone(), CtxConfig { arena_bytes: 0, step })
@@ -82,5 +119,27 @@ impl PreparedAdapter for PreparedLora {
 
     fn num_modules(&self) -> usize {
         self.0.num_modules()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_the_same_model_are_told_from_others() {
+        let base = "HuggingFaceTB/SmolLM2-135M-Instruct";
+        for same in [
+            "SmolLM2-135M-Instruct.Q4_1.gguf",
+            "smollm2_135m_instruct",
+            "HuggingFaceTB--SmolLM2-135M-Instruct",
+            "/models/SmolLM2-135M-Instruct/",
+            "unsloth/SmolLM2-135M-Instruct-bnb-4bit",
+        ] {
+            assert!(may_be_same(same, base), "{same}");
+        }
+        for other in ["SmolLM2-360M-Instruct", "meta-llama/Llama-3.2-1B", "Smollm2 135M 8k Lc100K Mix1 Ep2"] {
+            assert!(!may_be_same(other, base), "{other}");
+        }
     }
 }

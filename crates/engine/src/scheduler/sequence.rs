@@ -1,5 +1,6 @@
 //! One sequence, as the scheduler sees it: tokens, how many of them are computed, and the blocks they are in.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::adapter::generation::Lease;
@@ -16,7 +17,7 @@ pub(crate) struct Sequence {
     pub id: SequenceId,
     pub priority: i32,
     /// Prompt and output.
-    pub tokens: Vec<TokenId>,
+    pub tokens: Tokens,
     pub num_prompt_tokens: usize,
     /// Tokens whose keys and values are in the blocks.
     pub computed: usize,
@@ -40,11 +41,39 @@ pub(crate) struct Sequence {
     pub preemptions: u32,
 }
 
+/// A sequence's tokens: the request's prompt, shared, until there is output to append.
+pub(crate) enum Tokens {
+    Prompt(Arc<[TokenId]>),
+    WithOutput(Vec<TokenId>),
+}
+
+impl Tokens {
+    pub fn push(&mut self, token: TokenId) {
+        if let Self::Prompt(prompt) = self {
+            *self = Self::WithOutput(prompt.to_vec());
+        }
+        if let Self::WithOutput(tokens) = self {
+            tokens.push(token);
+        }
+    }
+}
+
+impl Deref for Tokens {
+    type Target = [TokenId];
+
+    fn deref(&self) -> &[TokenId] {
+        match self {
+            Self::Prompt(tokens) => tokens,
+            Self::WithOutput(tokens) => tokens,
+        }
+    }
+}
+
 /// What a new sequence starts with.
 pub(crate) struct NewSequence {
     pub id: SequenceId,
     pub priority: i32,
-    pub prompt: Vec<TokenId>,
+    pub prompt: Arc<[TokenId]>,
     pub root: PrefixKey,
     pub lease: Option<Arc<Lease>>,
     pub may_read_prefix: bool,
@@ -56,7 +85,7 @@ impl Sequence {
             id: new.id,
             priority: new.priority,
             num_prompt_tokens: new.prompt.len(),
-            tokens: new.prompt,
+            tokens: Tokens::Prompt(new.prompt),
             computed: 0,
             blocks: Vec::new(),
             published: 0,

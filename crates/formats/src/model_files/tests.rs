@@ -48,6 +48,24 @@ fn write_gguf(path: &Path, template: Option<&str>) {
 }
 
 #[test]
+fn a_model_goes_by_the_names_of_its_files() {
+    let source = safetensors_folder(1);
+    let names_at = |parts: &[&str]| {
+        let root = tempfile::tempdir().unwrap();
+        let folder = parts.iter().fold(root.path().to_owned(), |path, part| path.join(part));
+        std::fs::create_dir_all(&folder).unwrap();
+        for entry in std::fs::read_dir(source.path()).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
+        }
+        ModelFiles::open(&folder).unwrap().names()
+    };
+    assert_eq!(names_at(&["Llama-3.2-1B"]), ["Llama-3.2-1B"]);
+    let commit = "12fd25f77366fa6b3b4b768ec3050bf629380bac";
+    assert_eq!(names_at(&["models--org--Tiny", "snapshots", commit]), ["org--Tiny"]);
+}
+
+#[test]
 fn a_hugging_face_folder() {
     let dir = safetensors_folder(1);
     let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::convert;
 use crate::error::{FormatError, Result};
+use crate::finite;
 use crate::storage::StorageType;
 
 /// A tensor in host memory: F32, F16 or BF16, little-endian, row-major.
@@ -28,19 +29,14 @@ impl AdapterTensor {
         bytes: Vec<u8>,
     ) -> Result<Self> {
         let fail = |problem: String| FormatError::tensor(path, name, problem);
-        let finite = match storage {
-            StorageType::F32 => all_finite(&bytes, |b| u32::from_le_bytes(b) & 0x7f80_0000 != 0x7f80_0000),
-            StorageType::F16 => all_finite(&bytes, |b| u16::from_le_bytes(b) & 0x7c00 != 0x7c00),
-            StorageType::BF16 => all_finite(&bytes, |b| u16::from_le_bytes(b) & 0x7f80 != 0x7f80),
-            other => return Err(fail(format!("dtype {other}, expected F32, F16 or BF16"))),
-        };
+        if !matches!(storage, StorageType::F32 | StorageType::F16 | StorageType::BF16) {
+            return Err(fail(format!("dtype {storage}, expected F32, F16 or BF16")));
+        }
         let size = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).and_then(|n| storage.bytes_for(n));
         if size != Some(bytes.len()) {
             return Err(fail(format!("{} bytes do not fill shape {shape:?} of {storage}", bytes.len())));
         }
-        if let Err(idx) = finite {
-            return Err(fail(format!("element {idx} is NaN or infinite")));
-        }
+        finite::check(path, name, storage, &bytes)?;
         Ok(Self { storage, shape, bytes })
     }
 
@@ -90,12 +86,6 @@ impl AdapterTensor {
             .enumerate()
             .all(|(i, b)| if i % element == element - 1 { b & 0x7f == 0 } else { *b == 0 })
     }
-}
-
-/// `Err` with the index of the first element for which `is_finite` does not hold.
-fn all_finite<const N: usize>(bytes: &[u8], is_finite: impl Fn([u8; N]) -> bool) -> Result<(), usize> {
-    let (elements, _) = bytes.as_chunks::<N>();
-    elements.iter().position(|b| !is_finite(*b)).map_or(Ok(()), Err)
 }
 
 /// Factors of one linear module: it computes `W x + scale * B (A x)`.

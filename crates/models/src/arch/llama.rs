@@ -9,7 +9,7 @@ use std::sync::Arc;
 use wardrobe_device::{
     AttentionSpec, Ctx, LoraBatch, LoraTable, Projection, Result as DeviceResult, Step, Tensor, Weight,
 };
-use wardrobe_formats::{HiddenAct, ModelConfig, ModelFiles};
+use wardrobe_formats::{Digest, HiddenAct, ModelConfig, ModelFiles};
 
 use crate::error::{ModelError, Result};
 use crate::loader::{Linear, LoadOptions, Loader};
@@ -39,6 +39,7 @@ struct Llama {
     head: Linear,
     modules: Vec<Module>,
     weight_bytes: usize,
+    content_digest: Digest,
 }
 
 /// Loads one.
@@ -50,7 +51,7 @@ pub(super) fn load(ctx: &mut Ctx, files: &ModelFiles, options: &LoadOptions<'_>)
             what: format!("the activation {:?}", config.hidden_act),
         });
     }
-    let mut l = Loader::new(ctx, files.tensors.as_ref(), options);
+    let mut l = Loader::new(ctx, &config, files.tensors.as_ref(), options)?;
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
     let (q_size, kv_size) = (config.q_size(), config.kv_size());
     let embedding = l.weight("model.embed_tokens.weight", config.vocab_size, hidden)?;
@@ -78,7 +79,7 @@ pub(super) fn load(ctx: &mut Ctx, files: &ModelFiles, options: &LoadOptions<'_>)
     } else {
         l.linear("lm_head", config.vocab_size, hidden)?
     };
-    let (modules, weight_bytes) = l.finish(&config, |name| {
+    let (modules, weight_bytes, content_digest) = l.finish(&config, |name| {
         name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight")
     })?;
     let attention = AttentionSpec {
@@ -88,7 +89,17 @@ pub(super) fn load(ctx: &mut Ctx, files: &ModelFiles, options: &LoadOptions<'_>)
         scale: 1.0 / (config.head_dim as f32).sqrt(),
         window: config.sliding_window,
     };
-    Ok(Arc::new(Llama { config, attention, embedding, layers, norm, head, modules, weight_bytes }))
+    Ok(Arc::new(Llama {
+        config,
+        attention,
+        embedding,
+        layers,
+        norm,
+        head,
+        modules,
+        weight_bytes,
+        content_digest,
+    }))
 }
 
 impl Llama {
@@ -129,6 +140,10 @@ impl Decoder for Llama {
 
     fn modules(&self) -> &[Module] {
         &self.modules
+    }
+
+    fn content_digest(&self) -> Digest {
+        self.content_digest
     }
 
     fn weight_bytes(&self) -> usize {

@@ -238,7 +238,7 @@ impl EngineBench<'_> {
 
     fn request(&self, seed: usize, prompt_tokens: usize, max_tokens: usize) -> Request {
         Request {
-            prompt_token_ids: self.prompt(seed, prompt_tokens),
+            prompt_token_ids: self.prompt(seed, prompt_tokens).into(),
             sampling: SamplingParams::greedy(),
             max_tokens: Some(max_tokens),
             ignore_eos: true,

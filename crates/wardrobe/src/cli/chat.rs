@@ -252,7 +252,7 @@ impl Chat<'_> {
         let mut messages: Vec<Message> = system.chain(self.turns.iter().cloned()).collect();
         messages.push(Message::text("user", text));
         let request = Request {
-            prompt_token_ids: self.model.chat_prompt(&messages)?,
+            prompt_token_ids: self.model.chat_prompt(&messages)?.into(),
             adapter: self.adapter.clone(),
             sampling: SamplingParams {
                 temperature: self.args.temperature,

@@ -87,7 +87,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     };
     let prompt_tokens: Vec<TokenId> = prompt;
     let stream = engine.submit(Request {
-        prompt_token_ids: prompt_tokens,
+        prompt_token_ids: prompt_tokens.into(),
         adapter,
         sampling: SamplingParams {
             temperature: args.temperature,

@@ -199,7 +199,7 @@ fn without_a_candidate_the_lowest_allowed_id_is_taken() {
             assert_eq!(token(&logits, &nothing), 0);
             let all_banned = SampleRow { banned: (0..80).collect(), top_logprobs: Some(4), ..row };
             let got = sample_row(&[1.0; 80], &all_banned, &mut SampleScratch::default());
-            assert_eq!(got.token, 0);
+            assert_eq!((got.token, got.has_candidate), (0, false));
             assert_eq!(got.logprobs.unwrap().top.len(), 4);
         }
         let row = LogprobRow { target: 3, top: 5 };
@@ -360,7 +360,10 @@ proptest! {
     ) {
         let got = token(&logits, &row);
         prop_assert!((got as usize) < logits.len());
-        if probabilities(&logits, &row).iter().all(|&p| p == 0.0) {
+        let hopeless = probabilities(&logits, &row).iter().all(|&p| p == 0.0);
+        let drawn = sample_row(&logits, &row, &mut SampleScratch::default());
+        prop_assert_eq!(drawn.has_candidate, !hopeless);
+        if hopeless {
             prop_assert_eq!(got, lowest_allowed(logits.len(), &row));
             return Ok(());
         }

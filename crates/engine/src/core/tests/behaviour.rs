@@ -151,8 +151,11 @@ fn logprobs_of_output_and_prompt() {
 /// The specification of the sample after `output`, for a request on a vocabulary of [`VOCAB`].
 fn spec_after(request: Request, output: &[TokenId]) -> SampleSpec {
     let limits = crate::RequestLimits::default();
-    let valid =
-        validate(request, &Bounds { limits: &limits, vocab_size: VOCAB, max_context_tokens: 100 }).unwrap();
+    let valid = validate(
+        request,
+        &Bounds { limits: &limits, vocab_size: VOCAB, max_context_tokens: 100, eos_token_ids: &[] },
+    )
+    .unwrap();
     let mut choice = output::ChoiceOutput::new(0, &valid, &SimCodec);
     for token in output {
         let sampled = crate::Sampled { token: *token, ..crate::Sampled::default() };
@@ -219,7 +222,7 @@ fn a_replaced_adapter_finishes_what_it_began() {
     let new = bench.submit(request.clone());
     bench.turn();
     bench.shared.registry.unload("ada", None).unwrap();
-    assert!(bench.shared.submit(request).is_err());
+    assert!(bench.try_submit(request).is_err());
     bench.settle();
     for stream in [running, queued] {
         assert_eq!(answer(&finished(stream).0), answer(&one));
@@ -354,12 +357,90 @@ fn the_queue_is_bounded() {
     bench.turn();
     bench.turn();
     let _queued = (bench.submit(prompt(4)), bench.submit(prompt(4)));
-    let refused = bench.shared.submit(prompt(4)).map(drop).unwrap_err();
-    let SubmitError::Overloaded { queued, retry_after } = refused else { panic!("{refused}") };
-    assert_eq!(queued, 2);
+    let refused = bench.try_submit(prompt(4)).map(drop).unwrap_err();
+    let SubmitError::Overloaded { open, retry_after } = refused else { panic!("{refused}") };
+    assert_eq!(open, 3);
     assert!(retry_after >= Duration::from_secs(1));
     bench.settle();
-    assert!(bench.shared.submit(prompt(4)).is_ok());
+    assert!(bench.try_submit(prompt(4)).is_ok());
+}
+
+#[test]
+fn room_is_counted_in_sequences_and_includes_rows_that_are_free() {
+    let config = EngineConfig { queue_capacity: 2, max_num_sequences: 2, ..EngineConfig::default() };
+    let mut bench = Bench::new(ROOMY, config);
+    // Idle: two can start at once and two can wait, all before the engine thread has looked.
+    let four: Vec<_> = (0..4).map(|_| bench.submit(prompt(4))).collect();
+    let refused = bench.try_submit(prompt(4)).map(drop).unwrap_err();
+    assert!(matches!(refused, SubmitError::Overloaded { open: 4, .. }), "{refused}");
+    bench.turn();
+    assert!(bench.try_submit(prompt(4)).is_err());
+    bench.settle();
+    four.into_iter().for_each(|stream| assert_eq!(finished(stream).0.choices.len(), 1));
+
+    // Choices count: 3 + 2 > 4, 3 + 1 = 4.
+    let several = |n| Request { n, ..prompt(4) };
+    let _three = bench.submit(several(3));
+    assert!(matches!(bench.try_submit(several(2)), Err(SubmitError::Overloaded { open: 3, .. })));
+    let _one = bench.submit(several(1));
+    bench.settle();
+
+    // More than could ever be there at once is no matter of waiting.
+    let never = bench.try_submit(several(5)).map(drop).unwrap_err();
+    assert_eq!(never.field(), Some("n"), "{never}");
+    let never = bench.shared.submit_all(vec![several(2), several(1), several(2)]).map(drop).unwrap_err();
+    assert_eq!(never.field(), Some("prompt"), "{never}");
+    assert!(never.to_string().contains("at most 4"), "{never}");
+    assert_eq!(bench.try_submit(several(usize::MAX)).map(drop).unwrap_err().field(), Some("n"));
+    bench.assert_at_rest();
+}
+
+#[test]
+fn an_end_makes_room_before_its_caller_hears_of_it() {
+    let config = EngineConfig { queue_capacity: 1, max_num_sequences: 1, ..EngineConfig::default() };
+    let mut bench = Bench::new(ROOMY, config);
+    let (first, _second) =
+        (bench.submit(prompt(4)), bench.submit(Request { max_tokens: Some(99), ..prompt(4) }));
+    let mut first = Some(first);
+    while let Some(stream) = &mut first {
+        assert!(bench.try_submit(prompt(4)).is_err());
+        bench.turn();
+        while let Some(event) = stream.try_next() {
+            if matches!(event, Event::Summary(_)) {
+                first = None;
+                break;
+            }
+        }
+    }
+    assert!(bench.try_submit(prompt(4)).is_ok());
+    bench.settle();
+}
+
+#[test]
+fn several_requests_are_queued_together_or_not_at_all() {
+    let config = EngineConfig { queue_capacity: 4, max_num_sequences: 2, ..EngineConfig::default() };
+    let mut bench = Bench::new(ROOMY, config);
+    bench.loader.put("/a", adapter(1));
+    bench.load("a", source("/a"), false).unwrap();
+    let of_a = || prompt(4).with_adapter("a").with_seed(1);
+    let unknown = || prompt(4).with_adapter("b");
+    let bad = || Request { n: 0, ..of_a() };
+    for refused in [vec![of_a(), unknown()], vec![of_a(), of_a(), bad()]] {
+        assert!(bench.shared.submit_all(refused).is_err());
+        bench.settle();
+        bench.assert_at_rest();
+    }
+    let _open = bench.submit(Request { n: 3, ..prompt(4) });
+    let full = bench.shared.submit_all(vec![of_a(); 4]).map(drop).unwrap_err();
+    assert!(matches!(full, SubmitError::Overloaded { open: 3, .. }), "{full}");
+    assert_eq!(bench.shared.registry.num_leases_and_hidden(), (0, 0));
+    let streams = bench.shared.submit_all(vec![of_a(); 3]).unwrap();
+    assert_eq!(bench.shared.registry.num_leases_and_hidden(), (3, 0), "one lease a request");
+    bench.settle();
+    let answers: Vec<_> = streams.into_iter().map(|stream| finished(stream).0).collect();
+    assert!(answers.iter().all(|a| a.choices == answers[0].choices && a.summary.generation.is_some()));
+    assert!(bench.shared.submit_all(Vec::new()).unwrap().is_empty());
+    bench.settle();
 }
 
 #[test]
@@ -369,7 +450,7 @@ fn a_drain_lets_open_requests_finish_and_then_cancels() {
         let stream = bench.submit(Request { max_tokens: Some(20), ..prompt(10) });
         bench.turn();
         bench.shared.mailbox.stop(bench.now + Duration::from_millis(drain));
-        assert_eq!(bench.shared.submit(prompt(1)).map(drop), Err(SubmitError::ShuttingDown));
+        assert_eq!(bench.try_submit(prompt(1)).map(drop), Err(SubmitError::ShuttingDown));
         while bench.turn() != Next::Stop {}
         let (completion, _) = finished(stream);
         assert_eq!(completion.choices[0].finish == Some(Finish::Length), finishes);

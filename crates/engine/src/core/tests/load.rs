@@ -142,7 +142,7 @@ fn run(scenario: &Scenario) -> Seen {
         let submitting = clients.len() < scenario.requests;
         if submitting && random.one_in(2) {
             let request = random_request(&mut random);
-            match bench.shared.submit(request.clone()) {
+            match bench.try_submit(request.clone()) {
                 Ok(stream) => clients.push(Client {
                     request,
                     stream: Some(stream),
@@ -342,7 +342,7 @@ fn a_lost_device_ends_everything() {
         }
         bench.control.fail_next(failure);
         while bench.turn() != Next::Stop {}
-        let refused = bench.shared.submit(Request::new(tokens([1]))).map(drop).unwrap_err();
+        let refused = bench.try_submit(Request::new(tokens([1]))).map(drop).unwrap_err();
         assert!(matches!(refused, SubmitError::Unhealthy { .. }), "{refused}");
         let loaded = bench.shared.registry.check_load("x", &LoadOptions::default());
         assert!(matches!(loaded, Err(crate::AdapterError::NotRunning { .. })));

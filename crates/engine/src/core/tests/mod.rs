@@ -45,7 +45,11 @@ impl Bench {
     }
 
     pub fn submit(&self, request: Request) -> ResponseStream {
-        self.shared.submit(request).unwrap()
+        self.try_submit(request).unwrap()
+    }
+
+    pub fn try_submit(&self, request: Request) -> Result<ResponseStream, SubmitError> {
+        self.shared.submit_all(vec![request]).map(|mut streams| streams.remove(0))
     }
 
     pub fn load(&self, name: &str, source: AdapterSource, replace: bool) -> Result<(), crate::AdapterError> {
