@@ -10,7 +10,7 @@ use super::open::{self, ModelArgs};
 use super::output::{self, Style};
 use super::{log, values::KvDtype};
 
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct BenchArgs {
     /// A short name, a hub repository, a folder or a .gguf file, measured in this process
@@ -100,11 +100,15 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     if args.repeat == 0 {
         return Err(UsageError("--repeat is at least 1".to_owned()).into());
     }
+    if args.prompt_tokens == 0 {
+        return Err(UsageError("--prompt-tokens is at least 1".to_owned()).into());
+    }
+    args.compute.check()?;
     let style = Style::stderr();
     let mut progress = |what: &str| output::note(&style.dim(what));
     let report = match (&args.url, &args.target) {
-        (Some(url), _) => bench::run_remote(&remote_options(args, url)?, &mut progress)?,
-        (None, Some(target)) => {
+        (Some(url), None) => bench::run_remote(&remote_options(args, url)?, &mut progress)?,
+        (_, Some(target)) => {
             let path = open::find(target)?.path;
             bench::run_local(&path, &local_options(args), &mut progress)
                 .with_context(|| format!("cannot measure {target}"))?
