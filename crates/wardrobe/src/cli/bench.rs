@@ -43,14 +43,8 @@ pub struct BenchArgs {
     /// Rounds of each step, and requests of each worker under load
     #[arg(long, value_name = "N", default_value_t = 3)]
     repeat: usize,
-    /// What to measure: steps, serving, swaps, limits
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "steps,serving,swaps,limits",
-        conflicts_with = "url"
-    )]
+    /// What to measure: steps, serving, swaps, limits (of an endpoint serving, and limits if it is on this machine)
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "steps,serving,swaps,limits")]
     parts: Vec<Part>,
     /// Element type of keys and values: f16 or f32
     #[arg(long, value_name = "TYPE", default_value = "f16", conflicts_with = "url")]
@@ -154,12 +148,17 @@ fn remote_options(args: &BenchArgs, url: &str) -> anyhow::Result<RemoteOptions> 
         let text = open::read_text(path, 64 << 10)?;
         Ok(text.lines().next().unwrap_or_default().trim().to_owned())
     };
-    Ok(RemoteOptions {
+    let mut options = RemoteOptions {
         url: url.to_owned(),
         models: args.model.clone(),
         api_key: args.api_key_file.as_ref().map(key).transpose()?,
         load: load(args),
-    })
+        limits: None,
+    };
+    // What this machine can do says nothing about another.
+    let wanted = args.parts.contains(&Part::Limits) && options.is_on_this_machine();
+    options.limits = wanted.then(|| args.compute.model_options().cpu);
+    Ok(options)
 }
 
 fn write_files(args: &BenchArgs, report: &Report) -> anyhow::Result<()> {
