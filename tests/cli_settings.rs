@@ -122,6 +122,9 @@ fn variables_and_file_reach_every_command() {
     std::fs::write(&file, "[run]\nmax_token = 2\n").unwrap();
     let said = fails(run().env("WARDROBE_CONFIG", &file), 2);
     assert!(said.contains("max_token") && said.contains("wardrobe.toml"), "{said}");
+    let said = fails(run().env("WARDROBE_CONFIG", folder.path().join("missing.toml")), 1);
+    assert!(said.contains("missing.toml"), "{said}");
+    succeeds(wardrobe(&["list"]).env("WARDROBE_CONFIG", folder.path().join("missing.toml")));
 
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();

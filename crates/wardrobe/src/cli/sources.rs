@@ -48,10 +48,13 @@ pub fn with_sources(command: Command) -> anyhow::Result<Command> {
     let path = std::env::var_os(FILE_ENV).filter(|path| !path.is_empty());
     let Some(path) = path else { return Ok(with_environment(command)) };
     let path = Path::new(&path);
-    // `serve` tells better what is wrong with the file, and completions and the like need none.
-    let file = read_text(path).and_then(|text| parse(path, &text));
-    let Ok(file) = file else { return Ok(with_environment(command)) };
-    with_file(with_environment(command), &file).map_err(|error| wrong(path, &error))
+    let is_for_us = std::env::args_os().nth(1).is_some_and(|name| TABLES.iter().any(|table| name == *table));
+    match read_text(path).and_then(|text| parse(path, &text)) {
+        Ok(file) => with_file(with_environment(command), &file).map_err(|error| wrong(path, &error)),
+        Err(error) if is_for_us => Err(error),
+        // `serve` reads it again and tells; the rest need none.
+        Err(_) => Ok(with_environment(command)),
+    }
 }
 
 /// Gives every option of every command its variable.
