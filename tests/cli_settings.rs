@@ -4,6 +4,7 @@
 
 #[path = "support/command.rs"]
 mod command;
+#[allow(dead_code, reason = "the tiny model uses a part of it")]
 #[path = "support/random.rs"]
 mod random;
 #[path = "support/tiny.rs"]
