@@ -3,62 +3,15 @@
 //! Those tests that need a model run with the GGUF file that `WARDROBE_SMOLLM2` names, and say loudly when they do not.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A test fails by panicking.
 
-use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+#[path = "support/command.rs"]
+mod command;
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use command::*;
 use serde_json::{Value, json};
-
-fn wardrobe(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wardrobe"));
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("WARDROBE_") {
-            command.env_remove(name);
-        }
-    }
-    command
-        .args(args)
-        .env("WARDROBE_CACHE", "/nonexistent/wardrobe-cache")
-        .env("NO_COLOR", "1")
-        .stdin(Stdio::null());
-    command
-}
-
-fn output(command: &mut Command) -> Output {
-    command.output().expect("the binary starts")
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).expect("UTF-8")
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).expect("UTF-8")
-}
-
-#[track_caller]
-fn succeeds(command: &mut Command) -> String {
-    let output = output(command);
-    assert!(output.status.success(), "{:?}: {}", output.status, stderr(&output));
-    stdout(&output)
-}
-
-/// Runs a command that must fail with this code, and gives what it says.
-#[track_caller]
-fn fails(command: &mut Command, code: i32) -> String {
-    let output = output(command);
-    let said = stderr(&output);
-    assert_eq!(output.status.code(), Some(code), "{said}{}", stdout(&output));
-    assert!(said.starts_with("error:"), "{said}");
-    said
-}
-
-fn adapter(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("adapters").join(name)
-}
-
-const ADAPTERS: [&str; 2] = ["biography-json", "last-words"];
 
 #[test]
 fn help_names_every_command_and_each_has_its_own() {
@@ -166,18 +119,20 @@ fn serve_finds_faults_before_it_needs_the_model() {
     let folder = tempfile::tempdir().expect("a folder");
     let keys = folder.path().join("keys");
     let keys = keys.to_str().expect("UTF-8");
-    let said = fails(&mut wardrobe(&["serve", "m", "--port", "0", "--api-key-file", keys]), 1);
+    let said = fails(&mut wardrobe(&["serve", "./m.gguf", "--port", "0", "--api-key-file", keys]), 1);
     assert!(said.contains("keys"), "{said}");
     std::fs::write(keys, "# nothing\n").expect("a file");
-    let said = fails(&mut wardrobe(&["serve", "m", "--port", "0", "--api-key-file", keys]), 1);
+    let said = fails(&mut wardrobe(&["serve", "./m.gguf", "--port", "0", "--api-key-file", keys]), 1);
     assert!(said.contains("holds no key"), "{said}");
 
-    let said = fails(&mut wardrobe(&["serve", "m", "--port", "0", "--adapter", "a=/nonexistent"]), 1);
+    let said = fails(&mut wardrobe(&["serve", "./m.gguf", "--port", "0", "--adapter", "a=/nonexistent"]), 1);
     assert!(said.contains("/nonexistent"), "{said}");
     let twice = adapter("last-words").display().to_string();
     let (first, second) = (format!("a={twice}"), format!("a={twice}"));
-    let said =
-        fails(&mut wardrobe(&["serve", "m", "--port", "0", "--adapter", &first, "--adapter", &second]), 2);
+    let said = fails(
+        &mut wardrobe(&["serve", "./m.gguf", "--port", "0", "--adapter", &first, "--adapter", &second]),
+        2,
+    );
     assert!(said.contains("two adapters"), "{said}");
     let said = fails(&mut wardrobe(&["serve", "./no-model.gguf", "--port", "0"]), 1);
     assert!(said.contains("no-model.gguf"), "{said}");
@@ -231,50 +186,23 @@ fn doctor_never_shows_a_token() {
     assert!(text.contains("no CUDA device") && text.contains("no model is in the cache"), "{text}");
 }
 
-/// What a command writes to a terminal, which is the only place where it may use colours.
 #[cfg(unix)]
 #[test]
 fn a_terminal_gets_colours() {
-    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-    use std::os::unix::ffi::OsStrExt;
-
-    let on_terminal = |no_color: &str| {
-        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pseudo-terminal");
-        grantpt(&master).and_then(|()| unlockpt(&master)).expect("its other end");
-        let name = ptsname(&master, Vec::new()).expect("a name");
-        let path = Path::new(std::ffi::OsStr::from_bytes(name.to_bytes()));
-        let end = std::fs::File::options().read(true).write(true).open(path).expect("its other end");
+    let listed = |no_color: &str| {
         let mut command = wardrobe(&["list"]);
-        command.env("TERM", "xterm").env("NO_COLOR", no_color);
-        command.stdout(end.try_clone().expect("a copy")).stderr(end);
-        let mut child = command.spawn().expect("it starts");
-        // Holds copies of the other end, without which reading would not end.
-        drop(command);
-        let mut written = Vec::new();
-        // Linux reports the closed other end as an error, after everything was read.
-        let _ = std::fs::File::from(master).read_to_end(&mut written);
-        let text = String::from_utf8(written).expect("UTF-8");
-        assert!(child.wait().expect("it ends").success(), "{text}");
-        text
+        command.env("NO_COLOR", no_color);
+        on_terminal(command)
     };
-    let text = on_terminal("");
+    let text = listed("");
     assert!(text.contains("\x1b[1m") && text.contains("smollm2-135m"), "{text}");
-    let text = on_terminal("1");
+    let text = listed("1");
     assert!(!text.contains('\x1b') && text.contains("smollm2-135m"), "{text}");
 }
 
 #[test]
 fn completions_know_the_commands() {
     assert!(succeeds(&mut wardrobe(&["completions", "bash"])).contains("quickstart"));
-}
-
-/// The model's file, or a loud word that the test is left out.
-fn smollm2(test: &str) -> Option<String> {
-    let path = std::env::var("WARDROBE_SMOLLM2").ok().filter(|path| !path.is_empty());
-    if path.is_none() {
-        eprintln!("SKIPPED {test}: set WARDROBE_SMOLLM2 to SmolLM2-135M-Instruct.Q4_1.gguf to run it");
-    }
-    path
 }
 
 #[test]
@@ -321,57 +249,6 @@ fn chat_switches_adapters() {
     }
 }
 
-/// A running `serve`, killed when dropped.
-struct Serving {
-    child: Child,
-    base: String,
-}
-
-impl Serving {
-    fn start(mut command: Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
-        let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
-        let mut seen = Vec::new();
-        let base = loop {
-            let Some(Ok(line)) = lines.next() else {
-                let mut said = String::new();
-                let _ = child.stderr.take().expect("a pipe").read_to_string(&mut said);
-                panic!("it ended before it served: {seen:?} {said}");
-            };
-            if let Some(address) = line.strip_prefix("listening on ") {
-                break address.to_owned();
-            }
-            seen.push(line);
-        };
-        // What it prints later has to go somewhere.
-        std::thread::spawn(move || lines.for_each(drop));
-        let mut log = child.stderr.take().expect("a pipe");
-        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        Self { child, base }
-    }
-
-    fn chat(&self, model: &str, prompt: &str, key: &str) -> (u16, Value) {
-        let body = json!({"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": 48, "temperature": 0});
-        let agent: ureq::Agent =
-            ureq::Agent::config_builder().http_status_as_error(false).proxy(None).build().into();
-        let request = agent.post(format!("{}/v1/chat/completions", self.base));
-        let mut response =
-            request.header("authorization", format!("Bearer {key}")).send_json(body).expect("an answer");
-        (response.status().as_u16(), response.body_mut().read_json().expect("JSON"))
-    }
-
-    fn health(&self) -> u16 {
-        ureq::get(format!("{}/health", self.base)).call().expect("an answer").status().as_u16()
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[cfg(unix)]
 #[test]
 fn serve_answers_with_each_adapter_and_drains() {
@@ -384,9 +261,9 @@ fn serve_answers_with_each_adapter_and_drains() {
     for name in ADAPTERS {
         command.arg("--adapter").arg(format!("{name}={}", adapter(name).display()));
     }
-    command.arg("--api-key-file").arg(&keys);
+    command.arg("--api-key-file").arg(&keys).args(["--pin", "last-words", "--drain-delay-seconds", "1"]);
     let mut serving = Serving::start(command);
-    assert_eq!(serving.health(), 200);
+    assert_eq!(serving.status("/health", ""), 200);
     let prompt = "Return last 3 words from this text: \n\nthe quick brown fox jumps over the lazy dog";
     assert_eq!(serving.chat("base", prompt, "wrong").0, 401);
     let text = |model: &str| {
@@ -399,17 +276,34 @@ fn serve_answers_with_each_adapter_and_drains() {
     assert!(base != json && base != words && json != words, "{base:?} {json:?}");
     assert_eq!(serving.chat("nobody", prompt, "alpha").0, 404);
 
+    let agent = Serving::agent();
+    let post = |path: &str, body: Value| {
+        let request = agent.post(format!("{}{path}", serving.base)).header("authorization", "Bearer alpha");
+        request.send_json(body).expect("an answer")
+    };
+    let mut list = agent.get(format!("{}/v1/lora_adapters", serving.base));
+    list = list.header("authorization", "Bearer alpha");
+    let cards: Value = list.call().expect("an answer").body_mut().read_json().expect("JSON");
+    let pins: Vec<_> = cards["data"].as_array().expect("a list").iter().map(|card| &card["pinned"]).collect();
+    assert_eq!(pins, [&json!(false), &json!(true)], "{cards}");
+    assert_eq!(post("/v1/unload_lora_adapter", json!({"lora_name": "last-words"})).status(), 403);
+
+    // A stream that runs when the signal comes goes on to its end; meanwhile /ready tells balancers to go elsewhere.
+    let body =
+        json!({"model": "base", "prompt": "Once", "max_tokens": 300, "ignore_eos": true, "stream": true});
+    let mut lines = BufReader::new(post("/v1/completions", body).into_body().into_reader()).lines();
+    assert!(lines.next().expect("a line").expect("text").starts_with("data: "));
     let pid = serving.child.id().to_string();
     assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill").success());
-    let deadline = Instant::now() + Duration::from_secs(20);
-    let status = loop {
-        if let Some(status) = serving.child.try_wait().expect("it can be asked") {
-            break status;
-        }
-        assert!(Instant::now() < deadline, "it does not end");
-        std::thread::sleep(Duration::from_millis(20));
-    };
-    assert_eq!(status.code(), Some(0));
+    let deadline = Instant::now() + Duration::from_millis(900);
+    while serving.status("/ready", "alpha") != 503 {
+        assert!(Instant::now() < deadline, "/ready does not say that it stops");
+    }
+    assert_eq!(post("/v1/completions", json!({"model": "base", "prompt": "x"})).status(), 503);
+    let rest: Vec<String> = lines.map(|line| line.expect("text")).collect();
+    assert!(rest.iter().any(|line| line.contains("\"finish_reason\":\"length\"")), "{rest:?}");
+    assert!(rest.contains(&"data: [DONE]".to_owned()), "{rest:?}");
+    assert_eq!(serving.ended(), Some(0));
 }
 
 #[test]
@@ -424,7 +318,8 @@ fn quickstart_shows_it_all() {
     succeeds(&mut wardrobe(&["pull", "smollm2-135m", "--from", &model]));
     let all: Value = serde_json::from_str(&succeeds(&mut wardrobe(&["list", "--json"]))).expect("JSON");
     assert_eq!(all["catalogue"][0]["cached"], true);
-    let shown = succeeds(&mut wardrobe(&["quickstart"]));
+    let shown = succeeds(wardrobe(&["quickstart"]).env("WARDROBE_THREADS", "1"));
+    assert!(shown.contains("1 thread"), "{shown}");
     for expected in
         ["hot-loaded biography-json", "hot-loaded last-words", "12 requests at once", "Nothing failed."]
     {

@@ -275,9 +275,9 @@ fn prove(case: &str, proof: &Proof) {
         assert_eq!(&record.answer, wanted, "answer {i}, generation {}", record.generation);
     }
     assert!(
-        records.len() >= NUM_CLIENTS && answered.len() > NUM_NAMES,
+        records.len() >= NUM_CLIENTS && generations.len() > NUM_NAMES,
         "{} generations answered",
-        answered.len()
+        generations.len()
     );
     assert!(outlived.load(Ordering::Relaxed) > 0, "no answer was overtaken by a replacement");
 

@@ -41,7 +41,7 @@ impl AdapterRoot {
         path.strip_prefix(&self.resolved).unwrap_or(path).display().to_string()
     }
 
-    /// The path of an existing file or folder under the root.
+    /// The path of an existing folder under the root.
     pub fn resolve(&self, requested: &str) -> Result<PathBuf> {
         let inside = self.inside(requested)?;
         let resolved = fs::canonicalize(self.resolved.join(inside)).map_err(|error| match error.kind() {
@@ -49,10 +49,32 @@ impl AdapterRoot {
             _ => forbidden("cannot be reached"),
         })?;
         self.check_inside(&resolved)?;
-        if resolved.is_dir() {
-            self.check_entries(&resolved)?;
+        if !resolved.is_dir() {
+            let reason = "is a file; an adapter is a folder as PEFT's save_pretrained writes it";
+            return Err(ApiError::invalid("lora_path", reason).with_code("adapter_refused"));
         }
+        self.check_entries(&resolved)?;
         Ok(resolved)
+    }
+
+    /// Whether clients can load what lies at this path.
+    pub fn contains(&self, path: &Path) -> bool {
+        fs::canonicalize(path).is_ok_and(|resolved| self.check_inside(&resolved).is_ok())
+    }
+
+    /// A text for clients, without the root's own place.
+    pub fn hide(&self, text: &str) -> String {
+        let mut text = text.to_owned();
+        for root in [&self.resolved, &self.given] {
+            let root = root.display().to_string();
+            // A root of `/` or `.` hides nothing and would take letters out of words.
+            if root.trim_matches(['/', '.']).is_empty() {
+                continue;
+            }
+            let below = format!("{}/", root.trim_end_matches('/'));
+            text = text.replace(&below, "").replace(&root, "the adapter root");
+        }
+        text
     }
 
     /// The part below the root, by the path's text alone.
@@ -162,6 +184,7 @@ mod tests {
             ("", 400),
             ("a\0b", 400),
             (&long, 400),
+            ("good/file", 400),
             (".", 403),
             ("..", 403),
             ("../outside", 403),
@@ -183,6 +206,10 @@ mod tests {
         }
         assert_eq!(root.resolve("alias").unwrap(), fs::canonicalize(base.join("good")).unwrap());
         assert_eq!(root.shown(&root.resolve("good").unwrap()), "good");
+        assert!(root.contains(&base.join("nested/../good")) && root.contains(&base.join("alias")));
+        assert!(!root.contains(&outer.path().join("outside")) && !root.contains(&base));
+        let text = format!("cannot read {}: no; see {}", absolute("root/good/file"), absolute("root"));
+        assert_eq!(root.hide(&text), "cannot read good/file: no; see the adapter root");
     }
 
     #[test]

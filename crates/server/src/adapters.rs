@@ -1,4 +1,4 @@
-//! Loading, unloading and listing adapters while requests run.
+//! Loading, unloading, pinning and listing adapters while requests run.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::body::{JsonObject, json};
 use crate::error::{ApiError, Result};
 use crate::models::shown_source;
 use crate::state::{ServerState, unix_s};
-use crate::wire::adapters::{AdapterCard, AdapterList, LoadAdapter, UnloadAdapter};
+use crate::wire::adapters::{AdapterCard, AdapterList, LoadAdapter, PinAdapter, UnloadAdapter};
 
 /// A line of text, as clients of these routes expect, with the generation beside it.
 fn done(message: String, info: &AdapterInfo) -> Response {
@@ -55,13 +55,18 @@ fn load_blocking(state: &ServerState, fields: &LoadAdapter) -> Result<Response> 
     let Some(root) = &state.adapter_root else { return Err(ApiError::internal("the adapter root is gone")) };
     let engine = &state.model.engine;
     let path = root.resolve(&fields.lora_path)?;
+    let replace = fields.load_inplace.unwrap_or(false);
     let options = LoadOptions {
-        replace: fields.load_inplace.unwrap_or(false),
-        pinned: fields.pinned.unwrap_or(false),
+        replace,
+        pinned: fields.pinned.unwrap_or_else(|| replace && is_pinned(state, &fields.lora_name)),
         expected_generation: fields.expected_generation.map(GenerationId),
     };
     let source = AdapterSource::Path(path);
-    let info = engine.load_adapter(&fields.lora_name, source, options).map_err(ApiError::from_adapter)?;
+    let info = engine.load_adapter(&fields.lora_name, source, options).map_err(|error| {
+        let mut error = ApiError::from_adapter(error);
+        error.message = root.hide(&error.message);
+        error
+    })?;
     if let Err(error) = root.resolve(&fields.lora_path)
         && error.status == axum::http::StatusCode::FORBIDDEN
     {
@@ -78,9 +83,39 @@ fn load_blocking(state: &ServerState, fields: &LoadAdapter) -> Result<Response> 
     Ok(done(message, &info))
 }
 
+fn is_pinned(state: &ServerState, name: &str) -> bool {
+    state.model.engine.adapters().iter().any(|adapter| adapter.name == name && adapter.pinned)
+}
+
+/// `POST /v1/pin_lora_adapter`: keeps an adapter in its slot and in memory, or no longer.
+pub(crate) async fn pin(State(state): State<Arc<ServerState>>, body: JsonObject) -> Result<Response> {
+    let fields: PinAdapter = body.parse()?;
+    let pinned = fields.pinned.unwrap_or(true);
+    let info = state.model.engine.pin_adapter(&fields.lora_name, pinned).map_err(ApiError::from_adapter)?;
+    let done_what = if pinned { "pinned" } else { "unpinned" };
+    Ok(done(format!("Success: LoRA adapter '{}' {done_what} successfully.", info.name), &info))
+}
+
+/// Clients take away only what they could load again; the rest is for those who started the server.
+fn refuse_if_not_loadable(state: &ServerState, name: &str) -> Result<()> {
+    let Some(adapter) = state.model.engine.adapters().into_iter().find(|adapter| adapter.name == name) else {
+        return Ok(());
+    };
+    let loadable = match (&adapter.source, &state.adapter_root) {
+        (AdapterSource::Path(path), Some(root)) => root.contains(path),
+        _ => false,
+    };
+    if loadable {
+        return Ok(());
+    }
+    let message = "this adapter does not come from the adapter root, so it could not be loaded again";
+    Err(ApiError::forbidden(message).with_param("lora_name").with_code("adapter_not_loadable"))
+}
+
 /// `POST /v1/unload_lora_adapter`.
 pub(crate) async fn unload(State(state): State<Arc<ServerState>>, body: JsonObject) -> Result<Response> {
     let fields: UnloadAdapter = body.parse()?;
+    refuse_if_not_loadable(&state, &fields.lora_name)?;
     let expected = fields.expected_generation.map(GenerationId);
     let info =
         state.model.engine.unload_adapter(&fields.lora_name, expected).map_err(ApiError::from_adapter)?;

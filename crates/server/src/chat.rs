@@ -9,6 +9,7 @@ use bytes::BytesMut;
 use wardrobe_engine::{Completion, Event, Request, Summary, Update};
 use wardrobe_text::{ChatInput, ChatTemplate, Message, MessageContent, TemplateLimits};
 
+use crate::admission::GenerationPlace;
 use crate::body::{JsonObject, json};
 use crate::context::RequestContext;
 use crate::error::{Api, ApiError, Result};
@@ -28,13 +29,14 @@ const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
 pub(crate) async fn create(
     State(state): State<Arc<ServerState>>,
     context: RequestContext,
+    place: GenerationPlace,
     body: JsonObject,
 ) -> Result<Response> {
     refuse_unsupported(&body)?;
     let mut fields: GenerationFields = body.parse()?;
     let chat: ChatFields = body.parse()?;
     let target = target::resolve(&state, &fields)?;
-    let admitted = Admitted::new(&state, &context, &target)?;
+    let mut admitted = Admitted::new(place, &context, &target);
     let shape = AnswerShape::new(&fields, chat.logprobs == Some(true), TokenStyle::Text)?;
     let mut request = engine_request(&state, &context, &target, &mut fields, Api::Chat)?;
     request.logprobs = match (chat.logprobs, chat.top_logprobs) {
@@ -45,16 +47,17 @@ pub(crate) async fn create(
     let options = PromptOptions::new(&state, &target, &fields, false, Api::Chat)?;
     let conversation = Conversation::new(&state, chat)?;
     let shared = state.clone();
-    let text_bytes = body.len_bytes();
-    drop(body);
+    let (text_bytes, share) = (body.len_bytes(), body.into_share());
     request.prompt_token_ids = state
         .offload
         .run(text_bytes, move || {
+            let _share = share;
             let text = conversation.render(&shared)?;
             options.encode(&shared.model.tokenizer, &text)
         })
         .await?
         .into();
+    admitted.log.start([request.prompt_token_ids.len()]);
     let names = ChunkNames {
         id: state.ids.next("chatcmpl-"),
         object: "chat.completion.chunk",

@@ -9,6 +9,7 @@ use bytes::BytesMut;
 use wardrobe_engine::{Choice, Completion, Event, Request, Summary, TokenId, TokenLogprobs, Update};
 use wardrobe_text::Tokenizer;
 
+use crate::admission::GenerationPlace;
 use crate::body::{JsonObject, json};
 use crate::context::RequestContext;
 use crate::error::{Api, ApiError, Result};
@@ -51,6 +52,7 @@ impl Prepared {
     pub async fn new(
         state: &Arc<ServerState>,
         context: &RequestContext,
+        place: GenerationPlace,
         body: JsonObject,
         api: Api,
     ) -> Result<Self> {
@@ -58,7 +60,7 @@ impl Prepared {
         let mut fields: GenerationFields = body.parse()?;
         let own: CompletionFields = body.parse()?;
         let target = target::resolve(state, &fields)?;
-        let admitted = Admitted::new(state, context, &target)?;
+        let mut admitted = Admitted::new(place, context, &target);
         let shape = AnswerShape::new(&fields, own.logprobs.is_some(), TokenStyle::TextOrBytes)?;
         let mut request = engine_request(state, context, &target, &mut fields, api)?;
         let n = request.n;
@@ -82,12 +84,13 @@ impl Prepared {
         }
         let options = PromptOptions::new(state, &target, &fields, true, api)?;
         let tokenizer = state.model.tokenizer.clone();
-        let text_bytes = body.len_bytes();
-        drop(body);
+        let (text_bytes, share) = (body.len_bytes(), body.into_share());
         let work = move || {
+            let _share = share;
             prompts.into_iter().map(|prompt| PromptInfo::new(&tokenizer, prompt, &options, echo)).collect()
         };
-        let prompts = state.offload.run(text_bytes, work).await?;
+        let prompts: Vec<PromptInfo> = state.offload.run(text_bytes, work).await?;
+        admitted.log.start(prompts.iter().map(|prompt| prompt.token_ids.len()));
         Ok(Self { model: target.model, prompts, shape, n, prompt_logprobs, request, admitted })
     }
 
@@ -210,9 +213,10 @@ impl Answer {
 pub(crate) async fn create(
     State(state): State<Arc<ServerState>>,
     context: RequestContext,
+    place: GenerationPlace,
     body: JsonObject,
 ) -> Result<Response> {
-    let prepared = Prepared::new(&state, &context, body, Api::Completions).await?;
+    let prepared = Prepared::new(&state, &context, place, body, Api::Completions).await?;
     let (generation, answer) = prepared.submit(&state, &context, Api::Completions)?;
     let names = ChunkNames {
         id: state.ids.next("cmpl-"),

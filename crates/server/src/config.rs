@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use wardrobe_engine::Engine;
 use wardrobe_text::{ChatTemplate, Tokenizer};
 
+use crate::cors::Cors;
 use crate::error::ServerError;
 
 /// The model behind the endpoint. End-of-sequence ids, context length and limits on single requests are the engine's.
@@ -35,7 +36,10 @@ pub struct ServerConfig {
     pub isolate_keys: bool,
     /// The largest request body.
     pub body_limit_bytes: usize,
-    /// The folder from which adapters may be loaded at run time. `None` refuses such loads.
+    /// Bodies held at once, over all requests, until they are tokenized; more get 429. At least `body_limit_bytes`.
+    pub total_body_bytes: usize,
+    /// The folder from which adapters may be loaded at run time. `None` refuses such loads. Only adapters that can be
+    /// loaded from here can be unloaded by clients.
     pub adapter_root: Option<PathBuf>,
     /// How long one request may take from its first byte to its last token. `None` is without limit.
     pub request_timeout: Option<Duration>,
@@ -47,6 +51,8 @@ pub struct ServerConfig {
     pub max_connections: usize,
     /// Generation requests that are open at once, over all states; more get 429.
     pub max_concurrent_requests: usize,
+    /// Tokenize and detokenize requests that are open at once; more get 429.
+    pub max_concurrent_tokenizations: usize,
     /// Prompts in one completions request.
     pub max_prompts: usize,
     /// Time without an event after which a stream gets a comment, so that proxies keep it open.
@@ -71,12 +77,14 @@ impl Default for ServerConfig {
             api_keys: Vec::new(),
             isolate_keys: true,
             body_limit_bytes: 8 << 20,
+            total_body_bytes: 64 << 20,
             adapter_root: None,
             request_timeout: None,
             read_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(60),
             max_connections: 2048,
             max_concurrent_requests: 2048,
+            max_concurrent_tokenizations: 64,
             max_prompts: 1024,
             keep_alive_interval: Duration::from_secs(15),
             drain_delay: Duration::ZERO,
@@ -90,8 +98,11 @@ impl Default for ServerConfig {
 }
 
 impl ServerConfig {
-    /// Checks every field against its range.
-    pub(crate) fn validate(&self) -> Result<(), ServerError> {
+    /// Checks every field against its range, as [`crate::Server::new`] does.
+    ///
+    /// # Errors
+    /// [`ServerError::Config`] naming the field.
+    pub fn validate(&self) -> Result<(), ServerError> {
         let bad = |field, reason: &str| Err(ServerError::Config { field, reason: reason.to_owned() });
         if self.api_keys.iter().any(|key| key.trim().is_empty()) {
             return bad("api_keys", "has an empty key");
@@ -102,13 +113,21 @@ impl ServerConfig {
         for (field, value) in [
             ("body_limit_bytes", self.body_limit_bytes),
             ("max_connections", self.max_connections),
+            ("total_body_bytes", self.total_body_bytes),
             ("max_concurrent_requests", self.max_concurrent_requests),
+            ("max_concurrent_tokenizations", self.max_concurrent_tokenizations),
             ("max_prompts", self.max_prompts),
             ("max_text_threads", self.max_text_threads),
         ] {
             if value == 0 || value > u32::MAX as usize {
                 return bad(field, "is 0 or too large");
             }
+        }
+        if self.total_body_bytes < self.body_limit_bytes {
+            return bad("total_body_bytes", "is less than one body may have");
+        }
+        if Cors::new(&self.cors_allow_origins).is_none() {
+            return bad("cors_allow_origins", "has an origin that is no header value");
         }
         for (field, value) in [
             ("read_timeout", self.read_timeout),

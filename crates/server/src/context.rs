@@ -87,7 +87,7 @@ pub(crate) async fn with_context(
     let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str).to_owned();
     let method = request.method().clone();
     let span = tracing::info_span!(
-        "request",
+        "http_request",
         request_id = &*request_id,
         method = method.as_str(),
         route,

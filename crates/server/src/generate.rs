@@ -13,6 +13,7 @@ use wardrobe_engine::{
 };
 use wardrobe_text::{EncodeOptions, Tokenizer};
 
+use crate::admission::GenerationPlace;
 use crate::context::RequestContext;
 use crate::error::{Api, ApiError, Result};
 use crate::request_log::RequestLog;
@@ -269,8 +270,12 @@ impl Generation {
     /// The next event of any prompt.
     pub fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<Option<(usize, Event)>> {
         let event = self.streams.poll_next_unpin(context);
-        if let Poll::Ready(Some((_, Event::Summary(summary)))) = &event {
-            self.log.add(summary);
+        match &event {
+            Poll::Ready(Some((prompt_idx, Event::Update(update)))) => {
+                self.log.generated(*prompt_idx, update.token_ids.len());
+            }
+            Poll::Ready(Some((prompt_idx, Event::Summary(summary)))) => self.log.add(*prompt_idx, summary),
+            _ => {}
         }
         event
     }
@@ -315,12 +320,11 @@ pub(crate) struct Admitted {
 }
 
 impl Admitted {
-    pub fn new(state: &ServerState, context: &RequestContext, target: &Target) -> Result<Self> {
-        let place = state.admit()?;
+    pub fn new(place: GenerationPlace, context: &RequestContext, target: &Target) -> Self {
         let mut log = RequestLog::new(context, target);
         // Until it runs: whatever ends it earlier is a refusal.
         log.end("refused");
-        Ok(Self { place, log })
+        Self { place: place.0, log }
     }
 }
 

@@ -6,6 +6,7 @@ use axum::extract::State;
 use axum::response::Response;
 use serde_json::{Map, Value};
 
+use crate::admission::GenerationPlace;
 use crate::body::{JsonObject, json};
 use crate::completions::Prepared;
 use crate::context::RequestContext;
@@ -19,10 +20,11 @@ use crate::wire::usage::WireUsage;
 pub(crate) async fn create(
     State(state): State<Arc<ServerState>>,
     context: RequestContext,
+    place: GenerationPlace,
     body: JsonObject,
 ) -> Result<Response> {
     let args: Map<String, Value> = body.parse()?;
-    let prepared = Prepared::new(&state, &context, body, Api::Inference).await?;
+    let prepared = Prepared::new(&state, &context, place, body, Api::Inference).await?;
     if prepared.shape.stream {
         return Err(ApiError::unsupported("stream", "this route gives whole answers; use /v1/completions"));
     }

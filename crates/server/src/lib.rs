@@ -29,6 +29,7 @@
 
 mod adapter_path;
 mod adapters;
+mod admission;
 mod auth;
 mod body;
 mod chat;

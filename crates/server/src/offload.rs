@@ -6,16 +6,40 @@ use tokio::sync::Semaphore;
 
 use crate::error::{ApiError, Result};
 
-/// Runs short work in place and long work on a few blocking threads. Those who wait for one of these are bounded by
-/// the limit on concurrent requests.
+/// Runs short work in place and long work on a few blocking threads. Those who wait for one of these have a place among
+/// the open requests, of which there is a limit.
+///
+/// Work whose only purpose is tokens has a queue of its own in front of the threads, so that a request to generate
+/// waits for one such piece of work at most.
 pub(crate) struct Offload {
     threads: Arc<Semaphore>,
+    /// Held by the one piece of tokenizing work that waits for a thread or has one.
+    tokenizing: Arc<Semaphore>,
     inline_bytes: usize,
 }
 
 impl Offload {
     pub fn new(max_threads: usize, inline_bytes: usize) -> Self {
-        Self { threads: Arc::new(Semaphore::new(max_threads)), inline_bytes }
+        let semaphore = |permits| Arc::new(Semaphore::new(permits));
+        Self { threads: semaphore(max_threads), tokenizing: semaphore(1), inline_bytes }
+    }
+
+    /// Runs work of a request that wants tokens and no answer, behind those that want one.
+    pub async fn run_tokenization<T: Send + 'static>(
+        &self,
+        text_bytes: usize,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        if text_bytes <= self.inline_bytes {
+            return work();
+        }
+        let turn = self.tokenizing.clone().acquire_owned().await;
+        let turn = turn.map_err(|_| ApiError::shutting_down())?;
+        self.run(text_bytes, move || {
+            let _turn = turn;
+            work()
+        })
+        .await
     }
 
     /// Runs `work`, whose time grows with `text_bytes`.
@@ -38,5 +62,40 @@ impl Offload {
             tracing::error!(%error, "work on text failed");
             Err(ApiError::internal("the text could not be processed"))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn generation_waits_for_one_tokenization_at_most() {
+        let offload = Arc::new(Offload::new(1, 0));
+        let order: Arc<Mutex<Vec<&str>>> = Arc::default();
+        let work = |name: &'static str| {
+            let order = order.clone();
+            move || {
+                std::thread::sleep(Duration::from_millis(20));
+                order.lock().unwrap().push(name);
+                Ok(())
+            }
+        };
+        let mut tasks = Vec::new();
+        for _ in 0..6 {
+            let (offload, work) = (offload.clone(), work("tokenize"));
+            tasks.push(tokio::spawn(async move { offload.run_tokenization(1, work).await }));
+        }
+        tokio::task::yield_now().await;
+        offload.run(1, work("generate")).await.unwrap();
+        let before = order.lock().unwrap().len();
+        assert!(before <= 3, "{:?}", order.lock().unwrap());
+        for task in tasks {
+            task.await.unwrap().unwrap();
+        }
+        assert_eq!(order.lock().unwrap().len(), 7);
     }
 }

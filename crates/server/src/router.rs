@@ -41,6 +41,7 @@ fn table() -> Vec<Route> {
         at_get("/v1/lora_adapters", get(adapters::list)),
         at_post("/v1/load_lora_adapter", post(adapters::load)),
         at_post("/v1/unload_lora_adapter", post(adapters::unload)),
+        at_post("/v1/pin_lora_adapter", post(adapters::pin)),
         at_post("/tokenize", post(tokenization::tokenize)),
         at_post("/detokenize", post(tokenization::detokenize)),
         at_get("/tokenizer_info", get(tokenization::info)),

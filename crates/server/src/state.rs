@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wardrobe_engine::{Digest, Summary};
 
 use crate::adapter_path::AdapterRoot;
+use crate::admission::BodyBudget;
 use crate::auth::ApiKeys;
 use crate::config::{ServedModel, ServerConfig};
 use crate::cors::Cors;
@@ -36,6 +37,9 @@ pub(crate) struct ServerState {
     pub adapter_loads: Arc<Semaphore>,
     base_fingerprint: String,
     open_requests: Arc<Semaphore>,
+    open_tokenizations: Arc<Semaphore>,
+    /// Bytes of bodies that are held.
+    pub bodies: BodyBudget,
     draining: AtomicBool,
 }
 
@@ -46,6 +50,10 @@ impl ServerState {
             std::iter::once(&model.model_id).chain(&model.aliases).map(String::as_str).collect();
         if names.iter().any(|name| name.trim().is_empty() || name.chars().any(char::is_control)) {
             let reason = "is empty or has control characters".to_owned();
+            return Err(ServerError::Config { field: "model_id", reason });
+        }
+        if let Some(adapter) = model.engine.adapters().iter().find(|a| names.contains(a.name.as_str())) {
+            let reason = format!("has {:?}, which is the name of a loaded adapter too", adapter.name);
             return Err(ServerError::Config { field: "model_id", reason });
         }
         let cors = Cors::new(&config.cors_allow_origins).ok_or_else(|| ServerError::Config {
@@ -67,6 +75,8 @@ impl ServerState {
             adapter_loads: Arc::new(Semaphore::new(MAX_ADAPTER_LOADS)),
             base_fingerprint: format!("fp_{}", short_digest(&digest)),
             open_requests: Arc::new(Semaphore::new(config.max_concurrent_requests)),
+            open_tokenizations: Arc::new(Semaphore::new(config.max_concurrent_tokenizations)),
+            bodies: BodyBudget::new(config.total_body_bytes),
             draining: AtomicBool::new(false),
             model,
             config,
@@ -92,10 +102,12 @@ impl ServerState {
         if self.is_draining() {
             return Err(ApiError::shutting_down());
         }
-        self.open_requests.clone().try_acquire_owned().map_err(|_| {
-            let message = format!("{} requests are open already", self.config.max_concurrent_requests);
-            ApiError::overloaded(message, std::time::Duration::from_secs(1))
-        })
+        place(&self.open_requests, self.config.max_concurrent_requests)
+    }
+
+    /// A place among the open tokenize and detokenize requests.
+    pub fn admit_tokenization(&self) -> Result<OwnedSemaphorePermit> {
+        place(&self.open_tokenizations, self.config.max_concurrent_tokenizations)
     }
 
     pub fn is_draining(&self) -> bool {
@@ -110,6 +122,12 @@ impl ServerState {
 /// The first 48 bits in hexadecimal digits.
 fn short_digest(digest: &Digest) -> String {
     digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn place(places: &Arc<Semaphore>, limit: usize) -> Result<OwnedSemaphorePermit> {
+    places.clone().try_acquire_owned().map_err(|_| {
+        ApiError::overloaded(format!("{limit} requests are open already"), Duration::from_secs(1))
+    })
 }
 
 /// Seconds since 1970, as `created` has them.

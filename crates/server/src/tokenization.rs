@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
+use serde::de::IgnoredAny;
 use wardrobe_engine::TokenId;
 use wardrobe_text::EncodeOptions;
 
+use crate::admission::TokenizationPlace;
 use crate::body::{JsonObject, json};
 use crate::chat::Conversation;
 use crate::error::{Api, ApiError, Result};
@@ -19,17 +21,36 @@ enum Input {
     Chat(Box<Conversation>),
 }
 
+/// All models here share one tokenizer, but a name that means none of them is a mistake.
+fn check_model(state: &ServerState, name: Option<&str>) -> Result<()> {
+    let Some(name) = name.filter(|name| !state.is_base_name(name)) else { return Ok(()) };
+    match state.model.engine.adapters().iter().any(|adapter| adapter.name == name) {
+        true => Ok(()),
+        false => Err(ApiError::unknown_model(name)),
+    }
+}
+
 /// `POST /tokenize`: a prompt, or messages through the chat template. Special tokens' text is read as these tokens.
-pub(crate) async fn tokenize(State(state): State<Arc<ServerState>>, body: JsonObject) -> Result<Response> {
+pub(crate) async fn tokenize(
+    State(state): State<Arc<ServerState>>,
+    place: TokenizationPlace,
+    body: JsonObject,
+) -> Result<Response> {
     let fields: TokenizeFields = body.parse()?;
-    let input = match fields.prompt {
-        Some(text) => Input::Text(text),
-        None => Input::Chat(Box::new(Conversation::new(&state, body.parse()?)?)),
+    check_model(&state, fields.model.as_deref())?;
+    let input = match (fields.prompt, fields.messages) {
+        (Some(text), _) => Input::Text(text),
+        (None, Some(IgnoredAny)) => Input::Chat(Box::new(Conversation::new(&state, body.parse()?)?)),
+        (None, None) => {
+            return Err(ApiError::invalid("prompt", "is missing; give `prompt`, or `messages`"));
+        }
     };
     let add_special = fields.add_special_tokens.unwrap_or(matches!(input, Input::Text(_)));
     let with_strings = fields.return_token_strs == Some(true);
     let shared = state.clone();
-    let tokenized = state.offload.run(body.len_bytes(), move || {
+    let (text_bytes, share) = (body.len_bytes(), body.into_share());
+    let tokenized = state.offload.run_tokenization(text_bytes, move || {
+        let _held = (place, share);
         let text = match input {
             Input::Text(text) => text,
             Input::Chat(conversation) => conversation.render(&shared)?,
@@ -50,10 +71,17 @@ pub(crate) async fn tokenize(State(state): State<Arc<ServerState>>, body: JsonOb
 }
 
 /// `POST /detokenize`: the text of tokens, special ones included.
-pub(crate) async fn detokenize(State(state): State<Arc<ServerState>>, body: JsonObject) -> Result<Response> {
+pub(crate) async fn detokenize(
+    State(state): State<Arc<ServerState>>,
+    place: TokenizationPlace,
+    body: JsonObject,
+) -> Result<Response> {
     let fields: DetokenizeFields = body.parse()?;
+    check_model(&state, fields.model.as_deref())?;
     let tokenizer = state.model.tokenizer.clone();
-    let text = state.offload.run(body.len_bytes(), move || {
+    let (text_bytes, share) = (body.len_bytes(), body.into_share());
+    let text = state.offload.run_tokenization(text_bytes, move || {
+        let _held = (place, share);
         let ids: Vec<_> = fields.tokens.into_iter().map(TokenId).collect();
         tokenizer.decode(&ids, false).map_err(|error| ApiError::invalid("tokens", format!(": {error}")))
     });

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use support::write_adapter;
 use support_http::{Answer, Bench};
 use tempfile::TempDir;
-use wardrobe_server::ServerConfig;
+use wardrobe_engine::{AdapterSource, LoadOptions};
+use wardrobe_server::{Server, ServerConfig, ServerError};
 
 fn bench() -> (Bench, TempDir) {
     let folder = tempfile::tempdir().unwrap();
@@ -193,4 +194,96 @@ async fn bad_loads_say_what_is_wrong() {
     let closed = Bench::new(ServerConfig::default());
     let error = load(&closed, json!({"lora_name": "x", "lora_path": "first"})).await.error(403);
     assert_eq!(error["code"], "adapter_root_missing");
+}
+
+#[tokio::test]
+async fn files_are_no_adapters_and_the_roots_place_is_not_told() {
+    let (bench, folder) = bench();
+    let error = load(&bench, json!({"lora_name": "x", "lora_path": "first/letter"})).await.error(400);
+    assert_eq!((&error["param"], &error["code"]), (&json!("lora_path"), &json!("adapter_refused")));
+    let root = std::fs::canonicalize(folder.path()).unwrap().display().to_string();
+    std::fs::create_dir(folder.path().join("adapters/empty")).unwrap();
+    for path in ["broken", "empty"] {
+        let error = load(&bench, json!({"lora_name": "x", "lora_path": path})).await.error(400);
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains("letter") && !message.contains(&root), "{message}");
+    }
+}
+
+async fn pinned(bench: &Bench, name: &str) -> bool {
+    let listed = bench.get("/v1/lora_adapters").await.ok();
+    let data = listed["data"].as_array().unwrap();
+    data.iter().find(|card| card["name"] == name).unwrap()["pinned"].as_bool().unwrap()
+}
+
+#[tokio::test]
+async fn pins_come_and_go_and_outlive_a_replacement() {
+    let (bench, _folder) = bench();
+    load(&bench, json!({"lora_name": "x", "lora_path": "first", "pinned": true})).await;
+    assert!(pinned(&bench, "x").await);
+    let replace = |more: Value| {
+        let mut body = json!({"lora_name": "x", "lora_path": "second", "load_inplace": true});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body
+    };
+    assert_eq!(load(&bench, replace(json!({}))).await.status, 200);
+    assert!(pinned(&bench, "x").await, "nothing was said about the pin");
+    load(&bench, replace(json!({"pinned": false}))).await;
+    assert!(!pinned(&bench, "x").await);
+    load(&bench, replace(json!({}))).await;
+    assert!(!pinned(&bench, "x").await);
+
+    let pin = async |body: Value| bench.post("/v1/pin_lora_adapter", &body).await;
+    let answer = pin(json!({"lora_name": "x"})).await;
+    assert_eq!(
+        (answer.status.as_u16(), &answer.headers["x-adapter-generation"]),
+        (200, &"4".parse().unwrap())
+    );
+    assert!(pinned(&bench, "x").await);
+    assert_eq!(pin(json!({"lora_name": "x", "pinned": false})).await.status, 200);
+    assert!(!pinned(&bench, "x").await);
+    assert_eq!(pin(json!({"lora_name": "nobody"})).await.error(404)["code"], "adapter_not_found");
+    assert_eq!(pin(json!({"pinned": true})).await.error(400)["param"], "lora_name");
+
+    // Of eight slots, one stays for the others.
+    for idx in 0..7 {
+        let name = format!("p{idx}");
+        let body = json!({"lora_name": name, "lora_path": "first", "pinned": true});
+        assert_eq!(load(&bench, body).await.status, 200);
+    }
+    let full = pin(json!({"lora_name": "x"})).await.error(409);
+    assert_eq!((&full["code"], &full["param"]), (&json!("too_many_pinned"), &json!("pinned")));
+}
+
+#[tokio::test]
+async fn clients_take_away_only_what_they_can_load_again() {
+    let (bench, folder) = bench();
+    let load_here = |bench: &Bench, name: &str, path: &str| {
+        let source = AdapterSource::Path(folder.path().join(path));
+        bench.engine.load_adapter(name, source, LoadOptions::default()).unwrap();
+    };
+    let unload = async |bench: &Bench, name: &str| {
+        bench.post("/v1/unload_lora_adapter", &json!({"lora_name": name})).await
+    };
+    load_here(&bench, "inside", "adapters/first");
+    load_here(&bench, "outside", "outside");
+    assert_eq!(unload(&bench, "inside").await.status, 200);
+    let error = unload(&bench, "outside").await.error(403);
+    assert_eq!((&error["code"], &error["param"]), (&json!("adapter_not_loadable"), &json!("lora_name")));
+    let rootless = Bench::new(ServerConfig::default());
+    load_here(&rootless, "inside", "adapters/first");
+    assert_eq!(unload(&rootless, "inside").await.error(403)["code"], "adapter_not_loadable");
+    assert_eq!(rootless.engine.adapters().len(), 1);
+    assert_eq!(unload(&rootless, "nobody").await.error(404)["code"], "adapter_not_found");
+}
+
+#[tokio::test]
+async fn a_loaded_adapter_with_a_name_of_the_base_model_is_refused_at_start() {
+    let engine = support::engine(support::Behaviour::default(), |_| {});
+    let folder = tempfile::tempdir().unwrap();
+    write_adapter(folder.path(), "a", 'c');
+    let source = AdapterSource::Path(folder.path().join("a"));
+    engine.load_adapter("org/fake-alias", source, LoadOptions::default()).unwrap();
+    let error = Server::new(support::served(engine), ServerConfig::default()).err().unwrap();
+    assert!(matches!(error, ServerError::Config { field: "model_id", .. }), "{error}");
 }

@@ -1,7 +1,7 @@
 //! Our token ids against those of tokenizers that are not ours.
 //!
 //! `WARDROBE_PYTHON`: a Python with the packages that `independent_tokenizer.py` names. `WARDROBE_SMOLLM2`: the GGUF file
-//! of SmolLM2. Without them the tests say that they were skipped.
+//! of SmolLM2. Without them, or without one of these packages, the tests that need it say that they were skipped.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -23,6 +23,17 @@ fn reference(python: &str, kind: &str, argument: &str) -> Value {
         .unwrap();
     assert!(output.status.success(), "{script} failed");
     serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// A Python that has these modules.
+fn python(test: &str, modules: &str) -> Option<String> {
+    let python = variable(test, "WARDROBE_PYTHON")?;
+    let import = ["-c", &format!("import {modules}")];
+    let found = Command::new(&python).args(import).stderr(Stdio::null()).status().unwrap().success();
+    if !found {
+        eprintln!("SKIPPED {test}: {python} lacks one of: {modules}");
+    }
+    found.then_some(python)
 }
 
 fn ids(value: &Value) -> Vec<TokenId> {
@@ -60,8 +71,7 @@ fn compare(tokenizer: &Tokenizer, reference: &Value) {
 #[test]
 fn smollm2_ids_equal_llama_cpp() {
     let test = "smollm2_ids_equal_llama_cpp";
-    let (Some(python), Some(path)) = (variable(test, "WARDROBE_PYTHON"), variable(test, "WARDROBE_SMOLLM2"))
-    else {
+    let (Some(python), Some(path)) = (python(test, "llama_cpp"), variable(test, "WARDROBE_SMOLLM2")) else {
         return;
     };
     let tokenizer = Tokenizer::from_gguf(gguf_vocab(&path).0).unwrap();
@@ -71,7 +81,7 @@ fn smollm2_ids_equal_llama_cpp() {
 #[test]
 fn pre_tokenizers_equal_llama_cpp() {
     let test = "pre_tokenizers_equal_llama_cpp";
-    let (Some(python), Some(path)) = (variable(test, "WARDROBE_PYTHON"), variable(test, "WARDROBE_SMOLLM2"))
+    let (Some(python), Some(path)) = (python(test, "llama_cpp, gguf"), variable(test, "WARDROBE_SMOLLM2"))
     else {
         return;
     };
@@ -88,7 +98,7 @@ fn pre_tokenizers_equal_llama_cpp() {
 }
 
 fn sentencepiece(test: &str, prefix: &str) {
-    let Some(python) = variable(test, "WARDROBE_PYTHON") else { return };
+    let Some(python) = python(test, "sentencepiece") else { return };
     let reference = reference(&python, "sentencepiece", prefix);
     let vocab = &reference["vocab"];
     let id = |key: &str| vocab[key].as_u64().map(|id| id as u32);

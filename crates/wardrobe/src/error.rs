@@ -31,6 +31,19 @@ pub enum Error {
     /// A candle tensor.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
+    /// The engine would take more memory than is free.
+    #[error(
+        "the engine would take {kv_bytes} bytes for keys and values and {arena_bytes} of scratch memory; \
+         {available_bytes} bytes are free"
+    )]
+    Memory {
+        /// Keys and values.
+        kv_bytes: u64,
+        /// Intermediate results of one step.
+        arena_bytes: u64,
+        /// What the system says is free.
+        available_bytes: u64,
+    },
     /// A setting.
     #[error("{0}")]
     Setting(String),

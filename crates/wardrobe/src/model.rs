@@ -14,6 +14,7 @@ use wardrobe_text::{
 
 use crate::device::{CpuOptions, DeviceSpec, open_device};
 use crate::error::{Error, Result};
+use crate::memory::available_memory_bytes;
 
 /// How to open a model.
 #[derive(Debug, Clone, Default)]
@@ -25,6 +26,9 @@ pub struct ModelOptions {
     /// Precision of the weights.
     pub precision: WeightPrecision,
 }
+
+/// Hears of a model that is being opened: bytes of weights read so far, of all.
+pub type OpenProgress<'a> = dyn Fn(u64, u64) + 'a;
 
 /// How to run an engine over a model.
 #[derive(Debug, Clone)]
@@ -73,11 +77,26 @@ impl Model {
     /// # Errors
     /// [`Error`] naming the file, tensor or key at fault.
     pub fn open(path: impl AsRef<Path>, options: &ModelOptions) -> Result<Self> {
+        Self::open_with_progress(path, options, &|_, _| {})
+    }
+
+    /// The same; `progress` is told after each tensor how far it is.
+    ///
+    /// # Errors
+    /// Those of [`Model::open`].
+    pub fn open_with_progress(
+        path: impl AsRef<Path>,
+        options: &ModelOptions,
+        progress: &OpenProgress<'_>,
+    ) -> Result<Self> {
         let files = ModelFiles::open(path.as_ref())?;
         let device = open_device(options.device, options.cpu)?;
         let step = StepLimits { max_rows: 1, max_seqs: 1, max_blocks: 1 };
         let mut ctx = Ctx::new(device.clone(), CtxConfig { arena_bytes: 0, step })?;
-        let load = LoadOptions { precision: options.precision, ..LoadOptions::default() };
+        let load = LoadOptions {
+            precision: options.precision,
+            progress: &|_, read_bytes, total_bytes| progress(read_bytes, total_bytes),
+        };
         let decoder = wardrobe_models::load(&mut ctx, &files, &load)?;
         let tokenizer = tokenizer(&files)?;
         let chat_template = files
@@ -142,8 +161,9 @@ impl Model {
     /// Starts an engine over this model.
     ///
     /// # Errors
-    /// [`Error::Engine`] naming the setting at fault.
+    /// [`Error::Engine`] naming the setting at fault, [`Error::Memory`] for more memory than is free.
     pub fn engine(&self, options: &EngineOptions) -> Result<Engine> {
+        self.memory_plan(options).check(available_memory_bytes())?;
         let mut config = options.config.clone();
         if config.eos_token_ids.is_empty() {
             config.eos_token_ids = self.config().eos_token_ids.iter().map(|&id| TokenId(id)).collect();

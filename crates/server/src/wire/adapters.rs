@@ -1,4 +1,4 @@
-//! Loading, unloading and listing adapters.
+//! Loading, unloading, pinning and listing adapters.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +12,14 @@ pub(crate) struct LoadAdapter {
     pub pinned: Option<bool>,
     #[serde(default)]
     pub expected_generation: Option<u64>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct PinAdapter {
+    pub lora_name: String,
+    /// True if it is left out.
+    #[serde(default)]
+    pub pinned: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]

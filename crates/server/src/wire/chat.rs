@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use wardrobe_text::Message;
 
 use super::logprobs::{ChatLogprobs, PromptLogprobs, StopReason};
+use super::request::whole;
 use super::usage::{WireTimings, WireUsage};
 
 /// What a chat request has beside [`super::request::GenerationFields`].
@@ -13,7 +14,7 @@ pub(crate) struct ChatFields {
     pub messages: Vec<Message>,
     #[serde(default)]
     pub logprobs: Option<bool>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
     pub top_logprobs: Option<u32>,
     #[serde(default)]
     pub add_generation_prompt: Option<bool>,

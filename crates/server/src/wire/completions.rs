@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::logprobs::{CompletionLogprobs, PromptLogprobs, StopReason};
 use super::prompt::Prompts;
+use super::request::whole;
 use super::usage::{WireTimings, WireUsage};
 
 /// What a completions request has beside [`super::request::GenerationFields`].
@@ -12,9 +13,9 @@ pub(crate) struct CompletionFields {
     pub prompt: Prompts,
     #[serde(default)]
     pub echo: Option<bool>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
     pub best_of: Option<u64>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
     pub logprobs: Option<u32>,
 }
 

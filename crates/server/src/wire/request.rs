@@ -4,9 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::marker::PhantomData;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error, Visitor};
+use serde::de::{Deserializer, Error, Unexpected, Visitor};
 
 /// Fields of both completions APIs: OpenAI's, vLLM's and llama.cpp's.
 #[derive(Debug, Default, Deserialize)]
@@ -15,12 +16,16 @@ pub(crate) struct GenerationFields {
     pub model: Option<String>,
     pub stream: Option<bool>,
     pub stream_options: Option<StreamOptions>,
+    #[serde(deserialize_with = "whole")]
     pub n: Option<u64>,
-    #[serde(alias = "n_predict")]
+    #[serde(alias = "n_predict", deserialize_with = "whole")]
     pub max_tokens: Option<u64>,
+    #[serde(deserialize_with = "whole")]
     pub max_completion_tokens: Option<u64>,
+    #[serde(deserialize_with = "whole")]
     pub min_tokens: Option<u64>,
     pub temperature: Option<f64>,
+    #[serde(deserialize_with = "whole")]
     pub top_k: Option<i64>,
     pub top_p: Option<f64>,
     pub min_p: Option<f64>,
@@ -37,19 +42,61 @@ pub(crate) struct GenerationFields {
     pub include_stop_str_in_output: Option<bool>,
     pub ignore_eos: Option<bool>,
     pub skip_special_tokens: Option<bool>,
+    #[serde(deserialize_with = "whole")]
     pub prompt_logprobs: Option<u32>,
     pub logprob_token_ids: Option<Vec<u32>>,
     pub return_tokens_as_token_ids: Option<bool>,
     pub return_token_ids: Option<bool>,
+    #[serde(deserialize_with = "whole")]
     pub truncate_prompt_tokens: Option<i64>,
     pub add_special_tokens: Option<bool>,
     pub cache_salt: Option<String>,
     pub cache_prompt: Option<bool>,
+    #[serde(deserialize_with = "whole")]
     pub priority: Option<i32>,
     pub lora: Option<Vec<LoraChoice>>,
+    #[serde(deserialize_with = "whole")]
     pub expected_generation: Option<u64>,
     pub timings: Option<bool>,
     pub timings_per_token: Option<bool>,
+}
+
+/// Reads a whole number, which some clients write as `16.0`.
+pub(crate) fn whole<'de, D: Deserializer<'de>, T: TryFrom<i128>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    deserializer.deserialize_any(WholeVisitor(PhantomData))
+}
+
+struct WholeVisitor<T>(PhantomData<T>);
+
+impl<T: TryFrom<i128>> Visitor<'_> for WholeVisitor<T> {
+    type Value = Option<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a whole number in range")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Option<T>, E> {
+        Ok(None)
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<Option<T>, E> {
+        let value = T::try_from(i128::from(number));
+        value.map(Some).map_err(|_| E::invalid_value(Unexpected::Unsigned(number), &self))
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<Option<T>, E> {
+        let value = T::try_from(i128::from(number));
+        value.map(Some).map_err(|_| E::invalid_value(Unexpected::Signed(number), &self))
+    }
+
+    fn visit_f64<E: Error>(self, number: f64) -> Result<Option<T>, E> {
+        // Up to here every whole number is one of f64.
+        let is_whole = number.fract() == 0.0 && number.abs() < 9.0e15;
+        let value = is_whole.then(|| T::try_from(number as i128).ok()).flatten();
+        value.map(Some).ok_or_else(|| E::invalid_value(Unexpected::Float(number), &self))
+    }
 }
 
 /// A seed of 64 bits. Negative ones are as good as others: their bits count.

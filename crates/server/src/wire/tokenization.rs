@@ -1,11 +1,15 @@
 //! `/tokenize`, `/detokenize`, `/tokenizer_info`.
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct TokenizeFields {
+    pub model: Option<String>,
     pub prompt: Option<String>,
+    /// Whether there are any; what they are is read apart.
+    pub messages: Option<IgnoredAny>,
     pub add_special_tokens: Option<bool>,
     pub return_token_strs: Option<bool>,
 }
@@ -21,6 +25,8 @@ pub(crate) struct Tokenized {
 
 #[derive(Debug, Deserialize)]
 pub(crate) struct DetokenizeFields {
+    #[serde(default)]
+    pub model: Option<String>,
     pub tokens: Vec<u32>,
 }
 

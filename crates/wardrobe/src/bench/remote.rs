@@ -1,15 +1,17 @@
 //! The same load on an endpoint that speaks OpenAI's API: streamed `/v1/completions`.
 
 use std::io::BufReader;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::Load;
 use super::load::{Timeline, closed_loop};
-use super::machine::Machine;
+use super::machine::{Limits, Machine};
 use super::report::{Report, ServingResult, Target};
 use super::sse::SseEvents;
+use crate::device::CpuOptions;
 use crate::error::{Error, Result};
 
 /// No single request takes longer.
@@ -32,6 +34,18 @@ pub struct RemoteOptions {
     pub api_key: Option<String>,
     /// The load. Prompts are of words, about one token each; the endpoint's own count is what is reported.
     pub load: Load,
+    /// Measures what this machine can do, beside the endpoint's answers: for an endpoint on this machine.
+    pub limits: Option<CpuOptions>,
+}
+
+impl RemoteOptions {
+    /// Whether the endpoint is on this machine, as far as its address tells.
+    pub fn is_on_this_machine(&self) -> bool {
+        let uri: Option<ureq::http::Uri> = self.url.parse().ok();
+        let host = uri.as_ref().and_then(ureq::http::Uri::host).unwrap_or_default();
+        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
+    }
 }
 
 /// Measures an endpoint; `progress` is told what comes next.
@@ -77,6 +91,10 @@ pub fn run_remote(options: &RemoteOptions, progress: &mut dyn FnMut(&str)) -> Re
             client.ask(model, &prompt(first_seed + i, load.prompt_tokens), load.max_tokens)
         })?;
         report.serving.push(ServingResult { num_adapters: options.models.len() - 1, ..result });
+    }
+    if let Some(cpu) = options.limits {
+        progress("limits of this machine");
+        report.set_limits(Limits::measure(cpu)?.best(&Limits::measure(cpu)?));
     }
     Ok(report)
 }
@@ -228,7 +246,22 @@ mod tests {
 
     fn options(url: String) -> RemoteOptions {
         let load = Load { prompt_tokens: 4, max_tokens: 2, concurrency: vec![1, 3], requests_per_worker: 2 };
-        RemoteOptions { url, models: vec!["m".to_owned()], api_key: Some("key".to_owned()), load }
+        let (models, api_key) = (vec!["m".to_owned()], Some("key".to_owned()));
+        RemoteOptions { url, models, api_key, load, limits: None }
+    }
+
+    #[test]
+    fn addresses_tell_whether_the_endpoint_is_here() {
+        for (url, here) in [
+            ("http://127.0.0.1:8000", true),
+            ("http://localhost/v1", true),
+            ("https://[::1]:443/v1", true),
+            ("http://10.0.0.1:8000", false),
+            ("https://api.example", false),
+            ("nonsense://", false),
+        ] {
+            assert_eq!(options(url.to_owned()).is_on_this_machine(), here, "{url}");
+        }
     }
 
     #[test]

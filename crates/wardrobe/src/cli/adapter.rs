@@ -5,22 +5,23 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use serde_json::json;
-use wardrobe::{AdapterSource, LoraLimits, ModelOptions};
+use wardrobe::{AdapterSource, LoraLimits};
 use wardrobe_engine::AdapterLoader as _;
 use wardrobe_engine::model::PeftLoader;
 use wardrobe_formats::PeftAdapter;
 use wardrobe_formats::peft::{LoraModule, ModuleSelector};
 
+use super::log;
+use super::open::{self, ComputeArgs};
 use super::output::{self, Style};
-use super::{log, open};
 
-#[derive(clap::Subcommand)]
+#[derive(Debug, clap::Subcommand)]
 pub enum AdapterCommand {
     /// Show what an adapter folder holds, and whether it fits a model
     Inspect(InspectArgs),
 }
 
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct InspectArgs {
     /// A folder as PEFT's save_pretrained writes it
@@ -32,6 +33,8 @@ pub struct InspectArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    compute: ComputeArgs,
 }
 
 const EXAMPLES: &str = "\
@@ -49,7 +52,7 @@ pub fn run(command: &AdapterCommand) -> anyhow::Result<()> {
     let adapter = PeftAdapter::open(&args.path)
         .with_context(|| format!("the adapter {} cannot be used", args.path.display()))?;
     let report = Report::new(&adapter)?;
-    let fit = args.model.as_deref().map(|model| fits(&args.path, model)).transpose()?;
+    let fit = args.model.as_deref().map(|model| fits(args, model)).transpose()?;
     if args.json {
         output::line(&serde_json::to_string_pretty(&report.json(&adapter, args, fit.as_ref()))?)?;
     } else {
@@ -62,11 +65,11 @@ pub fn run(command: &AdapterCommand) -> anyhow::Result<()> {
 }
 
 /// `Err` with the reason if the adapter does not fit.
-fn fits(path: &std::path::Path, model: &str) -> anyhow::Result<Result<String, String>> {
+fn fits(args: &InspectArgs, model: &str) -> anyhow::Result<Result<String, String>> {
     let found = open::find(model)?;
-    let model = open::open(&found, &ModelOptions::default())?;
+    let model = open::open(&found, &args.compute.model_options())?;
     let loader = PeftLoader::new(model.device().clone(), model.decoder().clone(), LoraLimits::default());
-    Ok(match loader.load(&AdapterSource::Path(path.to_owned())) {
+    Ok(match loader.load(&AdapterSource::Path(args.path.clone())) {
         Ok(prepared) => Ok(format!(
             "{} of {} modules of {}",
             prepared.num_modules(),

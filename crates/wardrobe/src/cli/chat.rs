@@ -9,7 +9,7 @@ use wardrobe::{
     Update,
 };
 
-use super::failure::with_hint;
+use super::failure::{UsageError, with_hint};
 use super::open::{self, ModelArgs};
 use super::output::{self, Style};
 use super::signals::Interrupts;
@@ -21,14 +21,14 @@ const POLL: Duration = Duration::from_millis(50);
 /// The longest line taken.
 const MAX_LINE_BYTES: u64 = 16 << 20;
 
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ChatArgs {
     /// A short name, a hub repository, a folder or a .gguf file
     #[arg(value_name = "MODEL")]
     model: String,
     /// Adapter to load at start; repeatable. The last one answers first
-    #[arg(long, value_name = "NAME=PATH")]
+    #[arg(long, value_name = "NAME=PATH", value_delimiter = ',')]
     adapter: Vec<AdapterSpec>,
     /// Text of the system message
     #[arg(long, value_name = "TEXT")]
@@ -37,7 +37,7 @@ pub struct ChatArgs {
     #[arg(long, value_name = "N", default_value_t = 1024)]
     max_tokens: usize,
     /// 0 takes the likeliest token; higher is more varied
-    #[arg(long, value_name = "T", default_value_t = 0.7)]
+    #[arg(long, value_name = "T", default_value_t = 0.7, allow_negative_numbers = true)]
     temperature: f32,
     /// Same seed, same answers
     #[arg(long, value_name = "N")]
@@ -66,13 +66,17 @@ const HELP: &str = "\
 /// Talks until the input ends.
 pub fn run(args: &ChatArgs) -> anyhow::Result<()> {
     log::init_quiet()?;
+    args.compute.check()?;
+    for spec in &args.adapter {
+        open::check_adapter(&spec.path)?;
+    }
     let found = open::find(&args.model)?;
     let model = open::open(&found, &args.compute.model_options())?;
     if model.chat_template().is_none() {
         let error = anyhow::anyhow!("{} has no chat template", found.name);
         return Err(with_hint(error, "wardrobe run MODEL PROMPT --raw continues a text"));
     }
-    let engine = model.engine(&args.compute.engine_options())?;
+    let engine = open::engine(&model, &args.compute.engine_options())?;
     let mut chat = Chat {
         args,
         model,
@@ -122,11 +126,17 @@ impl Chat<'_> {
                 let who = self.adapter.as_deref().unwrap_or("base");
                 output::write_stdout(format!("{} ", self.style.name(&format!("{who}>"))).as_bytes())?;
             }
-            let mut line = String::new();
-            let read = input.by_ref().take(MAX_LINE_BYTES).read_line(&mut line);
+            let mut bytes = Vec::new();
+            let read = input.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut bytes);
             if read.context("cannot read a line")? == 0 {
                 return if prompts { output::line("") } else { Ok(()) };
             }
+            let Ok(line) = std::str::from_utf8(&bytes) else {
+                super::failure::report(
+                    &UsageError("this line is not UTF-8; it was left out".to_owned()).into(),
+                );
+                continue;
+            };
             let line = line.trim();
             let result = match line.strip_prefix('/') {
                 _ if line.is_empty() => continue,

@@ -4,21 +4,23 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use wardrobe::{EngineOptions, Isa, Message, ModelOptions, Request, SamplingParams, open_device};
+use wardrobe::{EngineOptions, Isa, Message, Request, SamplingParams, open_device};
 use wardrobe_hub::{CATALOGUE, Cache, ModelKind};
 
 use super::log;
-use super::open::{self, Found};
+use super::open::{self, ComputeArgs, Found};
 use super::output::{self, Style};
 
 /// Below this, a pull of a small model does not fit.
 const LOW_DISK_BYTES: u64 = 500_000_000;
 
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 pub struct DoctorArgs {
     /// Do not try a cached model
     #[arg(long)]
     no_test: bool,
+    #[command(flatten)]
+    compute: ComputeArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -42,7 +44,7 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<()> {
     checks.push(pip());
     checks.push(hub());
     if !args.no_test {
-        checks.push(self_test());
+        checks.push(self_test(&args.compute));
     }
     let style = Style::stdout();
     let rows: Vec<Vec<String>> =
@@ -219,13 +221,13 @@ fn hub() -> Check {
 }
 
 /// A few tokens from a cached model, of the catalogue before others.
-fn self_test() -> Check {
+fn self_test(compute: &ComputeArgs) -> Check {
     let found = match cached_model() {
         Some(found) => found,
         None => return note("self-test", "left out: no model is in the cache".to_owned()),
     };
     let started = Instant::now();
-    match answer(&found) {
+    match answer(&found, compute) {
         Ok((opened, tokens, rate)) => {
             let (opened, total) = (output::duration(opened), output::duration(started.elapsed()));
             good(
@@ -251,9 +253,9 @@ fn cached_model() -> Option<Found> {
     })
 }
 
-fn answer(found: &Found) -> anyhow::Result<(std::time::Duration, usize, String)> {
+fn answer(found: &Found, compute: &ComputeArgs) -> anyhow::Result<(std::time::Duration, usize, String)> {
     let started = Instant::now();
-    let model = open::open(found, &ModelOptions::default())?;
+    let model = open::open(found, &compute.model_options())?;
     let engine = model.engine(&EngineOptions { kv_bytes: 64 << 20, ..EngineOptions::default() })?;
     let opened = started.elapsed();
     let prompt = match model.chat_template() {

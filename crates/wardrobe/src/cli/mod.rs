@@ -6,6 +6,7 @@ mod adapter;
 mod bench;
 mod cache;
 mod chat;
+mod check;
 mod doctor;
 mod failure;
 mod http;
@@ -19,14 +20,15 @@ mod serve;
 mod settings;
 mod shipped;
 mod signals;
+mod sources;
 mod values;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Serve one base model with a wardrobe of LoRA adapters.
-#[derive(Parser)]
+#[derive(Debug, Parser)]
 #[command(name = "wardrobe", version, max_term_width = 100, after_help = EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
@@ -41,10 +43,13 @@ Examples:
   wardrobe serve smollm2-135m --adapter mine=./my-adapter
                                                 an OpenAI-compatible endpoint, with an adapter
 
+Every option is also an environment variable: WARDROBE_<OPTION> for serve and for how to compute (--threads is
+WARDROBE_THREADS), else WARDROBE_<COMMAND>_<OPTION> (run --max-tokens is WARDROBE_RUN_MAX_TOKENS). The file that
+WARDROBE_CONFIG names has the same as keys, in tables [run], [chat], [bench], [quickstart] and [pull].
 Logs go to stderr; WARDROBE_LOG sets what is logged (error, warn, info, debug, or wardrobe_engine=debug,warn).
 Models are cached in $WARDROBE_CACHE, by default ~/.cache/wardrobe.";
 
-#[derive(Subcommand)]
+#[derive(Debug, Subcommand)]
 enum Command {
     /// Show it all: serve a small model, load two adapters, swap one under load
     Quickstart(quickstart::QuickstartArgs),
@@ -71,7 +76,7 @@ enum Command {
     Completions(CompletionsArgs),
 }
 
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  wardrobe completions bash > ~/.local/share/bash-completion/completions/wardrobe"
 )]
@@ -82,7 +87,12 @@ struct CompletionsArgs {
 
 /// Reads the command line, runs the command, and prints what went wrong.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let command = match sources::with_sources(Cli::command()) {
+        Ok(command) => command,
+        Err(error) => return failure::report(&error),
+    };
+    let cli = Cli::from_arg_matches(&command.clone().get_matches());
+    let cli = cli.unwrap_or_else(|error| error.format(&mut command.clone()).exit());
     let result = match cli.command {
         Command::Quickstart(args) => quickstart::run(&args),
         Command::Serve(args) => serve::run(*args),
@@ -115,6 +125,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_well_formed() {
-        super::Cli::command().debug_assert();
+        super::sources::with_environment(super::Cli::command()).debug_assert();
     }
 }

@@ -5,16 +5,17 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use wardrobe::{CpuOptions, EngineConfig, EngineOptions, Model, ModelOptions};
+use wardrobe::{CpuOptions, Engine, EngineConfig, EngineOptions, Model, ModelOptions};
 use wardrobe_hub::{ModelRef, PullOptions};
 
+use super::check;
 use super::failure::{UsageError, with_hint};
-use super::progress::PullProgress;
+use super::progress::{OpenProgress, PullProgress};
 use super::values::{ByteSize, Device, Weights};
 
-/// Where and how to compute, for commands that open a model for one person.
+/// Where and how to compute, for commands that open a model.
 #[derive(Debug, clap::Args)]
-pub struct ModelArgs {
+pub struct ComputeArgs {
     /// Where to compute: auto or cpu
     #[arg(long, value_name = "DEVICE", env = "WARDROBE_DEVICE", hide_env = true, default_value = "auto")]
     pub device: Device,
@@ -30,12 +31,19 @@ pub struct ModelArgs {
         default_value = "as-stored"
     )]
     pub weights: Weights,
-    /// Memory for keys and values
-    #[arg(long, value_name = "SIZE", env = "WARDROBE_KV_MEMORY", hide_env = true, default_value = "512MiB")]
-    pub kv_memory: ByteSize,
 }
 
-impl ModelArgs {
+/// The same, for commands that also run an engine.
+#[derive(Debug, clap::Args)]
+pub struct ModelArgs {
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+    /// Memory for keys and values [default: 512MiB, and 256MiB for the quickstart]
+    #[arg(long, value_name = "SIZE", env = "WARDROBE_KV_MEMORY", hide_env = true)]
+    pub kv_memory: Option<ByteSize>,
+}
+
+impl ComputeArgs {
     /// How to open the model.
     pub fn model_options(&self) -> ModelOptions {
         ModelOptions {
@@ -44,13 +52,31 @@ impl ModelArgs {
             precision: self.weights.0,
         }
     }
+}
+
+impl ModelArgs {
+    /// Refuses what cannot hold before a model is pulled and opened.
+    pub fn check(&self) -> anyhow::Result<()> {
+        self.kv_memory.map_or(Ok(()), check::kv_memory)
+    }
+
+    /// How to open the model.
+    pub fn model_options(&self) -> ModelOptions {
+        self.compute.model_options()
+    }
+
+    /// Bytes for keys and values, unless others were asked for.
+    pub fn kv_bytes(&self, default: usize) -> usize {
+        self.kv_memory.map_or(default, ByteSize::to_usize)
+    }
 
     /// An engine for one conversation.
     pub fn engine_options(&self) -> EngineOptions {
+        let base = EngineOptions::default();
         EngineOptions {
             config: EngineConfig { max_num_sequences: 1, ..EngineConfig::default() },
-            kv_bytes: self.kv_memory.to_usize(),
-            ..EngineOptions::default()
+            kv_bytes: self.kv_bytes(base.kv_bytes),
+            ..base
         }
     }
 }
@@ -64,22 +90,31 @@ pub struct Found {
     pub name: String,
 }
 
-/// Finds a model, and pulls it if it is not here.
-pub fn find(model: &str) -> anyhow::Result<Found> {
-    let reference = ModelRef::parse(model)?;
-    let name = match &reference {
+/// The short name of a model that a person wrote.
+pub fn name(model: &str) -> anyhow::Result<String> {
+    Ok(match ModelRef::parse(model)? {
         ModelRef::Local(path) => {
-            let path = path.canonicalize().unwrap_or_else(|_| path.clone());
+            let path = path.canonicalize().unwrap_or(path);
             let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
             name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
         }
         other => other.to_string().replace("@main", ""),
-    };
+    })
+}
+
+/// Finds a model, and pulls it if it is not here.
+pub fn find(model: &str) -> anyhow::Result<Found> {
+    let (reference, name) = (ModelRef::parse(model)?, name(model)?);
     let path = wardrobe_hub::pull(&reference, &PullOptions::default(), &PullProgress::new(false))?;
     Ok(Found { path, name })
 }
 
-/// Opens a model that was found.
+/// Starts an engine over a model.
+pub fn engine(model: &Model, options: &EngineOptions) -> anyhow::Result<Engine> {
+    model.engine(options).map_err(check::engine_error)
+}
+
+/// Opens a model that was found, and shows on a terminal how far it is.
 pub fn open(found: &Found, options: &ModelOptions) -> anyhow::Result<Model> {
     if found.path.is_dir()
         && found.path.join("adapter_config.json").exists()
@@ -88,7 +123,8 @@ pub fn open(found: &Found, options: &ModelOptions) -> anyhow::Result<Model> {
         let error = UsageError(format!("{} is an adapter and no model", found.path.display()));
         return Err(with_hint(error, "give its base model, and the adapter with --adapter"));
     }
-    Model::open(&found.path, options)
+    let progress = OpenProgress::new(&found.name);
+    Model::open_with_progress(&found.path, options, &|read, total| progress.at(read, total))
         .with_context(|| format!("cannot open the model {}", found.path.display()))
 }
 

@@ -1,4 +1,5 @@
-//! What a pull does, shown: a bar on a terminal, a line now and then elsewhere.
+//! What a pull does, shown: a bar on a terminal, a line now and then elsewhere; and a model that is being opened: a bar on
+//! a terminal.
 
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
 const KNOWN_SIZE: &str =
     "{msg} {bar:24} {decimal_bytes:>9} of {decimal_total_bytes} · {decimal_bytes_per_sec} · {eta} left";
+const OPENING: &str = "opening {msg} {bar:24} {decimal_bytes:>9} of {decimal_total_bytes}";
 const UNKNOWN_SIZE: &str = "{msg} {spinner} {decimal_bytes} · {decimal_bytes_per_sec}";
 
 /// Shows a pull on standard error.
@@ -119,5 +121,41 @@ impl Progress for PullProgress {
 impl Drop for PullProgress {
     fn drop(&mut self) {
         self.finished();
+    }
+}
+
+/// Shows on a terminal how much of a model is read and repacked; elsewhere nothing, since it takes seconds.
+pub struct OpenProgress {
+    bar: Option<ProgressBar>,
+}
+
+impl OpenProgress {
+    /// For the model of this name.
+    pub fn new(name: &str) -> Self {
+        let bar = output::stderr_is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+            if let Ok(style) = ProgressStyle::with_template(OPENING) {
+                bar.set_style(style.progress_chars("━╸─"));
+            }
+            bar.set_message(output::one_line(name, 40));
+            bar
+        });
+        Self { bar }
+    }
+
+    /// So many bytes of so many are read.
+    pub fn at(&self, read_bytes: u64, total_bytes: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_length(total_bytes);
+            bar.set_position(read_bytes);
+        }
+    }
+}
+
+impl Drop for OpenProgress {
+    fn drop(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
     }
 }

@@ -7,11 +7,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use wardrobe::{Engine, EngineOptions, ModelOptions};
+use wardrobe::{Engine, EngineOptions};
 use wardrobe_hub::Cache;
 use wardrobe_server::{Server, ServerConfig};
 
 use super::http::{Answer, Client};
+use super::open::ModelArgs;
 use super::output::{self, Style};
 use super::serve::{self, Banner};
 use super::shipped::{self, BIOGRAPHY_JSON, Item, LAST_WORDS, ShippedAdapter};
@@ -24,12 +25,14 @@ const ADAPTER_FOLDER: &str = "quickstart-adapters";
 const REQUESTS_EACH: usize = 4;
 /// The base model likes to talk; an adapter's answer is shorter.
 const MAX_TOKENS: usize = 64;
+/// Memory for keys and values, unless other was asked for.
+const KV_BYTES: usize = 256 << 20;
 /// Width of the answers that are shown.
 const SHOWN_CHARS: usize = 100;
 /// The first passage that is asked for its last words: one where the adapter counts right.
 const FIRST_PASSAGE: usize = 4;
 
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 #[command(
     after_help = "It needs about 100 MB of disk and 700 MB of memory, and the network only the first time."
 )]
@@ -40,11 +43,14 @@ pub struct QuickstartArgs {
     /// Port to listen on; 0 takes a free one [default: 8000 with --serve, else 0]
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
+    #[command(flatten)]
+    compute: ModelArgs,
 }
 
 /// Shows it all.
 pub fn run(args: &QuickstartArgs) -> anyhow::Result<()> {
     log::init_quiet()?;
+    args.compute.check()?;
     let style = Style::stdout();
     let started = Instant::now();
     let port = args.port.unwrap_or(if args.serve { 8000 } else { 0 });
@@ -57,9 +63,9 @@ pub fn run(args: &QuickstartArgs) -> anyhow::Result<()> {
     }
     let found = open::find(MODEL)?;
     let opening = Instant::now();
-    let model = open::open(&found, &ModelOptions::default())?;
-    let options = EngineOptions { kv_bytes: 256 << 20, ..EngineOptions::default() };
-    let engine = model.engine(&options)?;
+    let model = open::open(&found, &args.compute.model_options())?;
+    let options = EngineOptions { kv_bytes: args.compute.kv_bytes(KV_BYTES), ..EngineOptions::default() };
+    let engine = open::engine(&model, &options)?;
     let names = [MODEL.to_owned()];
     let served = serve::served_model(&model, &engine, &names, &found.path)?;
     let server = Server::new(served, server_config(&root))?;

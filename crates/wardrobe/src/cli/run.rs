@@ -16,7 +16,7 @@ use super::output::{self, Style};
 /// More than any context holds.
 const MAX_STDIN_BYTES: u64 = 64 << 20;
 
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct RunArgs {
     /// A short name, a hub repository, a folder or a .gguf file
@@ -35,7 +35,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 512)]
     max_tokens: usize,
     /// 0 takes the likeliest token; higher is more varied
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
     temperature: f32,
     /// Same seed, same answer
     #[arg(long, value_name = "N")]
@@ -60,10 +60,11 @@ Examples:
 /// Answers one prompt.
 pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     log::init_quiet()?;
+    args.compute.check()?;
     args.adapter.as_deref().map(open::check_adapter).transpose()?;
     let text = read_prompt(&args.prompt)?;
     let model = open::open(&open::find(&args.model)?, &args.compute.model_options())?;
-    let engine = model.engine(&args.compute.engine_options())?;
+    let engine = open::engine(&model, &args.compute.engine_options())?;
     let adapter = match &args.adapter {
         None => None,
         Some(path) => {

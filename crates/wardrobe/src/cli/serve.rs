@@ -12,13 +12,12 @@ use wardrobe_text::TemplateLimits;
 use super::failure::{UsageError, with_hint};
 use super::output::{self, Style};
 use super::settings::Settings;
-use super::values::AdapterSpec;
-use super::{log, open, signals};
+use super::{check, log, open, signals};
 
 /// Keys are lines; a file of more than this is another file.
 const MAX_KEY_FILE_BYTES: u64 = 1 << 20;
 
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ServeArgs {
     #[command(flatten)]
@@ -61,8 +60,12 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     // What can be wrong without a model is found before one is pulled and read.
     let api_keys = settings.api_key_file.as_deref().map(read_keys).transpose()?.unwrap_or_default();
     let (host, port) = (settings.host.as_deref().unwrap_or_default(), settings.port.unwrap_or_default());
+    let mut names = settings.served_model_name.clone();
+    if names.is_empty() {
+        names.push(open::name(model_name)?);
+    }
+    check::settings(&settings, &names)?;
     drop(bind(host, port)?);
-    check_adapters(&settings.adapter)?;
 
     let found = open::find(model_name)?;
     let style = Style::stdout();
@@ -70,20 +73,19 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     output::line(&format!("opening {}", style.dim(&found.path.display().to_string())))?;
     let model = open::open(&found, &settings.model_options())?;
     let options = settings.engine_options();
-    let engine = model.engine(&options)?;
+    let engine = open::engine(&model, &options)?;
+    note_limits(&settings, &model, &engine, style);
     for spec in &settings.adapter {
-        let source = AdapterSource::Path(spec.path.clone());
+        // As the adapter root resolves paths, so that both tell one adapter's place alike.
+        let path = spec.path.canonicalize().unwrap_or_else(|_| spec.path.clone());
+        let options = LoadOptions { pinned: settings.pin.contains(&spec.name), ..LoadOptions::default() };
         engine
-            .load_adapter(&spec.name, source, LoadOptions::default())
+            .load_adapter(&spec.name, AdapterSource::Path(path), options)
             .with_context(|| format!("cannot load the adapter {spec}"))?;
-    }
-    let mut names = settings.served_model_name.clone();
-    if names.is_empty() {
-        names.push(found.name.clone());
     }
     let secured = !api_keys.is_empty();
     let served = served_model(&model, &engine, &names, &found.path)?;
-    let server = Server::new(served, settings.server_config(api_keys))?;
+    let server = Server::new(served, settings.server_config(api_keys)).map_err(check::server_error)?;
     let listener = bind(host, port)?;
     let address = listener.local_addr()?;
     let banner =
@@ -158,14 +160,25 @@ fn read_keys(path: &Path) -> anyhow::Result<Vec<String>> {
     Ok(keys)
 }
 
-fn check_adapters(adapters: &[AdapterSpec]) -> anyhow::Result<()> {
-    for (idx, spec) in adapters.iter().enumerate() {
-        if adapters.iter().take(idx).any(|other| other.name == spec.name) {
-            return Err(UsageError(format!("two adapters have the name {}", spec.name)).into());
-        }
-        open::check_adapter(&spec.path)?;
+/// Says what was asked for and does not hold, and what may not fit.
+fn note_limits(settings: &Settings, model: &Model, engine: &Engine, style: Style) {
+    let holds = engine.max_context_tokens();
+    if let Some(asked) = settings.max_context.filter(|asked| *asked > holds) {
+        let of_model = model.config().max_position_embeddings;
+        let reason = if of_model <= holds { "the model's" } else { "all that --kv-memory has room for" };
+        output::note(&format!("{} --max-context {asked} becomes {holds}, {reason}", style.note("note:")));
     }
-    Ok(())
+    let plan = model.memory_plan(&settings.engine_options());
+    // The engine's own memory is taken already, but only what was written to counts as used.
+    let needed = plan.engine_bytes().saturating_add(plan.max_adapters_bytes);
+    if let Some(free) = wardrobe::available_memory_bytes().filter(|free| needed > *free) {
+        output::note(&format!(
+            "{} keys, values, scratch and adapters may take {}; {} are free",
+            style.note("note:"),
+            output::size(needed),
+            output::size(free)
+        ));
+    }
 }
 
 fn show(resolved: &Settings, flags: &Settings, file: &Settings) -> anyhow::Result<()> {

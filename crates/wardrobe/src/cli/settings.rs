@@ -6,16 +6,15 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use wardrobe::{CpuOptions, EngineConfig, EngineOptions, LoraLimits, ModelOptions};
 use wardrobe_server::ServerConfig;
 
-use super::failure::UsageError;
+use super::sources;
 use super::values::{AdapterSpec, ByteSize, Device, KvDtype, Weights};
 
-/// A settings file is a page of text.
-const MAX_FILE_BYTES: u64 = 1 << 20;
+/// Connections beside those whose requests run or wait: for probes, metrics and adapters.
+const SPARE_CONNECTIONS: usize = 64;
 
 /// What can be set, wherever it is set.
 #[derive(Debug, Clone, Default, PartialEq, clap::Args, Serialize, Deserialize)]
@@ -86,6 +85,16 @@ pub struct Settings {
         help_heading = "Endpoint"
     )]
     pub drain_seconds: Option<u64>,
+    /// How long /ready says 503 after SIGTERM or Ctrl-C before connections are refused, so that a balancer can turn away
+    /// [default: 0]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        env = "WARDROBE_DRAIN_DELAY_SECONDS",
+        hide_env = true,
+        help_heading = "Endpoint"
+    )]
+    pub drain_delay_seconds: Option<u64>,
 
     /// Adapter to load at start; repeatable (in the environment: parted by commas; in the file: a table `[adapters]` or a
     /// list)
@@ -99,7 +108,18 @@ pub struct Settings {
     )]
     #[serde(alias = "adapters", deserialize_with = "adapter_list")]
     pub adapter: Vec<AdapterSpec>,
-    /// Folder from which clients may load adapters at run time [default: none, loading is refused]
+    /// Name of an adapter given by --adapter that never makes room for others; repeatable
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "WARDROBE_PIN",
+        hide_env = true,
+        value_delimiter = ',',
+        help_heading = "Adapters"
+    )]
+    #[serde(deserialize_with = "one_or_many")]
+    pub pin: Vec<String>,
+    /// Folder from which clients may load adapters at run time [default: none: they can neither load nor unload any]
     #[arg(
         long,
         value_name = "DIR",
@@ -192,10 +212,14 @@ pub struct Settings {
 impl Settings {
     /// Reads a settings file. Paths in it are relative to its folder.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = super::open::read_text(path, MAX_FILE_BYTES).context("the settings file")?;
-        let mut settings: Self = toml::from_str(&text).map_err(|error| {
-            UsageError(format!("settings file {}: {}", path.display(), error.to_string().trim_end()))
-        })?;
+        let text = sources::read_text(path)?;
+        let mut table = sources::parse(path, &text)?;
+        let all = table.len();
+        // These are other commands'.
+        table.retain(|key, value| !(value.is_table() && sources::TABLES.contains(&key)));
+        // From the text, errors tell the line.
+        let settings = if table.len() == all { toml::from_str(&text) } else { table.try_into() };
+        let mut settings: Self = settings.map_err(|error| sources::wrong(path, &error))?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let under = |path: &mut PathBuf| *path = folder.join(&*path);
         settings.adapter.iter_mut().for_each(|adapter| under(&mut adapter.path));
@@ -223,7 +247,9 @@ impl Settings {
             queue: self.queue.or(other.queue),
             request_timeout_seconds: self.request_timeout_seconds.or(other.request_timeout_seconds),
             drain_seconds: self.drain_seconds.or(other.drain_seconds),
+            drain_delay_seconds: self.drain_delay_seconds.or(other.drain_delay_seconds),
             adapter: list(self.adapter, other.adapter),
+            pin: list(self.pin, other.pin),
             adapter_root: self.adapter_root.or(other.adapter_root),
             max_slots: self.max_slots.or(other.max_slots),
             max_adapters_memory: self.max_adapters_memory.or(other.max_adapters_memory),
@@ -254,6 +280,7 @@ impl Settings {
             max_body: Some(ByteSize(server.body_limit_bytes as u64)),
             queue: Some(config.queue_capacity),
             drain_seconds: Some(server.drain_limit.as_secs()),
+            drain_delay_seconds: Some(server.drain_delay.as_secs()),
             max_slots: Some(engine.num_slots),
             max_adapters_memory: Some(ByteSize(config.max_adapters_host_bytes)),
             max_rank: Some(engine.lora.max_rank),
@@ -313,12 +340,20 @@ impl Settings {
     /// How to run the endpoint.
     pub fn server_config(&self, api_keys: Vec<String>) -> ServerConfig {
         let base = ServerConfig::default();
+        let engine = self.engine_options().config;
+        // What the engine would take, the endpoint lets in.
+        let concurrent = engine.queue_capacity.saturating_add(engine.max_num_sequences);
+        let body_limit_bytes = self.max_body.map_or(base.body_limit_bytes, ByteSize::to_usize);
         ServerConfig {
             api_keys,
-            body_limit_bytes: self.max_body.map_or(base.body_limit_bytes, ByteSize::to_usize),
+            max_concurrent_requests: concurrent,
+            max_connections: base.max_connections.max(concurrent.saturating_add(SPARE_CONNECTIONS)),
+            body_limit_bytes,
+            total_body_bytes: base.total_body_bytes.max(body_limit_bytes.saturating_mul(2)),
             adapter_root: self.adapter_root.clone(),
             request_timeout: self.request_timeout_seconds.map(Duration::from_secs),
             drain_limit: self.drain_seconds.map_or(base.drain_limit, Duration::from_secs),
+            drain_delay: self.drain_delay_seconds.map_or(base.drain_delay, Duration::from_secs),
             cors_allow_origins: self.cors_origin.clone(),
             ..base
         }
@@ -377,6 +412,17 @@ mod tests {
         assert_eq!((all.port, all.queue, all.host.as_deref()), (Some(1), Some(3), Some("127.0.0.1")));
         assert_eq!(all.engine_options().kv_bytes, 64 << 20);
         assert_eq!(all.engine_options().config.queue_capacity, 3);
+    }
+
+    #[test]
+    fn the_endpoint_lets_in_what_the_engine_takes() {
+        let of = |queue| {
+            let flags = Settings { queue: Some(queue), max_num_seqs: Some(10), ..Settings::default() };
+            flags.resolve(Settings::default()).server_config(Vec::new())
+        };
+        assert_eq!(of(5000).max_concurrent_requests, 5010);
+        assert!(of(5000).max_connections > 5010);
+        assert_eq!(of(3).max_concurrent_requests, 13);
     }
 
     #[test]
