@@ -21,10 +21,23 @@ for format in q4_0 q8_0; do
 done
 
 python=${PEERS_PYTHON:-$work/venv/bin/python}
+# Without pip's cache, which may hold a build for another machine.
+install() {
+    CMAKE_ARGS="$1" "$python" -m pip install --quiet --no-cache-dir --force-reinstall \
+        --no-binary llama-cpp-python llama-cpp-python==0.3.36
+}
 if [ ! -x "$python" ]; then
     python3 -m venv "$work/venv"
-    # Without pip's cache, which may hold a build for another machine.
-    CMAKE_ARGS="-DGGML_NATIVE=ON" "$python" -m pip install --quiet --no-cache-dir --no-binary llama-cpp-python llama-cpp-python==0.3.36
+    install "-DGGML_NATIVE=ON"
+    if ! "$python" benches/peers/llama_cpp_bench.py "$model" --prefills 1 --steps 1 >/dev/null 2>&1; then
+        echo "llama.cpp's native build does not run here (version 0.3.36 dies of an illegal instruction in its AMX" >&2
+        echo "kernels): building it again with everything but AMX" >&2
+        without_amx="-DGGML_NATIVE=OFF"
+        for feature in AVX AVX2 FMA F16C BMI2 AVX_VNNI AVX512 AVX512_VBMI AVX512_VNNI AVX512_BF16; do
+            without_amx="$without_amx -DGGML_$feature=ON"
+        done
+        install "$without_amx"
+    fi
 fi
 
 exec "$python" benches/peers/compare.py --wardrobe "$target/release/wardrobe" --rounds "$rounds" \
