@@ -18,7 +18,7 @@ use crate::{Tensor, WeightFormat};
 /// Bytes of activations that a task passes over for each panel: they should stay in the second-level cache.
 const ACTIVATION_BYTES: usize = 512 * 1024;
 /// Tasks per thread, so that a thread that was held up does not hold up the others.
-const TASKS_PER_THREAD: usize = 8;
+const TASKS_PER_THREAD: usize = 4;
 
 /// Features of an update that are worth a task.
 const MIN_PIECE: usize = 512;

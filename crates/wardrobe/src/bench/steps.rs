@@ -29,8 +29,12 @@ const DECODE_SEQUENCES: [usize; 5] = [1, 4, 8, 16, 32];
 const CONTEXT_TOKENS: usize = 128;
 /// Sequences over which adapters are spread.
 const ADAPTER_SEQUENCES: usize = 32;
-/// Steps of a decode case in one round.
-const STEPS_PER_ROUND: usize = 8;
+/// Steps of a decode case in one round that count.
+const STEPS_PER_ROUND: usize = 24;
+/// Steps before them that do not: after a long prompt clocks and caches need some milliseconds to settle.
+const SETTLING_STEPS: usize = 8;
+/// Steps with and without adapters in one round.
+const ADAPTER_STEPS_PER_ROUND: usize = 8;
 
 /// What to measure.
 #[derive(Debug, Clone, Copy)]
@@ -75,6 +79,11 @@ pub(super) fn measure(
     for round in 0..options.rounds {
         progress(&format!("steps, round {} of {}", round + 1, options.rounds));
         for case in &mut cases {
+            if case.runs_per_round > 1 {
+                let counted = case.times_ms.len();
+                bench.run(case, SETTLING_STEPS)?;
+                case.times_ms.truncate(counted);
+            }
             bench.run(case, case.runs_per_round)?;
         }
     }
@@ -262,7 +271,7 @@ impl StepBench {
         for round in 0..=rounds {
             // The first round only warms up.
             let counts = round > 0;
-            for _ in 0..STEPS_PER_ROUND {
+            for _ in 0..ADAPTER_STEPS_PER_ROUND {
                 let without = self.time(&base)?;
                 self.bind(&prepared, 0)?;
                 let idle = self.time(&base)?;
