@@ -329,7 +329,7 @@ impl Ctx {
                 expect(op, "residual", residual, shape, DType::F32)?;
             }
             if let (Some(lora), Some(module)) = (lora, p.module) {
-                check_factors(lora, module, p.weight)?;
+                lora.check(module, p.weight)?;
             }
             outs.push(self.alloc(shape, DType::F32)?);
         }
@@ -493,19 +493,6 @@ fn expect(op: &'static str, operand: &'static str, t: &Tensor, shape: Shape, dty
     }
     if t.dtype != dtype {
         return Err(DeviceError::DType { op, operand, expected: dtype, actual: t.dtype });
-    }
-    Ok(())
-}
-
-/// Every adapter in the table fits the layer: a slot may be used by any row.
-pub(crate) fn check_factors(lora: &LoraBatch<'_>, module: ModuleIdx, weight: &Weight) -> Result<()> {
-    for slot in lora.table.read().iter().flatten() {
-        let Some(Some(f)) = slot.get(module.0 as usize) else { continue };
-        let (a, b) = (f.a.shape(), f.b_t.shape());
-        if a.row_len() != weight.cols() || b.row_len() != weight.rows() {
-            let expected = Shape::from([f.rank(), weight.cols()]);
-            return Err(DeviceError::Shape { op: "linear", operand: "adapter", expected, actual: a });
-        }
     }
     Ok(())
 }

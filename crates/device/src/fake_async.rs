@@ -179,7 +179,7 @@ impl Ops for FakeAsyncOps {
                 // Adapters may have been bound since.
                 for target in &targets {
                     if let Some(module) = target.module {
-                        crate::ctx::check_factors(batch, module, target.weight)?;
+                        batch.check(module, target.weight)?;
                     }
                 }
             }

@@ -2,8 +2,9 @@
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use crate::error::{Result, invalid};
-use crate::{DType, Tensor};
+use crate::error::{DeviceError, Result, invalid};
+use crate::weight::Weight;
+use crate::{DType, Shape, Tensor};
 
 /// Slot of rows that use no adapter.
 pub const NULL_SLOT: u32 = u32::MAX;
@@ -113,4 +114,19 @@ pub struct LoraBatch<'a> {
     pub slots: &'a Tensor,
     /// Factor per row on the adapter's own scale, `[rows]` F32.
     pub scales: &'a Tensor,
+}
+
+impl LoraBatch<'_> {
+    /// Whether every adapter in the table fits the layer: a slot may be used by any row.
+    pub(crate) fn check(&self, module: ModuleIdx, weight: &Weight) -> Result<()> {
+        for slot in self.table.read().iter().flatten() {
+            let Some(Some(f)) = slot.get(module.0 as usize) else { continue };
+            let (a, b) = (f.a.shape(), f.b_t.shape());
+            if a.row_len() != weight.cols() || b.row_len() != weight.rows() {
+                let expected = Shape::from([f.rank(), weight.cols()]);
+                return Err(DeviceError::Shape { op: "linear", operand: "adapter", expected, actual: a });
+            }
+        }
+        Ok(())
+    }
 }
