@@ -255,11 +255,14 @@ impl Generation {
         admitted: Admitted,
         api: Api,
     ) -> Result<Self> {
-        // The log already says "refused" until it is told otherwise.
         let Admitted { place, mut log } = admitted;
-        let submitted = state.model.engine.submit_all(requests.into_iter().collect());
-        let submitted = submitted.map_err(|error| ApiError::from_submit(error, api))?;
-        log.end("client_gone");
+        let submitted = match state.model.engine.submit_all(requests.into_iter().collect()) {
+            Ok(submitted) => submitted,
+            Err(error) => {
+                log.end("refused");
+                return Err(ApiError::from_submit(error, api));
+            }
+        };
         let streams = (submitted.into_iter().enumerate())
             .map(|(prompt_idx, stream)| PromptStream { prompt_idx, stream })
             .collect();
