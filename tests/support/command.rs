@@ -96,7 +96,7 @@ pub struct Serving {
     pub child: Child,
     pub base: String,
     /// What it has written to its standard error.
-    pub log: Arc<Mutex<String>>,
+    log: Arc<Mutex<String>>,
 }
 
 impl Serving {
@@ -138,6 +138,19 @@ impl Serving {
 
     pub fn agent() -> ureq::Agent {
         ureq::Agent::config_builder().http_status_as_error(false).proxy(None).build().into()
+    }
+
+    /// Waits until it has written this to its standard error, which another thread reads.
+    pub fn logs(&self, text: &str) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let log = self.log.lock().expect("a lock").clone();
+            if log.contains(text) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{text} is not in its log: {log}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// The status of a route that needs no body.
