@@ -185,15 +185,13 @@ fn is_running(pid: &str) -> bool {
 #[test]
 fn a_hanging_pip_is_stopped_by_the_time_limit_and_by_a_cancellation() {
     // `exec`: the sleep is the process that was started, as Python would be.
-    let mut setup = Setup::new(r#"echo $$ > "$HERE/pid"; echo downloading >&2; exec sleep 60"#);
+    let mut setup = Setup::new(r#"echo $$ > "$HERE/pid"; echo downloading >&2; exec sleep 600"#);
     setup.options.pip.time_limit = Duration::from_millis(400);
-    let start = Instant::now();
     let error = cause(setup.pull());
     assert!(
         matches!(&error, HubError::PipTimeout { output, .. } if output.contains("downloading")),
         "{error:?}"
     );
-    assert!(start.elapsed() < Duration::from_secs(10));
     assert!(!is_running(&fs::read_to_string(setup.path("pid")).unwrap()));
     setup.assert_clean();
 
@@ -207,11 +205,9 @@ fn a_hanging_pip_is_stopped_by_the_time_limit_and_by_a_cancellation() {
 
 #[test]
 fn a_child_of_pip_that_lives_on_holds_up_nobody() {
-    let mut setup = Setup::new("sleep 20 & wait");
+    let mut setup = Setup::new("sleep 600 & wait");
     setup.options.pip.time_limit = Duration::from_millis(300);
-    let start = Instant::now();
     assert!(matches!(cause(setup.pull()), HubError::PipTimeout { .. }));
-    assert!(start.elapsed() < Duration::from_secs(10));
 }
 
 #[test]

@@ -1,15 +1,13 @@
 //! Paged causal attention with an online softmax (Dao et al., arXiv 2205.14135; Milakov & Gimelshein,
 //! arXiv 1805.02867).
 //!
-//! A block of the cache holds 16 tokens of each key-value head: keys transposed, `[head_dim][16]`, so that one
-//! vector holds one dimension of 16 keys and scores need no sums across lanes; values plainly, `[16][head_dim]`.
-//!
 //! The context is cut into splits of [`SPLIT`] positions at absolute places. A row's split gives a maximum, a sum
 //! and a weighted sum of values; splits are merged in ascending order. So a row's result depends on its own context
 //! alone, not on who computes it beside what.
 
 use std::marker::PhantomData;
 
+use super::cache::{Cache, KvElement, KvF16, KvF32};
 use super::isa::{Isa, Kernel};
 use super::simd::{LANES, Simd, exp};
 use crate::kv::BLOCK_SIZE;
@@ -20,97 +18,6 @@ const SPLIT: usize = 256;
 const QUERIES: usize = 8;
 /// How far ahead keys are asked for.
 const BLOCKS_AHEAD: usize = 2;
-/// Longest head.
-pub(crate) const MAX_HEAD_DIM: usize = 256;
-
-const _: () = assert!(BLOCK_SIZE == LANES);
-
-/// Element of the cache.
-pub(crate) trait KvElement: Copy + Send + Sync + 'static {
-    /// Size in bytes.
-    const BYTES: usize;
-    unsafe fn load<S: Simd>(p: *const u8) -> S::F;
-    unsafe fn store_one(p: *mut u8, x: f32);
-}
-
-/// binary16.
-#[derive(Clone, Copy)]
-pub(crate) struct KvF16;
-/// binary32.
-#[derive(Clone, Copy)]
-pub(crate) struct KvF32;
-
-impl KvElement for KvF16 {
-    const BYTES: usize = 2;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const u8) -> S::F {
-        // SAFETY: the caller's.
-        unsafe { S::load_f16(p.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn store_one(p: *mut u8, x: f32) {
-        // SAFETY: the caller's.
-        unsafe { p.cast::<u16>().write(half::f16::from_f32(x).to_bits()) }
-    }
-}
-
-impl KvElement for KvF32 {
-    const BYTES: usize = 4;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const u8) -> S::F {
-        // SAFETY: the caller's.
-        unsafe { S::load(p.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn store_one(p: *mut u8, x: f32) {
-        // SAFETY: the caller's.
-        unsafe { p.cast::<f32>().write(x) }
-    }
-}
-
-/// One layer's cache and the heads in it.
-#[derive(Clone, Copy)]
-pub(crate) struct Cache {
-    pub(crate) k: *mut u8,
-    pub(crate) v: *mut u8,
-    pub(crate) num_kv_heads: usize,
-    pub(crate) head_dim: usize,
-}
-
-impl Cache {
-    /// Byte offset of a head of a block.
-    #[inline(always)]
-    fn head(&self, block: u32, kv_head: usize, element_bytes: usize) -> usize {
-        (block as usize * self.num_kv_heads + kv_head) * BLOCK_SIZE * self.head_dim * element_bytes
-    }
-}
-
-/// Writes one row's keys and values, `[kv_heads, head_dim]` each, to position `position`.
-///
-/// # Safety
-/// The pointers and the block table are valid, and no other thread touches this position.
-pub(crate) unsafe fn write_row<E: KvElement>(
-    cache: &Cache,
-    table: &[u32],
-    position: usize,
-    k: *const f32,
-    v: *const f32,
-) {
-    let (block_idx, slot) = (position / BLOCK_SIZE, position % BLOCK_SIZE);
-    let Some(&block) = table.get(block_idx) else { return };
-    for head in 0..cache.num_kv_heads {
-        let base = cache.head(block, head, E::BYTES);
-        for d in 0..cache.head_dim {
-            // SAFETY: by the caller.
-            unsafe {
-                let at = head * cache.head_dim + d;
-                E::store_one(cache.k.add(base + (d * BLOCK_SIZE + slot) * E::BYTES), *k.add(at));
-                E::store_one(cache.v.add(base + (slot * cache.head_dim + d) * E::BYTES), *v.add(at));
-            }
-        }
-    }
-}
-
 /// Attention of some adjacent rows of one sequence and the query heads of one key-value head.
 #[derive(Clone, Copy)]
 pub(crate) struct Attend<'a> {
@@ -135,28 +42,31 @@ pub(crate) struct Attend<'a> {
 pub(crate) struct AttendKernel<'a, E> {
     element: PhantomData<E>,
     args: Attend<'a>,
+    /// What this thread will probably do next.
+    next: Option<Attend<'a>>,
 }
 
-/// Runs it.
+/// Runs it, and asks for the first keys of `next`.
 ///
 /// # Safety
 /// The step's contents have been checked; the cache is not written meanwhile; nobody else writes these rows and heads.
-pub(crate) unsafe fn attend(isa: Isa, f16: bool, args: Attend<'_>) {
+pub(crate) unsafe fn attend<'a>(isa: Isa, f16: bool, args: Attend<'a>, next: Option<Attend<'a>>) {
     // SAFETY: the caller's.
     unsafe {
         if f16 {
-            isa.run(AttendKernel::<KvF16> { element: PhantomData, args });
+            isa.run(AttendKernel::<KvF16> { element: PhantomData, args, next });
         } else {
-            isa.run(AttendKernel::<KvF32> { element: PhantomData, args });
+            isa.run(AttendKernel::<KvF32> { element: PhantomData, args, next });
         }
     }
 }
 
 /// Query vectors handled together: their state over the splits.
-struct State {
-    max: [f32; QUERIES],
-    sum: [f32; QUERIES],
-    values: [[f32; MAX_HEAD_DIM]; QUERIES],
+struct State<const N: usize> {
+    max: [f32; N],
+    sum: [f32; N],
+    /// Where the values are summed: the rows of the output.
+    values: [*mut f32; N],
 }
 
 impl<E: KvElement> AttendKernel<'_, E> {
@@ -176,16 +86,17 @@ impl<E: KvElement> AttendKernel<'_, E> {
     #[inline(always)]
     unsafe fn queries<S: Simd, const N: usize>(&self, first: usize) {
         let dim = self.args.cache.head_dim;
-        let mut state = State {
-            max: [f32::NEG_INFINITY; QUERIES],
-            sum: [0.0; QUERIES],
-            values: [[0.0; MAX_HEAD_DIM]; QUERIES],
-        };
+        let mut state =
+            State { max: [f32::NEG_INFINITY; N], sum: [0.0; N], values: [std::ptr::null_mut(); N] };
         let mut scores = [[0.0_f32; SPLIT]; N];
         let mut q = [std::ptr::null::<f32>(); N];
-        for (i, q) in q.iter_mut().enumerate() {
+        for (i, (q, values)) in q.iter_mut().zip(&mut state.values).enumerate() {
             let (row, head) = self.query(first + i);
-            *q = self.args.q.wrapping_add((row * self.args.num_heads + head) * dim);
+            let at = (row * self.args.num_heads + head) * dim;
+            *q = self.args.q.wrapping_add(at);
+            *values = self.args.out.wrapping_add(at);
+            // SAFETY: this row and head are ours to write.
+            unsafe { values.write_bytes(0, dim) };
         }
         // The first vector starts lowest, the last ends highest.
         let (start, end) = (self.span(first).0, self.span(first + N - 1).1);
@@ -196,20 +107,37 @@ impl<E: KvElement> AttendKernel<'_, E> {
             unsafe {
                 self.scores::<S, N>(&q, split, split_end, &mut scores);
                 for (i, scores) in scores.iter_mut().enumerate() {
-                    self.weights::<S>((first, i), (split, split_end), scores, &mut state);
+                    self.weights::<S, N>((first, i), (split, split_end), scores, &mut state);
                 }
-                self.accumulate::<S, N>((split.max(start), split_end), split, &scores, &mut state);
+                self.accumulate::<S, N>((split.max(start), split_end), split, &scores, &state.values);
             }
             split += SPLIT;
         }
-        for i in 0..N {
-            let (row, head) = self.query(first + i);
-            let out = self.args.out.wrapping_add((row * self.args.num_heads + head) * dim);
-            let inverse = 1.0 / state.sum[i];
-            for (d, value) in state.values[i].iter().enumerate().take(dim) {
-                // SAFETY: this row and head are ours to write.
-                unsafe { *out.add(d) = value * inverse };
-            }
+        for (sum, values) in state.sum.into_iter().zip(state.values) {
+            // SAFETY: as above.
+            unsafe { rescale::<S>(values, dim, 1.0 / sum) };
+        }
+    }
+
+    /// Asks for the first keys, some time before they are used.
+    #[inline(always)]
+    pub(crate) unsafe fn fetch_first<S: Simd>(&self) {
+        let first = self.span(0).0 / BLOCK_SIZE;
+        for block_idx in first..first + BLOCKS_AHEAD {
+            // SAFETY: a hint.
+            unsafe { self.fetch_piece::<S>(self.args.cache.k, block_idx) };
+        }
+    }
+
+    /// Asks for a head's part of a block, of its keys or of its values.
+    #[inline(always)]
+    unsafe fn fetch_piece<S: Simd>(&self, cached: *const u8, block_idx: usize) {
+        let Attend { cache, table, kv_head, .. } = self.args;
+        let Some(&block) = table.get(block_idx) else { return };
+        let piece = cached.wrapping_add(cache.head(block, kv_head, E::BYTES));
+        for line in (0..BLOCK_SIZE * cache.head_dim * E::BYTES).step_by(64) {
+            // SAFETY: a hint; any address will do.
+            unsafe { S::prefetch(piece.wrapping_add(line)) };
         }
     }
 
@@ -217,16 +145,10 @@ impl<E: KvElement> AttendKernel<'_, E> {
     /// time, and a head's part of a block is too short for the processor to foresee the next.
     #[inline(always)]
     unsafe fn fetch<S: Simd>(&self, block_idx: usize) {
-        let Attend { cache, table, kv_head, .. } = self.args;
-        let bytes = BLOCK_SIZE * cache.head_dim * E::BYTES;
-        let pieces = [(cache.v, table.get(block_idx)), (cache.k, table.get(block_idx + BLOCKS_AHEAD))];
-        for (cached, block) in pieces {
-            let Some(&block) = block else { continue };
-            let piece = cached.wrapping_add(cache.head(block, kv_head, E::BYTES));
-            for line in (0..bytes).step_by(64) {
-                // SAFETY: a hint; any address will do.
-                unsafe { S::prefetch(piece.wrapping_add(line)) };
-            }
+        // SAFETY: hints.
+        unsafe {
+            self.fetch_piece::<S>(self.args.cache.v, block_idx);
+            self.fetch_piece::<S>(self.args.cache.k, block_idx + BLOCKS_AHEAD);
         }
     }
 
@@ -266,12 +188,12 @@ impl<E: KvElement> AttendKernel<'_, E> {
     /// Turns scores into weights `exp(scale * score - max)`, 0 outside the vector's span, and rescales its state to
     /// the new maximum.
     #[inline(always)]
-    unsafe fn weights<S: Simd>(
+    unsafe fn weights<S: Simd, const N: usize>(
         &self,
         (first, i): (usize, usize),
         (split, end): (usize, usize),
         scores: &mut [f32; SPLIT],
-        state: &mut State,
+        state: &mut State<N>,
     ) {
         let (from, to) = self.span(first + i);
         let len = (end - split).next_multiple_of(LANES);
@@ -310,9 +232,7 @@ impl<E: KvElement> AttendKernel<'_, E> {
                 S::store(factor.as_mut_ptr(), exp::<S>(S::splat(old - new)));
                 let factor = factor[0];
                 state.sum[i] = state.sum[i] * factor + sum;
-                for value in state.values[i].iter_mut().take(self.args.cache.head_dim) {
-                    *value *= factor;
-                }
+                rescale::<S>(state.values[i], self.args.cache.head_dim, factor);
             }
             state.max[i] = new;
         }
@@ -325,19 +245,19 @@ impl<E: KvElement> AttendKernel<'_, E> {
         (from, to): (usize, usize),
         split: usize,
         weights: &[[f32; SPLIT]; N],
-        state: &mut State,
+        values: &[*mut f32; N],
     ) {
         // SAFETY: the caller's.
         unsafe {
             if N >= 4 {
                 for half in 0..N / 4 {
-                    self.accumulate_fitting::<S, 4>((from, to), split, weights, state, half * 4);
+                    self.accumulate_fitting::<S, 4>((from, to), split, weights, values, half * 4);
                 }
                 for i in N / 4 * 4..N {
-                    self.accumulate_fitting::<S, 1>((from, to), split, weights, state, i);
+                    self.accumulate_fitting::<S, 1>((from, to), split, weights, values, i);
                 }
             } else {
-                self.accumulate_fitting::<S, N>((from, to), split, weights, state, 0);
+                self.accumulate_fitting::<S, N>((from, to), split, weights, values, 0);
             }
         }
     }
@@ -349,17 +269,17 @@ impl<E: KvElement> AttendKernel<'_, E> {
         span: (usize, usize),
         split: usize,
         weights: &[[f32; SPLIT]],
-        state: &mut State,
+        values: &[*mut f32],
         first: usize,
     ) {
         // SAFETY: the caller's.
         unsafe {
             if S::REGISTERS >= 32 || M == 1 {
-                self.accumulate_some::<S, M, 4>(span, split, weights, state, first);
+                self.accumulate_some::<S, M, 4>(span, split, weights, values, first);
             } else if M == 2 {
-                self.accumulate_some::<S, M, 2>(span, split, weights, state, first);
+                self.accumulate_some::<S, M, 2>(span, split, weights, values, first);
             } else {
-                self.accumulate_some::<S, M, 1>(span, split, weights, state, first);
+                self.accumulate_some::<S, M, 1>(span, split, weights, values, first);
             }
         }
     }
@@ -371,19 +291,19 @@ impl<E: KvElement> AttendKernel<'_, E> {
         (from, to): (usize, usize),
         split: usize,
         weights: &[[f32; SPLIT]],
-        state: &mut State,
+        values: &[*mut f32],
         first: usize,
     ) {
         let Attend { cache, table, kv_head, .. } = self.args;
         let dim = cache.head_dim;
         for d in (0..dim).step_by(V * LANES) {
             let vectors = ((dim - d) / LANES).min(V);
-            // SAFETY: the caller's; dimensions are whole vectors, and `MAX_HEAD_DIM` has room for them.
+            // SAFETY: the caller's; dimensions are whole vectors.
             unsafe {
                 let mut sums = [[S::splat(0.0); V]; M];
                 for (m, sums) in sums.iter_mut().enumerate() {
                     for (v, sum) in sums.iter_mut().enumerate().take(vectors) {
-                        *sum = S::load(state.values[first + m].as_ptr().add(d + v * LANES));
+                        *sum = S::load(values.get_unchecked(first + m).add(d + v * LANES));
                     }
                 }
                 let mut position = from;
@@ -415,7 +335,7 @@ impl<E: KvElement> AttendKernel<'_, E> {
                 }
                 for (m, sums) in sums.into_iter().enumerate() {
                     for (v, sum) in sums.into_iter().enumerate().take(vectors) {
-                        S::store(state.values[first + m].as_mut_ptr().add(d + v * LANES), sum);
+                        S::store(values.get_unchecked(first + m).add(d + v * LANES), sum);
                     }
                 }
             }
@@ -423,9 +343,22 @@ impl<E: KvElement> AttendKernel<'_, E> {
     }
 }
 
+/// Multiplies `len` values, whole vectors, by a factor.
+#[inline(always)]
+unsafe fn rescale<S: Simd>(values: *mut f32, len: usize, factor: f32) {
+    for at in (0..len).step_by(LANES) {
+        // SAFETY: the caller's.
+        unsafe { S::store(values.add(at), S::mul(S::load(values.add(at)), S::splat(factor))) };
+    }
+}
+
 impl<E: KvElement> Kernel for AttendKernel<'_, E> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
+        if let Some(args) = self.next {
+            // SAFETY: a hint.
+            unsafe { Self { args, next: None, ..self }.fetch_first::<S>() };
+        }
         let num_queries = (self.args.rows.1 - self.args.rows.0) * self.args.group;
         let mut first = 0;
         while first < num_queries {

@@ -247,22 +247,31 @@ fn updates<'a>(
     (updates, low, deferred)
 }
 
-/// Cuts the product into tasks of some panels, and of as many rows as leave the activations in the cache.
+/// Cuts the product into tasks of some panels, and of as many rows as leave the activations in the cache. Each thread's
+/// share of the tasks is its share of every target's panels, the same in every op.
 fn base_tasks(weights: &[&CpuWeight], rows: usize, cols: usize, num_threads: usize) -> Vec<BaseTask> {
-    let bytes_per_row = if weights.iter().all(|w| w.format.is_quantised()) { 2 * cols } else { 4 * cols };
+    let is_quantised = weights.iter().all(|w| w.format.is_quantised());
+    let bytes_per_row = if is_quantised { 2 * cols } else { 4 * cols };
     let max_rows = (ACTIVATION_BYTES / bytes_per_row.max(1)).max(3 * TILE_ROWS) / TILE_ROWS * TILE_ROWS;
     let num_chunks = rows.div_ceil(max_rows);
     let total: usize = weights.iter().map(|w| w.num_panels()).sum();
-    // Whole groups of four panels where there are many: plain weights are multiplied four panels at once.
-    let per_task = (total * num_chunks).div_ceil(num_threads * TASKS_PER_THREAD).max(1);
-    let per_task = if per_task > 4 { per_task.next_multiple_of(4) } else { per_task };
+    let most = (total * num_chunks).div_ceil(num_threads * TASKS_PER_THREAD).max(1);
+    // Plain weights are multiplied four panels at once.
+    let unit = if is_quantised || total < 4 * num_threads { 1 } else { 4 };
+    let cut = |(first, end): (usize, usize), part: usize, parts: usize| {
+        let units = (end - first).div_ceil(unit);
+        let at = |part: usize| end.min(first + part * units / parts * unit);
+        (at(part), at(part + 1))
+    };
     let mut tasks = Vec::new();
-    for chunk in 0..num_chunks {
-        let rows = (chunk * max_rows, rows.min((chunk + 1) * max_rows));
-        for (target, weight) in weights.iter().enumerate() {
-            for first in (0..weight.num_panels()).step_by(per_task) {
-                let panels = (first, weight.num_panels().min(first + per_task));
-                tasks.push(BaseTask { target, rows, panels });
+    for thread in 0..num_threads {
+        for chunk in 0..num_chunks {
+            let rows = (chunk * max_rows, rows.min((chunk + 1) * max_rows));
+            for (target, weight) in weights.iter().enumerate() {
+                let share = cut((0, weight.num_panels()), thread, num_threads);
+                let parts = (share.1 - share.0).div_ceil(most);
+                let panels = (0..parts).map(|part| cut(share, part, parts)).filter(|p| p.0 < p.1);
+                tasks.extend(panels.map(|panels| BaseTask { target, rows, panels }));
             }
         }
     }

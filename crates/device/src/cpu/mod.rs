@@ -9,6 +9,7 @@ mod activations;
 mod amx;
 mod attention;
 mod blocks;
+mod cache;
 mod gemm;
 mod isa;
 mod limits;
@@ -29,8 +30,9 @@ use self::isa::Kernel;
 use self::linear::{LinearScratch, linear, rows_per_task};
 use self::memory::{HostChunks, HostMemory};
 use self::paged::paged_attention;
-use self::rowwise::{RmsNorm, SiluMul, rope_row};
+use self::rowwise::{RmsNorm, Rope, SiluMul};
 use self::sample::{SampleScratch, logprobs_row, sample_row};
+use self::simd::LANES;
 use self::weight::CpuWeight;
 use crate::Shape;
 use crate::error::{DeviceError, Result, invalid};
@@ -68,6 +70,23 @@ impl Cpu {
     fn for_rows(&self, rows: usize, row_len: usize, f: impl Fn(usize) + Sync) {
         let piece = rows_per_task(rows, row_len, self.pool.num_threads());
         self.pool.run(rows.div_ceil(piece), &|i| (i * piece..rows.min((i + 1) * piece)).for_each(&f));
+    }
+
+    /// Runs `f(row, first, end)` for all rows and ranges of columns that make up a row: in parallel when there is enough
+    /// work, and then each thread has the columns that a linear op gave it, which are in its cache.
+    fn for_columns(&self, rows: usize, cols: usize, f: impl Fn(usize, usize, usize) + Sync) {
+        let num_threads = self.pool.num_threads();
+        let piece = rows_per_task(rows, cols, num_threads);
+        let shares = if piece < rows { num_threads } else { 1 };
+        let num_pieces = rows.div_ceil(piece * shares);
+        self.pool.run(shares * num_pieces, &|i| {
+            let (share, first) = (i / num_pieces, i % num_pieces * piece * shares);
+            let panels = cols.div_ceil(LANES);
+            let at = |share: usize| cols.min(share * panels / shares * LANES);
+            for row in first..rows.min(first + piece * shares) {
+                f(row, at(share), at(share + 1));
+            }
+        });
     }
 }
 
@@ -255,31 +274,30 @@ impl Ops for CpuOps {
             // SAFETY: tables are F32 and written only before they are used.
             table_slices.push((unsafe { slice::<f32>(table, op, "table")? }, table.shape().row_len()));
         }
+        let mut projections = Vec::with_capacity(pairs.len());
         for &(x, out) in pairs {
-            let (heads, head_dim) = match x.shape().dims() {
-                &[_, heads, head_dim] => (heads, head_dim),
-                _ => return invalid(op, "x must be [rows, heads, head_dim]"),
+            let &[_, heads, head_dim] = x.shape().dims() else {
+                return invalid(op, "x must be [rows, heads, head_dim]");
             };
-            let (x, out) = (ptr::<f32>(x, op, "x")?, ptr::<f32>(out, op, "out")?);
-            let row_len = heads * head_dim;
-            self.cpu.for_rows(positions.len(), row_len, |row| {
-                let (Some(&position), Some(&table)) = (positions.get(row), rope_idx.get(row)) else { return };
-                let Some((table, width)) = table_slices.get(table as usize) else { return };
-                let angles = table.get(position as usize * width..(position as usize + 1) * width);
-                if let Some(angles) = angles {
-                    // SAFETY: the trait's contract; each task writes its own rows.
-                    unsafe {
-                        rope_row(
-                            x.get().add(row * row_len),
-                            out.get().add(row * row_len),
-                            heads,
-                            head_dim,
-                            angles,
-                        );
-                    }
-                }
-            });
+            projections.push((ptr::<f32>(x, op, "x")?, ptr::<f32>(out, op, "out")?, heads, head_dim));
         }
+        let row_len = projections.iter().map(|&(.., heads, head_dim)| heads * head_dim).sum();
+        self.cpu.for_rows(positions.len(), row_len, |row| {
+            let (Some(&position), Some(&table)) = (positions.get(row), rope_idx.get(row)) else { return };
+            let Some((table, width)) = table_slices.get(table as usize) else { return };
+            let Some(angles) = table.get(position as usize * width..(position as usize + 1) * width) else {
+                return;
+            };
+            for (x, out, heads, head_dim) in &projections {
+                let (heads, head_dim) = (*heads, *head_dim);
+                // SAFETY: the trait's contract; each task writes its own rows.
+                unsafe {
+                    let at = row * heads * head_dim;
+                    let (x, out) = (x.get().add(at), out.get().add(at));
+                    self.cpu.isa.run(Rope { x, out, heads, head_dim, angles });
+                }
+            }
+        });
         Ok(())
     }
 
@@ -293,12 +311,12 @@ impl Ops for CpuOps {
         let [gate, up, out] =
             [(gate, "gate"), (up, "up"), (out, "out")].map(|(t, n)| ptr::<f32>(t, "silu_mul", n));
         let (gate, up, out) = (gate?, up?, out?);
-        self.cpu.for_rows(rows, len, |row| {
-            // SAFETY: the trait's contract; each task writes its own rows.
+        self.cpu.for_columns(rows, len, |row, first, end| {
+            // SAFETY: the trait's contract; each task writes its own part of a row.
             unsafe {
-                let at = row * len;
+                let at = row * len + first;
                 let (gate, up, out) = (gate.get().add(at), up.get().add(at), out.get().add(at));
-                self.cpu.isa.run(SiluMul { gate, up, out, len });
+                self.cpu.isa.run(SiluMul { gate, up, out, len: end - first });
             }
         });
         Ok(())

@@ -1,6 +1,9 @@
 //! The paged attention op: writes the step's keys and values, then cuts the queries into tasks.
 
-use super::attention::{Attend, Cache, KvF16, KvF32, MAX_HEAD_DIM, attend, write_row};
+use std::marker::PhantomData;
+
+use super::attention::{Attend, attend};
+use super::cache::{Cache, KvF16, KvF32, WriteRow};
 use super::simd::LANES;
 use super::{Cpu, ptr, slice};
 use crate::DType;
@@ -44,8 +47,8 @@ pub(crate) unsafe fn paged_attention(cpu: &Cpu, args: PagedAttention<'_>) -> Res
     let (&[_, num_heads, head_dim], &[_, num_kv_heads, _]) = (q.shape().dims(), k.shape().dims()) else {
         return invalid(op, "q, k and v must be [rows, heads, head_dim]");
     };
-    if head_dim % LANES != 0 || head_dim > MAX_HEAD_DIM {
-        let what = format!("heads of {head_dim}: multiples of {LANES} up to {MAX_HEAD_DIM}");
+    if head_dim % LANES != 0 {
+        let what = format!("heads of {head_dim}, which is no multiple of {LANES}");
         return Err(DeviceError::Unsupported { device: "the CPU device".into(), what });
     }
     let f16 = kv.k.dtype() == DType::F16;
@@ -83,10 +86,11 @@ pub(crate) unsafe fn paged_attention(cpu: &Cpu, args: PagedAttention<'_>) -> Res
         // SAFETY: the trait's contract: no two rows of a step have the same place in the cache.
         unsafe {
             let (k, v) = (k.get().add(row * kv_len), v.get().add(row * kv_len));
+            let (cache, table) = (*cache.get(), seq.table);
             if f16 {
-                write_row::<KvF16>(cache.get(), seq.table, position, k, v);
+                cpu.isa.run(WriteRow::<KvF16> { element: PhantomData, cache, table, position, k, v });
             } else {
-                write_row::<KvF32>(cache.get(), seq.table, position, k, v);
+                cpu.isa.run(WriteRow::<KvF32> { element: PhantomData, cache, table, position, k, v });
             }
         }
     };
@@ -106,9 +110,10 @@ pub(crate) unsafe fn paged_attention(cpu: &Cpu, args: PagedAttention<'_>) -> Res
         }
     }
     // Late rows have the longest contexts: start them first.
-    cpu.pool.run(tasks.len(), &|i| {
-        let Some(&(seq, rows, kv_head)) = tasks.get(tasks.len() - 1 - i) else { return };
-        let args = Attend {
+    tasks.reverse();
+    let task = |i: usize| {
+        let &(seq, rows, kv_head) = tasks.get(i)?;
+        Some(Attend {
             cache: *cache.get(),
             table: seq.table,
             kv_head,
@@ -120,9 +125,12 @@ pub(crate) unsafe fn paged_attention(cpu: &Cpu, args: PagedAttention<'_>) -> Res
             position: seq.position(rows.0),
             scale,
             window,
-        };
+        })
+    };
+    cpu.pool.run(tasks.len(), &|i| {
+        let Some(args) = task(i) else { return };
         // SAFETY: the trait's contract; tasks write disjoint rows and heads.
-        unsafe { attend(cpu.isa, f16, args) };
+        unsafe { attend(cpu.isa, f16, args, task(i + 1)) };
     });
     Ok(())
 }

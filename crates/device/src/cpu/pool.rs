@@ -1,8 +1,9 @@
 //! The thread pool: one for the whole device, spinning between ops and parking when idle.
 //!
-//! The caller is worker 0. A job is a number of tasks that the workers claim one by one; which worker runs which
-//! task never matters to the result. A worker that wakes late simply finds the job closed, so a short job does not
-//! wait for parked threads.
+//! The caller is worker 0. A job is a number of tasks. Each worker has an even share of adjacent ones, the same in
+//! every job of as many, so that what it left in its cache is there for the next op; a worker that is done with its
+//! own takes what is left of the others'. Which worker runs which task never matters to the result. A worker that
+//! wakes late simply finds the job closed, so a short job does not wait for parked threads.
 
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -26,12 +27,18 @@ struct Job {
 
 struct Shared {
     state: AtomicU64,
-    next_task: AtomicUsize,
+    /// The next task of each worker's share.
+    next_tasks: Box<[NextTask]>,
     job: UnsafeCell<Job>,
     stop: AtomicBool,
     panicked: AtomicBool,
     parked: Box<[AtomicBool]>,
 }
+
+/// On a cache line of its own: it is written for every task.
+#[derive(Default)]
+#[repr(align(64))]
+struct NextTask(AtomicUsize);
 
 // SAFETY: `job` is written only by the caller that holds the run lock while no worker is in a job (`state` is 0), and
 // read only by workers that have entered the open job.
@@ -58,7 +65,7 @@ impl ThreadPool {
         let num_workers = num_threads.max(1) - 1;
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
-            next_task: AtomicUsize::new(0),
+            next_tasks: (0..=num_workers).map(|_| NextTask::default()).collect(),
             job: UnsafeCell::new(Job {
                 task: std::ptr::null::<fn(usize)>() as *const Task<'static>,
                 num_tasks: 0,
@@ -94,14 +101,16 @@ impl ThreadPool {
         let task_ptr = unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(task) };
         // SAFETY: we hold the run lock and no job is open, so nobody else looks at `job`.
         unsafe { *shared.job.get() = Job { task: task_ptr, num_tasks } };
-        shared.next_task.store(0, Ordering::Relaxed);
+        for (worker, next) in shared.next_tasks.iter().enumerate() {
+            next.0.store(shared.share(worker, num_tasks).0, Ordering::Relaxed);
+        }
         shared.state.store(OPEN, Ordering::SeqCst);
         for (parked, worker) in shared.parked.iter().zip(&self.workers) {
             if parked.load(Ordering::SeqCst) {
                 worker.thread().unpark();
             }
         }
-        let result = catch_unwind(AssertUnwindSafe(|| claim(shared, num_tasks, task)));
+        let result = catch_unwind(AssertUnwindSafe(|| claim(shared, 0, num_tasks, task)));
         shared.state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut wait = Wait::default();
         while shared.state.load(Ordering::Acquire) != 0 {
@@ -145,13 +154,34 @@ impl Wait {
     }
 }
 
-fn claim(shared: &Shared, num_tasks: usize, task: &Task<'_>) {
-    loop {
-        let idx = shared.next_task.fetch_add(1, Ordering::Relaxed);
-        if idx >= num_tasks {
-            return;
+impl Shared {
+    /// The tasks that are a worker's own: from the first to before the second.
+    fn share(&self, worker: usize, num_tasks: usize) -> (usize, usize) {
+        let num_threads = self.next_tasks.len();
+        (worker * num_tasks / num_threads, (worker + 1) * num_tasks / num_threads)
+    }
+
+    fn has_tasks(&self, num_tasks: usize) -> bool {
+        let left = |(worker, next): (usize, &NextTask)| {
+            next.0.load(Ordering::Relaxed) < self.share(worker, num_tasks).1
+        };
+        self.next_tasks.iter().enumerate().any(left)
+    }
+}
+
+/// Runs the worker's own tasks, then what is left of the others'.
+fn claim(shared: &Shared, worker: usize, num_tasks: usize, task: &Task<'_>) {
+    let num_threads = shared.next_tasks.len();
+    for owner in (worker..num_threads).chain(0..worker) {
+        let Some(next) = shared.next_tasks.get(owner) else { return };
+        let (_, end) = shared.share(owner, num_tasks);
+        loop {
+            let idx = next.0.fetch_add(1, Ordering::Relaxed);
+            if idx >= end {
+                break;
+            }
+            task(idx);
         }
-        task(idx);
     }
 }
 
@@ -174,8 +204,8 @@ fn work(shared: &Shared, idx: usize) {
         if enter(shared) {
             // SAFETY: the job is open and stays so at least until we leave it.
             let (task, num_tasks) = unsafe { (&*(*shared.job.get()).task, (*shared.job.get()).num_tasks) };
-            if shared.next_task.load(Ordering::Relaxed) < num_tasks
-                && catch_unwind(AssertUnwindSafe(|| claim(shared, num_tasks, task))).is_err()
+            if shared.has_tasks(num_tasks)
+                && catch_unwind(AssertUnwindSafe(|| claim(shared, idx + 1, num_tasks, task))).is_err()
             {
                 shared.panicked.store(true, Ordering::Relaxed);
             }
@@ -183,7 +213,7 @@ fn work(shared: &Shared, idx: usize) {
             // The job stays open until its owner runs out of tasks too: wait for that instead of re-entering.
             let mut wait = Wait::default();
             while shared.state.load(Ordering::Acquire) & OPEN != 0
-                && shared.next_task.load(Ordering::Relaxed) >= num_tasks
+                && !shared.has_tasks(num_tasks)
                 && !shared.stop.load(Ordering::Relaxed)
             {
                 wait.spin();

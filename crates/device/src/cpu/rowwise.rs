@@ -60,24 +60,44 @@ impl Kernel for SiluMul {
 }
 
 /// Rotates the heads of one row; pair `i` is elements `i` and `i + half`. What lies beyond `2 * half` is copied.
-///
-/// # Safety
-/// `heads * head_dim` elements each, and `[half][2]` cosines and sines.
-pub(crate) unsafe fn rope_row(x: *const f32, out: *mut f32, heads: usize, head_dim: usize, table: &[f32]) {
-    let half = table.len() / 2;
-    for head in 0..heads {
-        for (i, pair) in table.as_chunks::<2>().0.iter().enumerate() {
-            let [cos, sin] = *pair;
-            // SAFETY: by the caller.
-            unsafe {
-                let (a, b) = (*x.add(head * head_dim + i), *x.add(head * head_dim + i + half));
-                *out.add(head * head_dim + i) = a * cos - b * sin;
-                *out.add(head * head_dim + i + half) = b * cos + a * sin;
+#[derive(Clone, Copy)]
+pub(crate) struct Rope<'a> {
+    /// `[heads, head_dim]`.
+    pub(crate) x: *const f32,
+    pub(crate) out: *mut f32,
+    pub(crate) heads: usize,
+    pub(crate) head_dim: usize,
+    /// `[half][2]`: cosines and sines.
+    pub(crate) angles: &'a [f32],
+}
+
+impl Kernel for Rope<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Rope { x, out, heads, head_dim, angles } = self;
+        let half = angles.len() / 2;
+        let (mut cos, mut sin) = ([0.0; LANES], [0.0; LANES]);
+        for (piece, angles) in angles.chunks(2 * LANES).enumerate() {
+            let n = angles.len() / 2;
+            for ((cos, sin), pair) in cos.iter_mut().zip(&mut sin).zip(angles.as_chunks::<2>().0) {
+                [*cos, *sin] = *pair;
+            }
+            for head in 0..heads {
+                let at = head * head_dim + piece * LANES;
+                // SAFETY: `heads * head_dim` elements each, by the caller.
+                unsafe {
+                    let (cos, sin) = (S::load(cos.as_ptr()), S::load(sin.as_ptr()));
+                    let (a, b) = (load::<S>(x.add(at), n), load::<S>(x.add(at + half), n));
+                    store::<S>(out.add(at), S::sub(S::mul(a, cos), S::mul(b, sin)), n);
+                    store::<S>(out.add(at + half), S::add(S::mul(b, cos), S::mul(a, sin)), n);
+                }
             }
         }
-        for i in 2 * half..head_dim {
-            // SAFETY: by the caller.
-            unsafe { *out.add(head * head_dim + i) = *x.add(head * head_dim + i) };
+        for head in 0..heads {
+            for i in head * head_dim + 2 * half..(head + 1) * head_dim {
+                // SAFETY: as above.
+                unsafe { *out.add(i) = *x.add(i) };
+            }
         }
     }
 }

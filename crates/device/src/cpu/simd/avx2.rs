@@ -111,6 +111,13 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn store_f16(p: *mut u16, x: Self::F) {
+        unsafe {
+            _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x[0]));
+            _mm_storeu_si128(p.add(8).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x[1]));
+        }
+    }
+    #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> Self::F {
         unsafe {
             let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));

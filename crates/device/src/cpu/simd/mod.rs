@@ -44,6 +44,8 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn store_part(p: *mut f32, x: Self::F, n: usize);
     unsafe fn load_f16(p: *const u16) -> Self::F;
     unsafe fn load_bf16(p: *const u16) -> Self::F;
+    /// Rounds to the nearest binary16, ties to even.
+    unsafe fn store_f16(p: *mut u16, x: Self::F);
     /// 16 signed bytes to f32.
     unsafe fn load_i8(p: *const i8) -> Self::F;
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F;

@@ -27,6 +27,18 @@ unsafe fn widen_f16(bits: uint16x8_t) -> [float32x4_t; 2] {
     [low, high]
 }
 
+/// Eight floats as binary16; see [`widen_f16`].
+#[inline(always)]
+unsafe fn narrow_f16(low: float32x4_t, high: float32x4_t) -> uint16x8_t {
+    let bits: uint16x8_t;
+    // SAFETY: register arithmetic only; every 64-bit Arm has these conversions.
+    unsafe {
+        asm!("fcvtn {y:v}.4h, {x:v}.4s", "fcvtn2 {y:v}.8h, {z:v}.4s", x = in(vreg) low, z = in(vreg) high,
+            y = out(vreg) bits, options(pure, nomem, nostack, preserves_flags));
+    }
+    bits
+}
+
 /// The first `n` of four floats (0 to 4), the others 0.
 #[inline(always)]
 unsafe fn load_first(p: *const f32, n: usize) -> float32x4_t {
@@ -201,6 +213,13 @@ impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
             let [a, b] = widen_f16(vld1q_u16(p));
             let [c, d] = widen_f16(vld1q_u16(p.add(8)));
             [a, b, c, d]
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(p: *mut u16, x: Self::F) {
+        unsafe {
+            vst1q_u16(p, narrow_f16(x[0], x[1]));
+            vst1q_u16(p.add(8), narrow_f16(x[2], x[3]));
         }
     }
     #[inline(always)]

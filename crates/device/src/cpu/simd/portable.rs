@@ -69,6 +69,12 @@ impl Simd for Portable {
         std::array::from_fn(|i| f16::from_bits(unsafe { p.add(i).read_unaligned() }).to_f32())
     }
     #[inline(always)]
+    unsafe fn store_f16(p: *mut u16, x: Self::F) {
+        for (i, x) in x.into_iter().enumerate() {
+            unsafe { p.add(i).write_unaligned(f16::from_f32(x).to_bits()) };
+        }
+    }
+    #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> Self::F {
         std::array::from_fn(|i| bf16::from_bits(unsafe { p.add(i).read_unaligned() }).to_f32())
     }
