@@ -12,7 +12,7 @@ use crate::arena::{ALIGN, Arena, Reservation};
 use crate::error::{DeviceError, Result, invalid};
 use crate::kv::{BLOCK_SIZE, KvCache, KvConfig, KvLayer};
 use crate::lora::{LoraBatch, ModuleIdx};
-use crate::ops::{Device, LinearTarget, MemoryUse, Ops, PagedAttention, RopeTables, StepMode};
+use crate::ops::{Device, LinearTarget, Ops, PagedAttention, RopeTables, StepMode};
 use crate::sample::{LogprobRow, SampleRow, Sampled, TokenLogprobs};
 use crate::step::{GraphKey, Step, StepBounds, StepBuffers, StepInputs, StepLimits};
 use crate::tensor::{Life, Tensor};
@@ -77,9 +77,9 @@ impl Ctx {
     /// Opens a context and takes all the memory it will ever use.
     pub fn new(device: Arc<dyn Device>, config: CtxConfig) -> Result<Self> {
         let ops = device.open()?;
-        let memory = device.alloc("the arena", config.arena_bytes, MemoryUse::Dense)?;
+        let memory = device.alloc("the arena", config.arena_bytes)?;
         let words = StepBuffers::len_words(&config.step);
-        let step_memory = device.alloc("the step's inputs", words.saturating_mul(4), MemoryUse::Dense)?;
+        let step_memory = device.alloc("the step's inputs", words.saturating_mul(4))?;
         Ok(Ctx {
             device,
             ops,
@@ -141,8 +141,7 @@ impl Ctx {
     /// A persistent, zeroed tensor.
     pub fn persistent(&self, what: &'static str, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
         let shape = shape.into();
-        let memory =
-            self.device.alloc(what, shape.numel().saturating_mul(dtype.size_bytes()), MemoryUse::Sparse)?;
+        let memory = self.device.alloc(what, shape.numel().saturating_mul(dtype.size_bytes()))?;
         Tensor::persistent(memory, shape, dtype)
     }
 
@@ -165,7 +164,7 @@ impl Ctx {
 
     /// Memory for tensors that are used, and dropped, together: side by side they are read faster.
     pub fn reserve(&self, what: &'static str, bytes: usize) -> Result<Reservation> {
-        Ok(Reservation { memory: self.device.alloc(what, bytes, MemoryUse::Dense)?, used_bytes: 0 })
+        Ok(Reservation { memory: self.device.alloc(what, bytes)?, used_bytes: 0 })
     }
 
     /// As [`Ctx::upload`], in the next free part of a reservation.

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use crate::error::{Result, invalid};
 use crate::kv::KvLayer;
 use crate::lora::LoraBatch;
-use crate::ops::{Device, LinearTarget, MemoryUse, Ops, PagedAttention, RopeTables, StepMode};
+use crate::ops::{Device, LinearTarget, Ops, PagedAttention, RopeTables, StepMode};
 use crate::sample::{LogprobRow, SampleRow, Sampled, TokenLogprobs};
 use crate::step::{GraphKey, Step};
 use crate::tensor::{Life, Memory, Tensor};
@@ -40,8 +40,8 @@ impl Device for FakeAsyncDevice {
         format!("recording {}", self.inner.name())
     }
 
-    fn alloc(&self, what: &'static str, bytes: usize, usage: MemoryUse) -> Result<Arc<dyn Memory>> {
-        self.inner.alloc(what, bytes, usage)
+    fn alloc(&self, what: &'static str, bytes: usize) -> Result<Arc<dyn Memory>> {
+        self.inner.alloc(what, bytes)
     }
 
     fn load_weight(&self, host: &HostTensor<'_>) -> Result<Weight> {

@@ -31,7 +31,7 @@ pub use dtype::{DType, Shape, WeightFormat};
 pub use error::{DeviceError, Result};
 pub use kv::{BLOCK_SIZE, KvCache, KvConfig, KvLayer};
 pub use lora::{LoraBatch, LoraFactors, LoraModules, LoraTable, ModuleIdx, NULL_SLOT};
-pub use ops::{Device, LinearTarget, MemoryUse, Ops, PagedAttention, RopeTables, StepMode};
+pub use ops::{Device, LinearTarget, Ops, PagedAttention, RopeTables, StepMode};
 pub use sample::{LogprobRow, SampleRow, Sampled, TokenCount, TokenLogprobs};
 pub use step::{GraphKey, Step, StepBounds, StepInputs, StepLimits};
 pub use tensor::{Memory, Tensor};

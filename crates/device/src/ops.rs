@@ -14,22 +14,13 @@ use crate::step::{GraphKey, Step};
 use crate::tensor::{Memory, Tensor};
 use crate::weight::{HostTensor, Weight};
 
-/// How a range of memory will be used, where a device can make something of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MemoryUse {
-    /// From its beginning to an end that is soon known.
-    Dense,
-    /// Here and there, and perhaps never to the end: what is not touched should cost nothing.
-    Sparse,
-}
-
 /// A place that computes: hands out memory, repacks weights, and opens contexts' op sets.
 pub trait Device: Send + Sync + fmt::Debug {
     /// Name for messages, with the instruction set or the card.
     fn name(&self) -> String;
 
     /// Zeroed memory of at least `bytes` bytes; `what` names its purpose in the error.
-    fn alloc(&self, what: &'static str, bytes: usize, usage: MemoryUse) -> Result<Arc<dyn Memory>>;
+    fn alloc(&self, what: &'static str, bytes: usize) -> Result<Arc<dyn Memory>>;
 
     /// Repacks a weight for this device: without loss, and in no more bytes than it had but for rounding up to the
     /// device's tiles. `host` has the right number of bytes.

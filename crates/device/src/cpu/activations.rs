@@ -38,7 +38,7 @@ pub(crate) struct BlockMeta {
     pub(crate) scaled_sum: f32,
     /// `Σ q`: what a weight's offset is multiplied by.
     pub(crate) sum: i32,
-    /// `Σ q` over the first half.
+    /// `Σ q` over the first half, where it was asked for.
     pub(crate) sum_low: i32,
 }
 
@@ -72,14 +72,15 @@ impl Activations {
     }
 }
 
-/// Quantises one row of `32 num_blocks` floats, whose blocks go to `quants` and `meta` at the layout's distance. NaN
-/// becomes 0 here; it cannot arise from finite weights and inputs.
+/// Quantises one row of `32 num_blocks` floats, whose blocks go to `quants` and `meta` at the layout's distance; `halves`
+/// asks for [`BlockMeta::sum_low`]. NaN becomes 0 here; it cannot arise from finite weights and inputs.
 #[inline(always)]
 pub(crate) unsafe fn quantise_row<S: Simd>(
     x: *const f32,
     num_blocks: usize,
     quants: *mut i8,
     meta: *mut BlockMeta,
+    halves: bool,
 ) {
     // SAFETY: as many readable floats and writable blocks, by the caller.
     unsafe {
@@ -100,9 +101,10 @@ pub(crate) unsafe fn quantise_row<S: Simd>(
             S::store_i8(to.add(LANES), high1);
             S::store_i8(to.add(BLOCK), low0);
             S::store_i8(to.add(BLOCK + LANES), low1);
-            let sum_low = S::reduce_add_i32(S::add_i32(S::shl4_i32(high0), low0));
-            let sum = sum_low + S::reduce_add_i32(S::add_i32(S::shl4_i32(high1), low1));
-            let scale = amax / (127.0 * HIGH);
+            let q0 = S::add_i32(S::shl4_i32(high0), low0);
+            let sum = S::reduce_add_i32(S::add_i32(q0, S::add_i32(S::shl4_i32(high1), low1)));
+            let sum_low = if halves { S::reduce_add_i32(q0) } else { 0 };
+            let scale = amax * (1.0 / (127.0 * HIGH));
             *meta.add(b * TILE_ROWS) = BlockMeta { scale, scaled_sum: scale * sum as f32, sum, sum_low };
         }
     }

@@ -17,8 +17,8 @@ use crate::{Tensor, WeightFormat};
 
 /// Bytes of activations that a task passes over for each panel: they should stay in the second-level cache.
 const ACTIVATION_BYTES: usize = 512 * 1024;
-/// Tasks per thread, so that a thread that was held up does not hold up the others.
-const TASKS_PER_THREAD: usize = 4;
+/// The last task of a thread's share is this part of it: a thread that was held up must not hold up the others.
+const MIN_SHARE: usize = 10;
 
 /// Features of an update that are worth a task.
 const MIN_PIECE: usize = 512;
@@ -87,6 +87,7 @@ struct Quantise {
     x: *const f32,
     to: Activations,
     rows: (usize, usize),
+    halves: bool,
 }
 
 impl Kernel for Quantise {
@@ -102,6 +103,7 @@ impl Kernel for Quantise {
                     num_blocks,
                     q.cast_mut(),
                     meta.cast_mut(),
+                    self.halves,
                 );
             }
         }
@@ -139,7 +141,8 @@ pub(crate) unsafe fn linear(
 
     if weights.iter().any(|w| w.format.is_quantised()) {
         // SAFETY: `x` has these extents.
-        unsafe { quantise(cpu, scratch, x_ptr.0, rows, cols) };
+        let halves = |w: &&CpuWeight| with_block_format!(w.format, F => F::PARTS > 1, else false);
+        unsafe { quantise(cpu, scratch, (x_ptr.0, rows, cols), weights.iter().any(halves)) };
     }
     let operand = Operand { x: x_ptr.0, cols, quantised: scratch.activations(cols) };
 
@@ -183,7 +186,12 @@ pub(crate) unsafe fn linear(
 }
 
 /// Quantises all rows into the scratch buffers.
-unsafe fn quantise(cpu: &Cpu, scratch: &mut LinearScratch, x: *const f32, rows: usize, cols: usize) {
+unsafe fn quantise(
+    cpu: &Cpu,
+    scratch: &mut LinearScratch,
+    (x, rows, cols): (*const f32, usize, usize),
+    halves: bool,
+) {
     let num_blocks = Activations::stored_rows(rows) * (cols / BLOCK);
     scratch.quants.resize(num_blocks.max(scratch.quants.len()), QuantBlock::default());
     scratch.meta.resize(num_blocks.max(scratch.meta.len()), BlockMeta::default());
@@ -193,7 +201,7 @@ unsafe fn quantise(cpu: &Cpu, scratch: &mut LinearScratch, x: *const f32, rows: 
         let rows = (i * piece, rows.min((i + 1) * piece));
         let Operand { x, quantised: to, .. } = *operand.get();
         // SAFETY: the buffers were sized above; tasks have disjoint rows.
-        unsafe { cpu.isa.run(Quantise { x, to, rows }) };
+        unsafe { cpu.isa.run(Quantise { x, to, rows, halves }) };
     });
 }
 
@@ -255,23 +263,32 @@ fn base_tasks(weights: &[&CpuWeight], rows: usize, cols: usize, num_threads: usi
     let max_rows = (ACTIVATION_BYTES / bytes_per_row.max(1)).max(3 * TILE_ROWS) / TILE_ROWS * TILE_ROWS;
     let num_chunks = rows.div_ceil(max_rows);
     let total: usize = weights.iter().map(|w| w.num_panels()).sum();
-    let most = (total * num_chunks).div_ceil(num_threads * TASKS_PER_THREAD).max(1);
     // Plain weights are multiplied four panels at once.
     let unit = if is_quantised || total < 4 * num_threads { 1 } else { 4 };
-    let cut = |(first, end): (usize, usize), part: usize, parts: usize| {
-        let units = (end - first).div_ceil(unit);
-        let at = |part: usize| end.min(first + part * units / parts * unit);
-        (at(part), at(part + 1))
-    };
     let mut tasks = Vec::new();
     for thread in 0..num_threads {
+        let share = |panels: usize| {
+            let at = |thread: usize| panels.min(thread * panels.div_ceil(unit) / num_threads * unit);
+            (at(thread), at(thread + 1))
+        };
         for chunk in 0..num_chunks {
             let rows = (chunk * max_rows, rows.min((chunk + 1) * max_rows));
+            let mut left: usize = weights.iter().map(|w| share(w.num_panels())).map(|s| s.1 - s.0).sum();
+            let least = left.div_ceil(MIN_SHARE).next_multiple_of(unit);
+            // Half of what is left, again and again: whoever is done first takes a small piece, not a large one.
+            let mut task_left = 0;
             for (target, weight) in weights.iter().enumerate() {
-                let share = cut((0, weight.num_panels()), thread, num_threads);
-                let parts = (share.1 - share.0).div_ceil(most);
-                let panels = (0..parts).map(|part| cut(share, part, parts)).filter(|p| p.0 < p.1);
-                tasks.extend(panels.map(|panels| BaseTask { target, rows, panels }));
+                let (mut first, end) = share(weight.num_panels());
+                while first < end {
+                    if task_left == 0 {
+                        task_left = left.div_ceil(2).next_multiple_of(unit).max(least);
+                    }
+                    let panels = task_left.min(end - first);
+                    tasks.push(BaseTask { target, rows, panels: (first, first + panels) });
+                    first += panels;
+                    left -= panels;
+                    task_left -= panels;
+                }
             }
         }
     }

@@ -7,7 +7,6 @@ use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{DeviceError, Result};
-use crate::ops::MemoryUse;
 use crate::tensor::Memory;
 
 const ALIGN: usize = 64;
@@ -31,12 +30,11 @@ unsafe impl Send for HostMemory {}
 unsafe impl Sync for HostMemory {}
 
 impl HostMemory {
-    pub(crate) fn new(what: &'static str, len_bytes: usize, usage: MemoryUse) -> Result<Arc<Self>> {
+    pub(crate) fn new(what: &'static str, len_bytes: usize) -> Result<Arc<Self>> {
         let oom = || DeviceError::OutOfMemory { what, bytes: len_bytes };
         // Asking for the alignment itself would make the allocator clear, and so commit, every page; small
         // alignments are served by fresh pages that are zero already.
-        // Where memory is used here and there, a huge page would be cleared for every place.
-        let is_huge = usage == MemoryUse::Dense && len_bytes >= HUGE_PAGE_BYTES;
+        let is_huge = len_bytes >= HUGE_PAGE_BYTES;
         let align = if is_huge { HUGE_PAGE_BYTES } else { ALIGN };
         let padded = len_bytes.max(1).checked_add(align).ok_or_else(oom)?;
         let layout = Layout::from_size_align(padded, 16).map_err(|_| oom())?;
@@ -100,16 +98,12 @@ impl HostChunks {
     /// A zeroed range.
     pub(crate) fn take(&self, what: &'static str, len_bytes: usize) -> Result<HostRange> {
         if len_bytes > CHUNK_BYTES / 4 {
-            return Ok(HostRange {
-                memory: HostMemory::new(what, len_bytes, MemoryUse::Dense)?,
-                offset: 0,
-                len_bytes,
-            });
+            return Ok(HostRange { memory: HostMemory::new(what, len_bytes)?, offset: 0, len_bytes });
         }
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let (memory, used) = match current.take() {
             Some((memory, used)) if used + len_bytes <= CHUNK_BYTES => (memory, used),
-            _ => (HostMemory::new(what, CHUNK_BYTES, MemoryUse::Dense)?, 0),
+            _ => (HostMemory::new(what, CHUNK_BYTES)?, 0),
         };
         *current = Some((memory.clone(), (used + len_bytes).next_multiple_of(ALIGN)));
         Ok(HostRange { memory, offset: used, len_bytes })

@@ -37,7 +37,7 @@ use self::weight::CpuWeight;
 use crate::Shape;
 use crate::error::{DeviceError, Result, invalid};
 use crate::lora::LoraBatch;
-use crate::ops::{Device, LinearTarget, MemoryUse, Ops, PagedAttention, RopeTables};
+use crate::ops::{Device, LinearTarget, Ops, PagedAttention, RopeTables};
 use crate::sample::{LogprobRow, SampleRow, Sampled, TokenLogprobs};
 use crate::step::GraphKey;
 use crate::tensor::{Memory, Tensor};
@@ -137,8 +137,8 @@ impl Device for CpuDevice {
         format!("cpu ({}, {} threads)", self.cpu.isa, self.num_threads())
     }
 
-    fn alloc(&self, what: &'static str, bytes: usize, usage: MemoryUse) -> Result<Arc<dyn Memory>> {
-        Ok(HostMemory::new(what, bytes, usage)?)
+    fn alloc(&self, what: &'static str, bytes: usize) -> Result<Arc<dyn Memory>> {
+        Ok(HostMemory::new(what, bytes)?)
     }
 
     fn load_weight(&self, host: &HostTensor<'_>) -> Result<Weight> {
