@@ -75,6 +75,12 @@ struct BaseTask {
     panels: (usize, usize),
 }
 
+/// A task of the first job.
+enum Task<'a> {
+    Base(BaseTask),
+    Shrink(&'a (&'a Update<'a>, &'a LoraFactors)),
+}
+
 /// A group's update of one target; `low` is where its shrunk rows start in the scratch buffer.
 struct Update<'a> {
     target: usize,
@@ -140,8 +146,8 @@ pub(crate) unsafe fn linear(
     let low = SendPtr(scratch.low.as_mut_ptr());
 
     if weights.iter().any(|w| w.format.is_quantised()) {
-        // SAFETY: `x` has these extents.
         let halves = |w: &&CpuWeight| with_block_format!(w.format, F => F::PARTS > 1, else false);
+        // SAFETY: `x` has these extents.
         unsafe { quantise(cpu, scratch, (x_ptr.0, rows, cols), weights.iter().any(halves)) };
     }
     let operand = Operand { x: x_ptr.0, cols, quantised: scratch.activations(cols) };
@@ -161,23 +167,27 @@ pub(crate) unsafe fn linear(
     }
     let epilogues = SendPtr(epilogues.as_mut_ptr());
 
-    let base = base_tasks(&weights, rows, cols, cpu.pool.num_threads());
-    let shrinks: Vec<&Update<'_>> = updates.iter().filter(|u| u.factors.is_some()).collect();
-    cpu.pool.run(base.len() + shrinks.len(), &|i| {
-        if let Some(task) = base.get(i) {
-            // SAFETY: the operands are sound and tasks write disjoint outputs.
-            unsafe {
-                let epilogue = *epilogues.get().add(task.target);
-                if let Some(weight) = weights.get(task.target) {
-                    multiply(cpu.isa, weight, operand.get(), task, epilogue);
-                }
+    let num_threads = cpu.pool.num_threads();
+    let shrinks: Vec<_> = updates.iter().filter_map(|u| Some((u, u.factors?))).collect();
+    let mut tasks = Vec::new();
+    for (thread, base) in base_tasks(&weights, rows, cols, num_threads).into_iter().enumerate() {
+        let at = |thread: usize| thread * shrinks.len() / num_threads;
+        tasks.extend(base.into_iter().map(Task::Base));
+        tasks.extend(shrinks.iter().skip(at(thread)).take(at(thread + 1) - at(thread)).map(Task::Shrink));
+    }
+    cpu.pool.run(tasks.len(), &|i| match tasks.get(i) {
+        // SAFETY: the operands are sound and tasks write disjoint outputs.
+        Some(Task::Base(task)) => unsafe {
+            let epilogue = *epilogues.get().add(task.target);
+            if let Some(weight) = weights.get(task.target) {
+                multiply(cpu.isa, weight, operand.get(), task, epilogue);
             }
-        } else if let Some((update, factors)) =
-            shrinks.get(i - base.len()).and_then(|u| Some((u, u.factors?)))
-        {
-            // SAFETY: shapes were checked; each update has its own part of the scratch buffer.
-            unsafe { run_shrink(cpu.isa, update, factors, (x_ptr.get(), cols), row_scales.get(), low.get()) };
-        }
+        },
+        // SAFETY: shapes were checked; each update has its own part of the scratch buffer.
+        Some(Task::Shrink((update, factors))) => unsafe {
+            run_shrink(cpu.isa, update, factors, (x_ptr.get(), cols), row_scales.get(), low.get());
+        },
+        None => {}
     });
     if updates.is_empty() {
         return Ok(());
@@ -256,8 +266,8 @@ fn updates<'a>(
 }
 
 /// Cuts the product into tasks of some panels, and of as many rows as leave the activations in the cache. Each thread's
-/// share of the tasks is its share of every target's panels, the same in every op.
-fn base_tasks(weights: &[&CpuWeight], rows: usize, cols: usize, num_threads: usize) -> Vec<BaseTask> {
+/// tasks are of its share of every target's panels, the same in every op.
+fn base_tasks(weights: &[&CpuWeight], rows: usize, cols: usize, num_threads: usize) -> Vec<Vec<BaseTask>> {
     let is_quantised = weights.iter().all(|w| w.format.is_quantised());
     let bytes_per_row = if is_quantised { 2 * cols } else { 4 * cols };
     let max_rows = (ACTIVATION_BYTES / bytes_per_row.max(1)).max(3 * TILE_ROWS) / TILE_ROWS * TILE_ROWS;
@@ -265,8 +275,8 @@ fn base_tasks(weights: &[&CpuWeight], rows: usize, cols: usize, num_threads: usi
     let total: usize = weights.iter().map(|w| w.num_panels()).sum();
     // Plain weights are multiplied four panels at once.
     let unit = if is_quantised || total < 4 * num_threads { 1 } else { 4 };
-    let mut tasks = Vec::new();
-    for thread in 0..num_threads {
+    let share_of = |thread: usize| {
+        let mut tasks = Vec::new();
         let share = |panels: usize| {
             let at = |thread: usize| panels.min(thread * panels.div_ceil(unit) / num_threads * unit);
             (at(thread), at(thread + 1))
@@ -291,8 +301,9 @@ fn base_tasks(weights: &[&CpuWeight], rows: usize, cols: usize, num_threads: usi
                 }
             }
         }
-    }
-    tasks
+        tasks
+    };
+    (0..num_threads).map(share_of).collect()
 }
 
 /// Runs one task of the base product.

@@ -148,6 +148,37 @@ fn every_narrow_value_is_read_exactly() {
     }
 }
 
+/// Rounds 16 floats to binary16.
+struct StoreF16<'a> {
+    from: &'a Floats,
+    to: &'a mut [u16; LANES],
+}
+
+impl Kernel for StoreF16<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: both arrays have 16 elements; the CPU features are the caller's.
+        unsafe { S::store_f16(self.to.as_mut_ptr(), S::load(self.from.as_ptr())) };
+    }
+}
+
+#[test]
+fn floats_are_rounded_to_the_nearest_half() {
+    for isa in Isa::available() {
+        // Each finite value of binary16, and floats around the middle between it and the next.
+        for bits in (0..0x7c00_u16).chain(0x8000..0xfc00) {
+            let value = f16::from_bits(bits).to_f32();
+            let middle = f32::midpoint(value, f16::from_bits(bits + 1).to_f32());
+            let mut from = [value; LANES];
+            from[1..4].copy_from_slice(&[middle, middle.next_up(), middle.next_down()]);
+            let mut to = [0; LANES];
+            // SAFETY: the machine has the instruction set.
+            unsafe { isa.run(StoreF16 { from: &from, to: &mut to }) };
+            assert_eq!(to, from.map(|x| f16::from_f32(x).to_bits()), "{isa}: {from:?}");
+        }
+    }
+}
+
 /// Copies `from` (1 to 16 floats) to `to` by partial loads and stores, and the whole loaded vector to `loaded`.
 struct Parts<'a> {
     from: &'a [f32],
