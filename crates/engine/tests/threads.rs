@@ -63,6 +63,9 @@ fn requests_submitted_together_share_a_generation() {
     std::thread::scope(|scope| {
         scope.spawn(|| (2..).take_while(|_| !stop.load(Ordering::Relaxed)).for_each(load));
         for _ in 0..20 {
+            // Whatever else the machine does: the answers of two rounds are by different generations.
+            let answered = generations.last().copied().flatten();
+            wait_until("a replacement", || engine.adapters().iter().all(|a| Some(a.generation) != answered));
             let together = (0..40).map(|_| request(3).with_adapter("a").with_max_tokens(2)).collect();
             let streams = engine.submit_all(together).unwrap();
             let answers: Vec<Completion> = streams.into_iter().map(|s| s.completion_blocking()).collect();
@@ -74,8 +77,7 @@ fn requests_submitted_together_share_a_generation() {
         }
         stop.store(true, Ordering::Relaxed);
     });
-    generations.dedup();
-    assert!(generations.len() > 5, "it was hardly replaced: {generations:?}");
+    assert!(generations.windows(2).all(|pair| pair[0] < pair[1]), "{generations:?}");
     assert_idle(&engine);
 }
 
@@ -128,7 +130,7 @@ fn replacing_under_load() {
         let started = Instant::now();
         let mut refused = 0;
         for round in 0.. {
-            if started.elapsed() > Duration::from_millis(1500) {
+            if started.elapsed() > Duration::from_millis(1500) && contents.len() > 50 {
                 break;
             }
             let name = NAMES[round % NAMES.len()];
@@ -141,7 +143,7 @@ fn replacing_under_load() {
             std::thread::sleep(Duration::from_millis(2));
         }
         stop.store(true, Ordering::Relaxed);
-        assert!(contents.len() > 50, "{} loads, {refused} refused", contents.len());
+        eprintln!("{} loads, {refused} refused", contents.len());
         clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
     });
     assert_eq!(control.violation(), None);

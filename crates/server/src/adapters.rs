@@ -55,10 +55,9 @@ fn load_blocking(state: &ServerState, fields: &LoadAdapter) -> Result<Response> 
     let Some(root) = &state.adapter_root else { return Err(ApiError::internal("the adapter root is gone")) };
     let engine = &state.model.engine;
     let path = root.resolve(&fields.lora_path)?;
-    let replace = fields.load_inplace.unwrap_or(false);
     let options = LoadOptions {
-        replace,
-        pinned: fields.pinned.unwrap_or_else(|| replace && is_pinned(state, &fields.lora_name)),
+        replace: fields.load_inplace.unwrap_or(false),
+        pinned: fields.pinned,
         expected_generation: fields.expected_generation.map(GenerationId),
     };
     let source = AdapterSource::Path(path);
@@ -81,10 +80,6 @@ fn load_blocking(state: &ServerState, fields: &LoadAdapter) -> Result<Response> 
     let message =
         format!("Success: LoRA adapter '{}' added successfully (generation {}).", info.name, info.generation);
     Ok(done(message, &info))
-}
-
-fn is_pinned(state: &ServerState, name: &str) -> bool {
-    state.model.engine.adapters().iter().any(|adapter| adapter.name == name && adapter.pinned)
 }
 
 /// `POST /v1/pin_lora_adapter`: keeps an adapter in its slot and in memory, or no longer.

@@ -80,8 +80,9 @@ impl fmt::Display for AdapterSource {
 pub struct LoadOptions {
     /// Replace the name's generation if there is one, atomically; otherwise a taken name is an error.
     pub replace: bool,
-    /// Never evict it from its slot or from host memory to make room for others.
-    pub pinned: bool,
+    /// Never evict it from its slot or from host memory to make room for others. None: as the generation that it
+    /// replaces, otherwise not.
+    pub pinned: Option<bool>,
     /// Compare-and-swap: go on only if the name is at this generation.
     pub expected_generation: Option<GenerationId>,
 }

@@ -68,6 +68,14 @@ pub(crate) struct AdapterRegistry {
     departures: AtomicU64,
 }
 
+/// Whether the generation that is loaded under this name will be pinned: as asked for, or as the one it replaces.
+fn is_to_be_pinned(state: &State, name: &str, options: &LoadOptions) -> bool {
+    options.pinned.unwrap_or_else(|| {
+        let replaced = state.names.get(name).and_then(|id| state.entries.get(id));
+        replaced.is_some_and(|entry| entry.pinned)
+    })
+}
+
 impl AdapterRegistry {
     pub fn new(limits: RegistryLimits) -> Self {
         Self { state: Mutex::default(), reload_wanted: Condvar::new(), limits, departures: AtomicU64::new(0) }
@@ -128,7 +136,7 @@ impl AdapterRegistry {
             None if state.names.len() >= self.limits.max_adapters => {
                 Err(AdapterError::TooMany { limit: self.limits.max_adapters })
             }
-            _ if options.pinned => self.check_pin(state, name),
+            _ if is_to_be_pinned(state, name, options) => self.check_pin(state, name),
             _ => Ok(()),
         }
     }
@@ -153,6 +161,7 @@ impl AdapterRegistry {
         self.check_name(name)?;
         let mut state = self.lock();
         self.check_target(&state, name, options)?;
+        let pinned = is_to_be_pinned(&state, name, options);
         let old = state.names.get(name).copied();
         self.make_room(&mut state, adapter.host_bytes(), old)?;
         state.last_generation += 1;
@@ -174,7 +183,7 @@ impl AdapterRegistry {
             generation,
             tier: Tier::Host(adapter),
             hidden: false,
-            pinned: options.pinned,
+            pinned,
             in_slot: false,
             leases: 0,
             last_used: state.clock,

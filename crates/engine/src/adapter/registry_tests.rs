@@ -144,13 +144,27 @@ fn what_cannot_leave_host_memory_is_refused_at_load() {
 }
 
 #[test]
+fn a_replacement_is_pinned_as_what_it_replaces_unless_told_otherwise() {
+    let registry = registry(100);
+    let load = |digest, pinned| {
+        let options = LoadOptions { pinned, ..replace() };
+        registry.publish("a", path("a"), fake(1, digest), &options).unwrap().pinned
+    };
+    assert!(!load(1, None));
+    assert!(load(2, Some(true)));
+    assert!(load(3, None));
+    assert!(!load(4, Some(false)));
+    assert!(!load(5, None));
+}
+
+#[test]
 fn limits_on_names_numbers_and_pins() {
     let registry = registry(100);
     for name in ["", " ", "a\nb", &"x".repeat(65)] {
         let error = registry.check_load(name, &LoadOptions::default()).unwrap_err();
         assert!(matches!(error, AdapterError::InvalidName { .. }), "{name:?}");
     }
-    let pinned = LoadOptions { pinned: true, ..LoadOptions::default() };
+    let pinned = LoadOptions { pinned: Some(true), ..LoadOptions::default() };
     for name in ["a", "b"] {
         registry.publish(name, path(name), fake(1, 1), &pinned).unwrap();
     }

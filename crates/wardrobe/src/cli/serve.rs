@@ -78,7 +78,8 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     for spec in &settings.adapter {
         // As the adapter root resolves paths, so that both tell one adapter's place alike.
         let path = spec.path.canonicalize().unwrap_or_else(|_| spec.path.clone());
-        let options = LoadOptions { pinned: settings.pin.contains(&spec.name), ..LoadOptions::default() };
+        let options =
+            LoadOptions { pinned: Some(settings.pin.contains(&spec.name)), ..LoadOptions::default() };
         engine
             .load_adapter(&spec.name, AdapterSource::Path(path), options)
             .with_context(|| format!("cannot load the adapter {spec}"))?;
@@ -241,7 +242,7 @@ impl Banner<'_> {
             row(
                 "limits",
                 format!(
-                    "{} tokens of context, {} sequences at once, {} requests waiting, {} adapters in one step",
+                    "{} tokens of context, {} sequences at once, {} waiting, {} adapters in one step",
                     self.engine.max_context_tokens(),
                     config.max_num_sequences,
                     config.queue_capacity,

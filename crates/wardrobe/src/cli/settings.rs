@@ -64,7 +64,7 @@ pub struct Settings {
     /// Largest request body [default: 8MiB]
     #[arg(long, value_name = "SIZE", env = "WARDROBE_MAX_BODY", hide_env = true, help_heading = "Endpoint")]
     pub max_body: Option<ByteSize>,
-    /// Requests that may wait; more get 429 [default: 1024]
+    /// Sequences of requests (prompts times choices) that may wait; more get 429 [default: 1024]
     #[arg(long, value_name = "N", env = "WARDROBE_QUEUE", hide_env = true, help_heading = "Endpoint")]
     pub queue: Option<usize>,
     /// Longest time for one request [default: no limit]
