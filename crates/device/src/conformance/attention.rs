@@ -203,7 +203,8 @@ impl Case {
 
 pub(super) fn ragged_batches(subject: &Subject) {
     let mut random = Random::new(51);
-    let shapes = [([1, 1], 64), ([2, 1], 64), ([3, 1], 80), ([8, 1], 96), ([4, 2], 128), ([9, 3], 64)];
+    let shapes =
+        [([1, 1], 64), ([2, 1], 64), ([3, 1], 80), ([8, 1], 96), ([4, 2], 128), ([9, 3], 64), ([2, 1], 320)];
     for (turn, (heads, head_dim)) in shapes.into_iter().enumerate() {
         for dtype in [DType::F32, DType::F16] {
             let case = Case { seed: turn as u64, ..Case::new(heads, head_dim, dtype, &[1, 37, 16, 70, 17]) };

@@ -17,8 +17,8 @@ use crate::{Tensor, WeightFormat};
 
 /// Bytes of activations that a task passes over for each panel: they should stay in the second-level cache.
 const ACTIVATION_BYTES: usize = 512 * 1024;
-/// The last task of a thread's share is this part of it: a thread that was held up must not hold up the others.
-const MIN_SHARE: usize = 10;
+/// A thread's smallest task is one part in so many of its share: a thread that was held up must not hold up the others.
+const SMALLEST_PART: usize = 10;
 
 /// Features of an update that are worth a task.
 const MIN_PIECE: usize = 512;
@@ -284,7 +284,7 @@ fn base_tasks(weights: &[&CpuWeight], rows: usize, cols: usize, num_threads: usi
         for chunk in 0..num_chunks {
             let rows = (chunk * max_rows, rows.min((chunk + 1) * max_rows));
             let mut left: usize = weights.iter().map(|w| share(w.num_panels())).map(|s| s.1 - s.0).sum();
-            let least = left.div_ceil(MIN_SHARE).next_multiple_of(unit);
+            let least = left.div_ceil(SMALLEST_PART).next_multiple_of(unit);
             // Half of what is left, again and again: whoever is done first takes a small piece, not a large one.
             let mut task_left = 0;
             for (target, weight) in weights.iter().enumerate() {

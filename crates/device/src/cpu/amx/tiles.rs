@@ -76,40 +76,25 @@ pub(super) struct Operands {
     pub(super) quants: *mut u8,
 }
 
-macro_rules! tiles {
-    (($operands:expr, $previous:expr, $now:expr), $($line:literal),* $(,)?) => {
-        asm!(
-            $($line,)*
-            a = in(reg) $operands.activations,
-            b = in(reg) $operands.quants,
-            previous = in(reg) $previous,
-            now = in(reg) $now,
-            stride = in(reg) 64_usize,
-            options(nostack),
-        )
-    };
-}
-
 /// Loads the operands of the first product.
 ///
 /// # Safety
 /// As [`step`].
 #[inline(always)]
 pub(super) unsafe fn load_first<F: BlockFormat>(operands: Operands) {
-    let none = std::ptr::null_mut::<u8>();
     // SAFETY: the caller's.
     unsafe {
-        tiles!(
-            (operands, none, none),
+        asm!(
             "tileloadd tmm4, [{a} + {stride}]",
             "tileloadd tmm6, [{b} + {stride}]",
-            "/* {previous} {now} */",
+            a = in(reg) operands.activations, b = in(reg) operands.quants, stride = in(reg) 64_usize,
+            options(nostack),
         );
         if !is_nibble::<F>() {
-            tiles!(
-                (operands, none, none),
+            asm!(
                 "tileloadd tmm5, [{a} + {stride} + 32]",
-                "/* {b} {previous} {now} */"
+                a = in(reg) operands.activations, stride = in(reg) 64_usize,
+                options(nostack),
             );
         }
     }
@@ -126,69 +111,49 @@ pub(super) unsafe fn load_first<F: BlockFormat>(operands: Operands) {
 /// Whole tiles are readable and writable, and the tile registers are configured for `F`.
 #[inline(always)]
 pub(super) unsafe fn step<F: BlockFormat>(idx: usize, next: Operands, previous: *mut u8, now: *mut u8) {
+    // Numbers of tile registers: the product's sums and operands, the next one's operands, the previous one's sums.
+    macro_rules! whole {
+        ($dot:literal, $c:literal, $a:literal, $b:literal, $next_a:literal, $next_b:literal, $previous:literal) => {
+            asm!(
+                concat!("tilezero tmm", $c),
+                concat!($dot, " tmm", $c, ", tmm", $a, ", tmm", $b),
+                concat!("tileloadd tmm", $next_a, ", [{a} + {stride}]"),
+                concat!("tileloadd tmm", $next_b, ", [{b} + {stride}]"),
+                concat!("tilestored [{previous} + {stride}], tmm", $previous),
+                a = in(reg) next.activations, b = in(reg) next.quants, previous = in(reg) previous,
+                stride = in(reg) 64_usize,
+                options(nostack),
+            )
+        };
+    }
+    // The same for two parts, whose activations take turns in one pair of registers.
+    macro_rules! parts {
+        ($high:literal, $low:literal, $b:literal, $next_b:literal, $previous_low:literal) => {
+            asm!(
+                concat!("tilezero tmm", $high),
+                concat!("tdpbssd tmm", $high, ", tmm4, tmm", $b),
+                concat!("tilestored [{previous} + {stride} + 1024], tmm", $previous_low),
+                concat!("tilezero tmm", $low),
+                concat!("tdpbssd tmm", $low, ", tmm5, tmm", $b),
+                "tileloadd tmm4, [{a} + {stride}]",
+                "tileloadd tmm5, [{a} + {stride} + 32]",
+                concat!("tileloadd tmm", $next_b, ", [{b} + {stride}]"),
+                concat!("tilestored [{now} + {stride}], tmm", $high),
+                a = in(reg) next.activations, b = in(reg) next.quants, previous = in(reg) previous,
+                now = in(reg) now, stride = in(reg) 64_usize,
+                options(nostack),
+            )
+        };
+    }
     // SAFETY: the caller's.
     unsafe {
         match (is_nibble::<F>(), F::OFFSET == 0, idx.is_multiple_of(2)) {
-            (true, true, true) => tiles!(
-                (next, previous, now),
-                "tilezero tmm0",
-                "tdpbsud tmm0, tmm4, tmm6",
-                "tileloadd tmm5, [{a} + {stride}]",
-                "tileloadd tmm7, [{b} + {stride}]",
-                "tilestored [{previous} + {stride}], tmm1",
-                "/* {now} */",
-            ),
-            (true, true, false) => tiles!(
-                (next, previous, now),
-                "tilezero tmm1",
-                "tdpbsud tmm1, tmm5, tmm7",
-                "tileloadd tmm4, [{a} + {stride}]",
-                "tileloadd tmm6, [{b} + {stride}]",
-                "tilestored [{previous} + {stride}], tmm0",
-                "/* {now} */",
-            ),
-            (true, false, true) => tiles!(
-                (next, previous, now),
-                "tilezero tmm0",
-                "tdpbssd tmm0, tmm4, tmm6",
-                "tileloadd tmm5, [{a} + {stride}]",
-                "tileloadd tmm7, [{b} + {stride}]",
-                "tilestored [{previous} + {stride}], tmm1",
-                "/* {now} */",
-            ),
-            (true, false, false) => tiles!(
-                (next, previous, now),
-                "tilezero tmm1",
-                "tdpbssd tmm1, tmm5, tmm7",
-                "tileloadd tmm4, [{a} + {stride}]",
-                "tileloadd tmm6, [{b} + {stride}]",
-                "tilestored [{previous} + {stride}], tmm0",
-                "/* {now} */",
-            ),
-            (false, _, true) => tiles!(
-                (next, previous, now),
-                "tilezero tmm0",
-                "tdpbssd tmm0, tmm4, tmm6",
-                "tilestored [{previous} + {stride} + 1024], tmm3",
-                "tilezero tmm1",
-                "tdpbssd tmm1, tmm5, tmm6",
-                "tileloadd tmm4, [{a} + {stride}]",
-                "tileloadd tmm5, [{a} + {stride} + 32]",
-                "tileloadd tmm7, [{b} + {stride}]",
-                "tilestored [{now} + {stride}], tmm0",
-            ),
-            (false, _, false) => tiles!(
-                (next, previous, now),
-                "tilezero tmm2",
-                "tdpbssd tmm2, tmm4, tmm7",
-                "tilestored [{previous} + {stride} + 1024], tmm1",
-                "tilezero tmm3",
-                "tdpbssd tmm3, tmm5, tmm7",
-                "tileloadd tmm4, [{a} + {stride}]",
-                "tileloadd tmm5, [{a} + {stride} + 32]",
-                "tileloadd tmm6, [{b} + {stride}]",
-                "tilestored [{now} + {stride}], tmm2",
-            ),
+            (true, true, true) => whole!("tdpbsud", 0, 4, 6, 5, 7, 1),
+            (true, true, false) => whole!("tdpbsud", 1, 5, 7, 4, 6, 0),
+            (true, false, true) => whole!("tdpbssd", 0, 4, 6, 5, 7, 1),
+            (true, false, false) => whole!("tdpbssd", 1, 5, 7, 4, 6, 0),
+            (false, _, true) => parts!(0, 1, 6, 7, 3),
+            (false, _, false) => parts!(2, 3, 7, 6, 1),
         }
     }
 }
