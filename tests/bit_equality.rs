@@ -221,12 +221,12 @@ fn schedules(subject: &Subject) {
 
 /// Thread counts, and instruction sets within their bound.
 fn devices(subject: &Subject) {
-    let model = subject.open(CpuOptions { threads: Some(1), isa: None });
+    let model = subject.open(CpuOptions { threads: Some(1), ..Default::default() });
     let requests = subject.requests(&model);
     let one = subject.alone(&model, &requests);
     drop(model);
     for threads in [2, 3] {
-        let model = subject.open(CpuOptions { threads: Some(threads), isa: None });
+        let model = subject.open(CpuOptions { threads: Some(threads), ..Default::default() });
         check(&format!("{threads} threads"), &subject.alone(&model, &requests), &one);
         let engine = subject.engine(&model, &subject.options(EngineConfig::default()));
         check(&format!("{threads} threads, with neighbours"), &together(&engine, &requests), &one);
@@ -235,7 +235,7 @@ fn devices(subject: &Subject) {
     // Prompt log-probabilities of one text by every instruction set: outputs could branch at a near tie.
     let mut by_isa: BTreeMap<String, Vec<f32>> = BTreeMap::new();
     for isa in Isa::available() {
-        let model = subject.open(CpuOptions { threads: Some(1), isa: Some(isa) });
+        let model = subject.open(CpuOptions { threads: Some(1), isa: Some(isa), ..Default::default() });
         let engine = subject.engine(&model, &subject.options(EngineConfig::default()));
         let request =
             Request { prompt_logprobs: Some(0), max_tokens: Some(0), logprobs: None, ..requests[7].clone() };

@@ -175,15 +175,7 @@ impl Ops for FakeAsyncOps {
                 })
                 .collect();
             let batch = lora.as_ref().map(|(table, slots, scales)| LoraBatch { table, slots, scales });
-            if let Some(batch) = &batch {
-                // Adapters may have been bound since.
-                for target in &targets {
-                    if let Some(module) = target.module {
-                        batch.check(module, target.weight)?;
-                    }
-                }
-            }
-            // SAFETY: checked when recorded, the adapters just now.
+            // SAFETY: checked when recorded; adapters are checked when they are bound.
             unsafe { ops.linear(&x, &targets, batch.as_ref()) }
         })
     }

@@ -30,7 +30,7 @@ pub use ctx::{AttentionSpec, Ctx, CtxConfig, Projection};
 pub use dtype::{DType, Shape, WeightFormat};
 pub use error::{DeviceError, Result};
 pub use kv::{BLOCK_SIZE, KvCache, KvConfig, KvLayer};
-pub use lora::{LoraBatch, LoraFactors, LoraModules, LoraTable, ModuleIdx, NULL_SLOT};
+pub use lora::{BoundAdapter, LoraBatch, LoraFactors, LoraModules, LoraTable, ModuleIdx, NULL_SLOT};
 pub use ops::{Device, LinearTarget, Ops, PagedAttention, RopeTables, StepMode};
 pub use sample::{LogprobRow, SampleRow, Sampled, TokenCount, TokenLogprobs};
 pub use step::{GraphKey, Step, StepBounds, StepInputs, StepLimits};

@@ -1,6 +1,6 @@
 //! LoRA operands of a linear layer (Hu et al., arXiv 2106.09685): `y += scale * (x Aᵀ) Bᵀ`, for any mix of adapters.
 
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::error::{DeviceError, Result, invalid};
 use crate::weight::Weight;
@@ -33,13 +33,18 @@ impl LoraFactors {
         self.a.shape().rows()
     }
 
-    fn check(&self) -> Result<()> {
+    /// Whether these are factors for a layer `[out, in]`.
+    fn check(&self, layer: Shape) -> Result<()> {
         let op = "LoraFactors";
         if self.a.shape().dims().len() != 2 || self.b_t.shape().dims().len() != 2 {
             return invalid(op, "A and B must be matrices");
         }
         if self.b_t.shape().rows() != self.rank() || self.rank() == 0 {
             return invalid(op, format!("A is {} but B transposed is {}", self.a.shape(), self.b_t.shape()));
+        }
+        let actual = Shape::from([self.b_t.shape().row_len(), self.a.shape().row_len()]);
+        if actual != layer {
+            return Err(DeviceError::Shape { op, operand: "B and A", expected: layer, actual });
         }
         if self.a.dtype() != self.b_t.dtype() || self.a.dtype() == DType::U32 {
             return invalid(op, format!("A is {:?} and B is {:?}", self.a.dtype(), self.b_t.dtype()));
@@ -59,27 +64,49 @@ impl LoraFactors {
 /// One adapter's factors by module, `None` where it leaves a module alone.
 pub type LoraModules = Arc<[Option<LoraFactors>]>;
 
+/// What a slot of a [`LoraTable`] holds.
+#[derive(Clone, Debug)]
+pub struct BoundAdapter {
+    /// The factors.
+    pub modules: LoraModules,
+    /// Largest rank among them.
+    pub max_rank: usize,
+    /// Whether any of them has an [`LoraFactors::out_scale`].
+    pub has_out_scales: bool,
+}
+
 /// Which adapter sits in which slot. Bound between steps by whoever owns the slots; read by the device in a step.
 #[derive(Debug)]
 pub struct LoraTable {
-    slots: RwLock<Vec<Option<LoraModules>>>,
+    /// `[out, in]` of each module's layer.
+    layers: Box<[Shape]>,
+    slots: RwLock<Vec<Option<BoundAdapter>>>,
 }
 
 impl LoraTable {
-    /// A table of `num_slots` empty slots.
-    pub fn new(num_slots: usize) -> Self {
-        LoraTable { slots: RwLock::new(vec![None; num_slots]) }
+    /// A table of `num_slots` empty slots, for adapters of the layers `[out, in]` that the model has by module.
+    pub fn new(num_slots: usize, layers: impl IntoIterator<Item = [usize; 2]>) -> Self {
+        LoraTable {
+            layers: layers.into_iter().map(Shape::from).collect(),
+            slots: RwLock::new(vec![None; num_slots]),
+        }
     }
 
-    /// Number of slots.
-    pub fn num_slots(&self) -> usize {
-        self.read().len()
-    }
-
-    /// Puts an adapter into a slot, replacing what was there; checks the factors' shapes against each other.
+    /// Puts an adapter into a slot, replacing what was there. Its factors must fit each other and their layers: a step
+    /// does not look again. Modules at the end may be missing.
     pub fn bind(&self, slot: u32, modules: LoraModules) -> Result<()> {
-        modules.iter().flatten().try_for_each(LoraFactors::check)?;
-        self.set(slot, Some(modules))
+        if modules.len() > self.layers.len() {
+            let have = self.layers.len();
+            return invalid("LoraTable", format!("{} modules for a model of {have}", modules.len()));
+        }
+        let (mut max_rank, mut has_out_scales) = (0, false);
+        for (factors, layer) in modules.iter().zip(&self.layers) {
+            let Some(factors) = factors else { continue };
+            factors.check(*layer)?;
+            max_rank = max_rank.max(factors.rank());
+            has_out_scales |= factors.out_scale.is_some();
+        }
+        self.set(slot, Some(BoundAdapter { modules, max_rank, has_out_scales }))
     }
 
     /// Empties a slot.
@@ -87,21 +114,22 @@ impl LoraTable {
         self.set(slot, None)
     }
 
-    fn set(&self, slot: u32, modules: Option<LoraModules>) -> Result<()> {
+    fn set(&self, slot: u32, adapter: Option<BoundAdapter>) -> Result<()> {
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
         let num_slots = slots.len();
         match slots.get_mut(slot as usize) {
             Some(entry) => {
-                *entry = modules;
+                *entry = adapter;
                 Ok(())
             }
             None => invalid("LoraTable", format!("slot {slot} of a table of {num_slots}")),
         }
     }
 
-    /// The slots, for a device.
-    pub fn read(&self) -> RwLockReadGuard<'_, Vec<Option<LoraModules>>> {
-        self.slots.read().unwrap_or_else(PoisonError::into_inner)
+    /// What a slot holds, for a device.
+    pub fn adapter(&self, slot: u32) -> Option<BoundAdapter> {
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        slots.get(slot as usize)?.clone()
     }
 }
 
@@ -117,16 +145,18 @@ pub struct LoraBatch<'a> {
 }
 
 impl LoraBatch<'_> {
-    /// Whether every adapter in the table fits the layer: a slot may be used by any row.
+    /// Whether the table's adapters were made for this layer.
     pub(crate) fn check(&self, module: ModuleIdx, weight: &Weight) -> Result<()> {
-        for slot in self.table.read().iter().flatten() {
-            let Some(Some(f)) = slot.get(module.0 as usize) else { continue };
-            let (a, b) = (f.a.shape(), f.b_t.shape());
-            if a.row_len() != weight.cols() || b.row_len() != weight.rows() {
-                let expected = Shape::from([f.rank(), weight.cols()]);
-                return Err(DeviceError::Shape { op: "linear", operand: "adapter", expected, actual: a });
+        let actual = Shape::from([weight.rows(), weight.cols()]);
+        match self.table.layers.get(module.0 as usize) {
+            Some(&expected) if expected != actual => {
+                Err(DeviceError::Shape { op: "linear", operand: "a module's weight", expected, actual })
+            }
+            Some(_) => Ok(()),
+            None => {
+                let have = self.table.layers.len();
+                invalid("linear", format!("module {} of an adapter table for {have}", module.0))
             }
         }
-        Ok(())
     }
 }

@@ -186,8 +186,6 @@ pub struct Step {
     pub(crate) lora_scales: Tensor,
     /// `[seqs + 1]`.
     pub(crate) seq_starts: Tensor,
-    /// `[seqs]`.
-    pub(crate) context_lens: Tensor,
     /// `[seqs, max_blocks]`.
     pub(crate) block_tables: Tensor,
     /// `[logit rows]`.
@@ -232,7 +230,7 @@ impl StepBuffers {
     /// Words of the buffer: each input at its largest, at a fixed place.
     pub(crate) fn len_words(limits: &StepLimits) -> usize {
         let rows = limits.max_rows;
-        8 * rows + (limits.max_seqs + 1) + limits.max_seqs + limits.max_seqs.saturating_mul(limits.max_blocks)
+        8 * rows + (limits.max_seqs + 1) + limits.max_seqs.saturating_mul(limits.max_blocks)
     }
 
     pub(crate) fn new(memory: Arc<dyn Memory>, limits: StepLimits) -> Self {
@@ -254,7 +252,7 @@ impl StepBuffers {
         };
         let (logit_slots, logit_scales) = (of_logit_rows(&inputs.lora_slots), of_logit_rows(&scales));
         // The block tables come last: only as much as the step uses has to be copied.
-        let parts: [(&[u32], usize); 11] = [
+        let parts: [(&[u32], usize); 10] = [
             (&inputs.token_ids, max_rows),
             (&inputs.positions, max_rows),
             (&inputs.rope_idx, max_rows),
@@ -264,10 +262,9 @@ impl StepBuffers {
             (&logit_slots, max_rows),
             (&logit_scales, max_rows),
             (&inputs.seq_starts, max_seqs + 1),
-            (&inputs.context_lens, max_seqs),
             (&inputs.block_tables, inputs.block_tables.len()),
         ];
-        let mut offsets = [0; 11];
+        let mut offsets = [0; 10];
         let mut at = 0;
         for ((part, room), offset) in parts.iter().zip(&mut offsets) {
             *offset = at;
@@ -294,8 +291,7 @@ impl StepBuffers {
             logit_lora_slots: part(6, key.num_logit_rows)?,
             logit_lora_scales: f32s(7, key.num_logit_rows)?,
             seq_starts: part(8, key.num_seqs + 1)?,
-            context_lens: part(9, key.num_seqs)?,
-            block_tables: part(10, key.num_seqs * key.max_blocks)?.reshape([key.num_seqs, key.max_blocks])?,
+            block_tables: part(9, key.num_seqs * key.max_blocks)?.reshape([key.num_seqs, key.max_blocks])?,
         };
         Ok((step, whole, self.staging.get(..at).unwrap_or(&[])))
     }

@@ -12,7 +12,8 @@ use wardrobe_device::cpu::{CpuDevice, CpuOptions, Isa};
 use wardrobe_device::fake_async::FakeAsyncDevice;
 
 fn subject(isa: Isa, threads: usize) -> Subject {
-    let device = CpuDevice::new(CpuOptions { threads: Some(threads), isa: Some(isa) }).unwrap();
+    let device =
+        CpuDevice::new(CpuOptions { threads: Some(threads), isa: Some(isa), ..Default::default() }).unwrap();
     let promises = Promises { activation_steps: Some(2032), tolerance: 1e-5, batch_invariant: true };
     Subject { device: Arc::new(device), promises }
 }

@@ -20,9 +20,10 @@ fn open(device: Arc<dyn Device>) -> (Ctx, TinyModel) {
 }
 
 fn plain() -> Arc<dyn Device> {
-    Arc::new(CpuDevice::new(CpuOptions { threads: Some(1), isa: None }).unwrap())
+    Arc::new(CpuDevice::new(CpuOptions { threads: Some(1), op_by_op: true, ..Default::default() }).unwrap())
 }
 
+/// Every step under a known key is a replay.
 fn recording() -> Arc<dyn Device> {
     Arc::new(FakeAsyncDevice::new(plain()))
 }
@@ -93,6 +94,38 @@ fn replayed_steps_equal_plain_ones() {
     for (i, a) in want.iter().enumerate() {
         assert!(want[..i].iter().all(|b| a != b));
     }
+}
+
+/// The CPU keeps steps of one row a sequence; the longer ones it runs op by op.
+#[test]
+fn steps_that_the_cpu_keeps_equal_plain_ones() {
+    let honest: Forward = |model, ctx, step, _| model.forward(ctx, step);
+    let (want, _) = run(plain(), honest);
+    for threads in 1..4 {
+        let options = CpuOptions { threads: Some(threads), ..Default::default() };
+        let (got, calls) = run(Arc::new(CpuDevice::new(options).unwrap()), honest);
+        assert_eq!(bits(&want), bits(&got), "{threads} threads");
+        // Three prompts, and the first of nine steps of one key.
+        assert_eq!(calls, 4);
+    }
+}
+
+#[test]
+fn the_cpu_keeps_no_step_that_exchanges_data_with_the_host() {
+    let (mut ctx, mut model) = open(Arc::new(CpuDevice::new(CpuOptions::default()).unwrap()));
+    model.bind_adapter(&mut ctx, 0, 4, 0);
+    model.bind_adapter(&mut ctx, 1, 4, 1);
+    let inputs = batches(0)[1].inputs();
+    let mut sums = Vec::new();
+    for _ in 0..3 {
+        let out = run_step(&mut ctx, &inputs, |ctx, step| {
+            let logits = model.forward(ctx, step)?;
+            sums.push(ctx.read_f32(&logits)?.iter().sum::<f32>());
+            Ok(logits)
+        });
+        assert!(out.is_ok());
+    }
+    assert_eq!(sums, [sums[0]; 3]);
 }
 
 #[test]
@@ -182,15 +215,18 @@ fn exchanging_data_with_the_host_in_a_recorded_step_is_an_error() {
 }
 
 #[test]
-fn adapters_that_no_longer_fit_are_refused_on_replay() {
+fn an_adapter_that_does_not_fit_its_layers_is_refused() {
     let (mut ctx, mut model) = open(recording());
     model.bind_adapter(&mut ctx, 0, 4, 0);
     model.bind_adapter(&mut ctx, 1, 4, 1);
     let inputs = batches(0)[0].inputs();
-    let step =
-        |ctx: &mut Ctx, model: &mut TinyModel| run_step(ctx, &inputs, |ctx, step| model.forward(ctx, step));
-    step(&mut ctx, &mut model).unwrap();
-    model.bind_misfit(&mut ctx, 0);
-    let out = step(&mut ctx, &mut model);
-    assert!(matches!(out, Err(DeviceError::Shape { .. })), "{out:?}");
+    let step = |ctx: &mut Ctx, model: &mut TinyModel| {
+        let out = run_step(ctx, &inputs, |ctx, step| model.forward(ctx, step)).unwrap();
+        ctx.read_f32(&out).unwrap()
+    };
+    let before = step(&mut ctx, &mut model);
+    let refused = model.bind_misfit(&mut ctx, 0);
+    assert!(matches!(refused, Err(DeviceError::Shape { .. })), "{refused:?}");
+    // The slot holds what it held.
+    assert_eq!(step(&mut ctx, &mut model), before);
 }

@@ -8,14 +8,13 @@ use std::sync::Arc;
 
 use candle_core::{DType as CandleDType, Device as CandleDevice, Tensor};
 use wardrobe_device::{
-    BLOCK_SIZE, Ctx, CtxConfig, DType, KvConfig, LoraTable, NULL_SLOT, RopeTables, StepBounds, StepInputs,
-    StepLimits,
+    BLOCK_SIZE, Ctx, CtxConfig, DType, KvConfig, NULL_SLOT, RopeTables, StepBounds, StepInputs, StepLimits,
 };
 use wardrobe_engine::model::{HEAD_ROWS, arena_bytes};
 use wardrobe_engine::{AdapterSource, TokenId};
 use wardrobe_formats::peft::{LoraModule, PeftContents, PeftLimits};
 use wardrobe_formats::{AdapterConfig, AdapterTensor, PeftAdapter, StorageType};
-use wardrobe_models::{ForwardState, LoraAdapter, LoraLimits, RopeSpec, rope_table};
+use wardrobe_models::{ForwardState, LoraAdapter, LoraLimits, RopeSpec, adapter_table, rope_table};
 
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -60,7 +59,7 @@ impl Model {
         let rope = RopeTables { tables: vec![table] };
         let lora = match adapter {
             Some(adapter) => {
-                let table = LoraTable::new(1);
+                let table = adapter_table(self.decoder().as_ref(), 1);
                 table.bind(0, adapter.modules().clone())?;
                 Some(Arc::new(table))
             }

@@ -118,7 +118,7 @@ impl Wardrobe {
     }
 
     fn table(&self, ctx: &mut Ctx) -> Arc<LoraTable> {
-        let table = LoraTable::new(7);
+        let table = LoraTable::new(7, [0, 1].map(|i| [self.weights[i].rows, self.weights[i].cols]));
         for (slot, adapter) in self.adapters.iter().enumerate() {
             let known = if slot == 2 { &adapter[..1] } else { &adapter[..] };
             let modules: Vec<_> = known.iter().map(|f| f.as_ref().map(|f| f.upload(ctx))).collect();

@@ -163,7 +163,10 @@ impl TinyModel {
             layers,
             rope: RopeTables { tables: tables.to_vec() },
             kv: ctx.kv_cache(config).unwrap(),
-            adapters: Arc::new(LoraTable::new(BOUNDS.num_slots)),
+            adapters: Arc::new(LoraTable::new(
+                BOUNDS.num_slots,
+                (0..LAYERS).flat_map(|_| LINEARS).map(|[cols, rows]| [rows, cols]),
+            )),
         }
     }
 
@@ -180,10 +183,10 @@ impl TinyModel {
         self.adapters.bind(slot, LoraModules::from(modules)).unwrap();
     }
 
-    /// Binds an adapter whose factors are for layers of other sizes.
-    pub fn bind_misfit(&self, ctx: &mut Ctx, slot: u32) {
+    /// Tries to bind an adapter whose factors are for layers of other sizes.
+    pub fn bind_misfit(&self, ctx: &mut Ctx, slot: u32) -> Result<()> {
         let factors = HostFactors::random(&mut Random::new(0), DType::F32, 2, [HIDDEN + 1, 3], false);
-        self.adapters.bind(slot, LoraModules::from(vec![Some(factors.upload(ctx))])).unwrap();
+        self.adapters.bind(slot, LoraModules::from(vec![Some(factors.upload(ctx))]))
     }
 
     /// Bounds for the steps of [`TinyBatch::inputs`].

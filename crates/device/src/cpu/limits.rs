@@ -173,14 +173,14 @@ mod tests {
 
     #[test]
     fn buffers_too_small_or_too_large_are_refused() {
-        let device = CpuDevice::new(CpuOptions { threads: Some(1), isa: None }).unwrap();
+        let device = CpuDevice::new(CpuOptions { threads: Some(1), ..Default::default() }).unwrap();
         assert!(device.read_bandwidth(1000).is_err());
         assert!(device.read_bandwidth(usize::MAX / 2).is_err());
     }
 
     #[test]
     fn what_is_read_is_what_was_asked_for() {
-        let device = CpuDevice::new(CpuOptions { threads: Some(2), isa: None }).unwrap();
+        let device = CpuDevice::new(CpuOptions { threads: Some(2), ..Default::default() }).unwrap();
         let read = device.read_bandwidth((5 << 20) + 17).unwrap();
         assert_eq!(read.buffer_bytes, 5 << 20);
         assert!(read.bytes_per_second.is_finite() && read.bytes_per_second > 0.0);

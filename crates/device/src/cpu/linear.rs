@@ -1,18 +1,23 @@
-//! The linear op: quantise the activations once, multiply all targets' panels as one job, then add the adapters.
+//! The linear op: quantise the activations once, multiply all targets' panels, then add the adapters.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 
-use super::activations::{Activations, BlockMeta, QuantBlock, TILE_ROWS, quantise_row};
+use super::activations::{Activations, TILE_ROWS};
 use super::blocks::{BLOCK, BlockFormat};
 use super::gemm::{BF16, Epilogue, F16, F32, PlainGemm, QuantisedGemm};
-use super::isa::{Isa, Kernel};
+use super::isa::Isa;
 use super::lora::{ExpandArgs, ShrinkArgs, expand, shrink};
-use super::simd::{LANES, Simd};
+use super::program::{AdaptedRows, AdapterInputs, Env, Group, Phase, Program, ScratchSize};
+use super::rows::{RowOp, Rows};
+use super::simd::LANES;
+use super::team::Worker;
 use super::weight::{CpuWeight, with_block_format};
-use super::{Cpu, SendPtr, cpu_weight, ptr};
+use super::{cpu_weight, ptr};
 use crate::error::Result;
-use crate::lora::{LoraBatch, LoraFactors, LoraModules, NULL_SLOT};
+use crate::lora::{LoraBatch, LoraFactors, ModuleIdx};
 use crate::ops::LinearTarget;
+use crate::weight::Weight;
 use crate::{Tensor, WeightFormat};
 
 /// Bytes of activations that a task passes over for each panel: they should stay in the second-level cache.
@@ -26,24 +31,6 @@ const MIN_PIECE: usize = 512;
 /// Updates that make enough tasks for a thread.
 const UPDATES_PER_THREAD: usize = 4;
 
-/// Buffers that a context keeps between linear ops.
-#[derive(Default)]
-pub(crate) struct LinearScratch {
-    quants: Vec<QuantBlock>,
-    meta: Vec<BlockMeta>,
-    low: Vec<f32>,
-}
-
-impl LinearScratch {
-    fn activations(&mut self, cols: usize) -> Activations {
-        Activations {
-            quants: self.quants.as_mut_ptr().cast(),
-            meta: self.meta.as_mut_ptr(),
-            num_blocks: cols / BLOCK,
-        }
-    }
-}
-
 /// What is multiplied: the floats, and what they were quantised to where a weight is quantised.
 #[derive(Clone, Copy)]
 struct Operand {
@@ -51,20 +38,26 @@ struct Operand {
     cols: usize,
     quantised: Activations,
 }
-// SAFETY: the pointers belong to buffers that outlive the job, and tasks write disjoint parts.
-unsafe impl Sync for Operand {}
 
-impl Operand {
-    /// Keeps a closure from capturing the pointers one by one.
-    fn get(&self) -> &Self {
-        self
-    }
+/// One of the layers that share the input.
+#[derive(Clone)]
+struct Target {
+    weight: Weight,
+    module: Option<ModuleIdx>,
+    epilogue: Epilogue,
 }
 
-/// Adjacent rows that use one slot.
-struct Group {
-    rows: (usize, usize),
-    slot: u32,
+/// A linear op, lowered.
+#[derive(Clone)]
+pub(crate) struct Linear {
+    x: *const f32,
+    rows: usize,
+    cols: usize,
+    targets: Vec<Target>,
+    /// Each thread's share of the base product.
+    tasks: Vec<Vec<BaseTask>>,
+    /// The program's number of the rows' adapters.
+    adapters: Option<usize>,
 }
 
 /// A piece of the base product.
@@ -75,194 +68,235 @@ struct BaseTask {
     panels: (usize, usize),
 }
 
-/// A task of the first job.
-enum Task<'a> {
-    Base(BaseTask),
-    Shrink(&'a (&'a Update<'a>, &'a LoraFactors)),
-}
+// SAFETY: places in tensors that outlive the program's runs; tasks write disjoint parts.
+unsafe impl Send for Linear {}
+// SAFETY: as above.
+unsafe impl Sync for Linear {}
 
-/// A group's update of one target; `low` is where its shrunk rows start in the scratch buffer.
-struct Update<'a> {
-    target: usize,
-    rows: (usize, usize),
-    factors: Option<&'a LoraFactors>,
-    low: usize,
-}
-
-struct Quantise {
-    x: *const f32,
-    to: Activations,
-    rows: (usize, usize),
-    halves: bool,
-}
-
-impl Kernel for Quantise {
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let num_blocks = self.to.num_blocks;
-        for row in self.rows.0..self.rows.1 {
-            // SAFETY: rows and extents are the caller's, who owns what is written.
-            unsafe {
-                let (q, meta) = self.to.row(row);
-                quantise_row::<S>(
-                    self.x.add(row * num_blocks * BLOCK),
-                    num_blocks,
-                    q.cast_mut(),
-                    meta.cast_mut(),
-                    self.halves,
-                );
-            }
-        }
-    }
-}
-
-/// See [`crate::Ops::linear`].
-///
-/// # Safety
-/// As [`crate::Ops`].
-pub(crate) unsafe fn linear(
-    cpu: &Cpu,
-    scratch: &mut LinearScratch,
+/// Lowers [`crate::Ops::linear`].
+pub(crate) fn lower(
+    program: &mut Program,
+    num_threads: usize,
     x: &Tensor,
     targets: &[LinearTarget<'_>],
     lora: Option<&LoraBatch<'_>>,
 ) -> Result<()> {
+    let op = "linear";
     let (rows, cols) = (x.shape().rows(), x.shape().row_len());
-    let x_ptr = ptr::<f32>(x, "linear", "x")?;
+    let x = ptr::<f32>(x, op, "x")?.0.cast_const();
     let weights = targets.iter().map(|t| cpu_weight(t.weight)).collect::<Result<Vec<_>>>()?;
-
-    let table = lora.map(|l| l.table.read());
-    let groups = match lora {
-        // SAFETY: `rows` slots, checked by the caller.
-        Some(l) => groups(unsafe { super::slice::<u32>(l.slots, "linear", "adapter slots")? }),
-        None => Vec::new(),
+    let mut optional = |t: Option<&Tensor>, name| {
+        t.map_or(Ok(std::ptr::null()), |t| {
+            program.keep(t);
+            ptr::<f32>(t, op, name).map(|p| p.0.cast_const())
+        })
     };
-    let (updates, low_len, deferred) = updates(targets, &groups, table.as_deref().map_or(&[], Vec::as_slice));
-    let row_scales = match lora {
-        Some(l) => ptr::<f32>(l.scales, "linear", "adapter scales")?,
-        None => SendPtr(std::ptr::null_mut()),
+    let lowered = targets
+        .iter()
+        .map(|t| {
+            let epilogue = Epilogue {
+                bias: optional(t.bias, "bias")?,
+                residual: optional(t.residual, "residual")?,
+                out: ptr::<f32>(t.out, op, "out")?.0,
+                features: t.weight.rows(),
+            };
+            Ok(Target { weight: t.weight.clone(), module: t.module, epilogue })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let adapters = match lora {
+        Some(lora) => Some(program.adapters(AdapterInputs {
+            table: lora.table.clone(),
+            slots: ptr::<u32>(lora.slots, op, "adapter slots")?.0,
+            scales: ptr::<f32>(lora.scales, op, "adapter scales")?.0,
+            rows,
+        })),
+        None => None,
     };
-    scratch.low.resize(low_len.max(scratch.low.len()), 0.0);
-    let low = SendPtr(scratch.low.as_mut_ptr());
-
-    if weights.iter().any(|w| w.format.is_quantised()) {
+    let is_quantised = weights.iter().any(|w| w.format.is_quantised());
+    if is_quantised {
         let halves = |w: &&CpuWeight| with_block_format!(w.format, F => F::PARTS > 1, else false);
-        // SAFETY: `x` has these extents.
-        unsafe { quantise(cpu, scratch, (x_ptr.0, rows, cols), weights.iter().any(halves)) };
+        let halves = weights.iter().any(halves);
+        program.push(Phase::Rows(Rows::new(RowOp::Quantise { x, len: cols, halves }, rows, cols)));
     }
-    let operand = Operand { x: x_ptr.0, cols, quantised: scratch.activations(cols) };
+    program.need(ScratchSize {
+        blocks: if is_quantised { Activations::stored_rows(rows) * (cols / BLOCK) } else { 0 },
+        low_rows: targets.len() * rows,
+    });
+    let tasks = base_tasks(&weights, rows, cols, num_threads);
+    let linear = Arc::new(Linear { x, rows, cols, targets: lowered, tasks, adapters });
+    program.push(Phase::Products(linear.clone()));
+    if adapters.is_some() {
+        program.push(Phase::Updates(linear));
+    }
+    Ok(())
+}
 
-    let mut epilogues = Vec::with_capacity(targets.len());
-    for (target, &deferred) in targets.iter().zip(&deferred) {
-        let optional = |t: Option<&Tensor>, name| match t {
-            Some(t) if !deferred => ptr::<f32>(t, "linear", name).map(|p| p.0.cast_const()),
-            _ => Ok(std::ptr::null()),
-        };
-        epilogues.push(Epilogue {
-            bias: optional(target.bias, "bias")?,
-            residual: optional(target.residual, "residual")?,
-            out: ptr::<f32>(target.out, "linear", "out")?.0,
-            features: target.weight.rows(),
+/// An adapter's update of a target's rows.
+struct Update<'a> {
+    target: &'a Target,
+    group: &'a Group,
+    factors: Option<&'a LoraFactors>,
+    /// The rows' products with A.
+    low: *mut f32,
+}
+
+impl Linear {
+    /// With the adapters under other numbers.
+    pub(crate) fn renumbered(self: Arc<Self>, numbers: &[usize]) -> Arc<Self> {
+        match self.adapters.and_then(|old| numbers.get(old)) {
+            Some(&new) if self.adapters != Some(new) => {
+                Arc::new(Linear { adapters: Some(new), ..(*self).clone() })
+            }
+            _ => self,
+        }
+    }
+
+    /// The products with the weights and with the adapters' A.
+    ///
+    /// # Safety
+    /// As [`Program::run`].
+    pub(crate) unsafe fn products(&self, env: &Env<'_>, worker: Worker<'_>) {
+        let isa = env.cpu.isa;
+        let operand = Operand { x: self.x, cols: self.cols, quantised: env.activations(self.cols) };
+        let adapted = self.adapted(env);
+        let num_updates = adapted.map_or(0, |a| self.targets.len() * a.groups.len());
+        let num_workers = worker.num_workers();
+        let first = |worker: usize| worker * num_updates / num_workers;
+        let base = |worker: usize| self.tasks.get(worker).map_or(&[][..], Vec::as_slice);
+        let share = |worker: usize| base(worker).len() + first(worker + 1) - first(worker);
+        worker.each(share, |owner, i| {
+            // SAFETY: the caller's; tasks write disjoint panels and rows.
+            unsafe {
+                match (base(owner).get(i), adapted) {
+                    (Some(task), _) => {
+                        let Some(target) = self.targets.get(task.target) else { return };
+                        let Ok(weight) = cpu_weight(&target.weight) else { return };
+                        let mut epilogue = target.epilogue;
+                        if adapted.is_some_and(|a| target.is_scaled(a)) {
+                            (epilogue.bias, epilogue.residual) = (std::ptr::null(), std::ptr::null());
+                        }
+                        multiply(isa, weight, &operand, task, epilogue);
+                    }
+                    (None, Some(adapted)) => {
+                        let idx = first(owner) + i - base(owner).len();
+                        if let Some(update) = self.update(env, adapted, idx) {
+                            update.shrink(isa, &operand, adapted.scales.get());
+                        }
+                    }
+                    (None, None) => {}
+                }
+            }
         });
     }
-    let epilogues = SendPtr(epilogues.as_mut_ptr());
 
-    let num_threads = cpu.pool.num_threads();
-    let shrinks: Vec<_> = updates.iter().filter_map(|u| Some((u, u.factors?))).collect();
-    let mut tasks = Vec::new();
-    for (thread, base) in base_tasks(&weights, rows, cols, num_threads).into_iter().enumerate() {
-        let at = |thread: usize| thread * shrinks.len() / num_threads;
-        tasks.extend(base.into_iter().map(Task::Base));
-        tasks.extend(shrinks.iter().skip(at(thread)).take(at(thread + 1) - at(thread)).map(Task::Shrink));
-    }
-    cpu.pool.run(tasks.len(), &|i| match tasks.get(i) {
-        // SAFETY: the operands are sound and tasks write disjoint outputs.
-        Some(Task::Base(task)) => unsafe {
-            let epilogue = *epilogues.get().add(task.target);
-            if let Some(weight) = weights.get(task.target) {
-                multiply(cpu.isa, weight, operand.get(), task, epilogue);
+    /// The products with the adapters' B, added to the outputs.
+    ///
+    /// # Safety
+    /// As [`Program::run`].
+    pub(crate) unsafe fn updates(&self, env: &Env<'_>, worker: Worker<'_>) {
+        let Some(adapted) = self.adapted(env) else { return worker.each_of(0, |_| {}) };
+        let num_updates = self.targets.len() * adapted.groups.len();
+        // One task an update is best for memory, but must leave no thread without work.
+        let num_workers = worker.num_workers();
+        let pieces = if num_updates >= UPDATES_PER_THREAD * num_workers { 1 } else { num_workers };
+        worker.each_of(num_updates * pieces, |i| {
+            // SAFETY: the caller's; tasks write disjoint vectors of disjoint rows.
+            unsafe {
+                if let Some(update) = self.update(env, adapted, i / pieces) {
+                    update.expand(env.cpu.isa, update.target.is_scaled(adapted), (i % pieces, pieces));
+                }
             }
-        },
-        // SAFETY: shapes were checked; each update has its own part of the scratch buffer.
-        Some(Task::Shrink((update, factors))) => unsafe {
-            run_shrink(cpu.isa, update, factors, (x_ptr.get(), cols), row_scales.get(), low.get());
-        },
-        None => {}
-    });
-    if updates.is_empty() {
-        return Ok(());
+        });
     }
-    run_expands(cpu, targets, &updates, &deferred, low)
+
+    fn adapted<'a>(&self, env: &Env<'a>) -> Option<&'a AdaptedRows> {
+        env.adapters.get(self.adapters?)
+    }
+
+    fn update<'a>(&'a self, env: &Env<'a>, adapted: &'a AdaptedRows, idx: usize) -> Option<Update<'a>> {
+        let num_groups = adapted.groups.len();
+        let (target_idx, group) = (idx / num_groups, adapted.groups.get(idx % num_groups)?);
+        let target = self.targets.get(target_idx)?;
+        let low_row = target_idx * self.rows + group.rows.0;
+        let low = env.low.get().wrapping_add(low_row * env.low_stride);
+        Some(Update { target, group, factors: group.factors(target.module), low })
+    }
 }
 
-/// Quantises all rows into the scratch buffers.
-unsafe fn quantise(
-    cpu: &Cpu,
-    scratch: &mut LinearScratch,
-    (x, rows, cols): (*const f32, usize, usize),
-    halves: bool,
-) {
-    let num_blocks = Activations::stored_rows(rows) * (cols / BLOCK);
-    scratch.quants.resize(num_blocks.max(scratch.quants.len()), QuantBlock::default());
-    scratch.meta.resize(num_blocks.max(scratch.meta.len()), BlockMeta::default());
-    let operand = Operand { x, cols, quantised: scratch.activations(cols) };
-    let piece = rows_per_task(rows, cols, cpu.pool.num_threads());
-    cpu.pool.run(rows.div_ceil(piece), &|i| {
-        let rows = (i * piece, rows.min((i + 1) * piece));
-        let Operand { x, quantised: to, .. } = *operand.get();
-        // SAFETY: the buffers were sized above; tasks have disjoint rows.
-        unsafe { cpu.isa.run(Quantise { x, to, rows, halves }) };
-    });
+impl Target {
+    /// Whether some row's adapter scales the output as a whole: then all rows get bias and residual after that.
+    fn is_scaled(&self, adapted: &AdaptedRows) -> bool {
+        let scales = |g: &Group| g.factors(self.module).is_some_and(|f| f.out_scale.is_some());
+        adapted.has_out_scales && adapted.groups.iter().any(scales)
+    }
 }
 
-/// Rows of a task: an even share for each thread where that is worth waking it, in pieces of some rows where there are
-/// many.
-pub(crate) fn rows_per_task(rows: usize, cols: usize, num_threads: usize) -> usize {
-    let rows_of = |elements: usize| (elements / cols.max(1)).max(1);
-    rows.div_ceil(num_threads).clamp(rows_of(2 * 1024), rows_of(16 * 1024)).min(rows.max(1))
-}
-
-/// Cuts the rows into runs of one slot.
-fn groups(slots: &[u32]) -> Vec<Group> {
-    let mut groups: Vec<Group> = Vec::new();
-    for (row, &slot) in slots.iter().enumerate() {
-        match groups.last_mut() {
-            Some(group) if group.slot == slot => group.rows.1 = row + 1,
-            _ => groups.push(Group { rows: (row, row + 1), slot }),
+impl Update<'_> {
+    /// `low = scale x Aᵀ`.
+    unsafe fn shrink(&self, isa: Isa, operand: &Operand, row_scales: *const f32) {
+        let Some(factors) = self.factors else { return };
+        let Ok(a) = ptr::<u8>(&factors.a, "linear", "A") else { return };
+        let (first, end) = self.group.rows;
+        let rank = factors.rank();
+        // SAFETY: shapes were checked when the adapter was bound; the update's part of `low` is its own.
+        unsafe {
+            shrink(
+                isa,
+                factors.a.dtype(),
+                ShrinkArgs {
+                    x: operand.x.add(first * operand.cols),
+                    cols: operand.cols,
+                    a: a.get(),
+                    scales: row_scales.add(first),
+                    scale: factors.scale,
+                    low: self.low,
+                    rank,
+                    rows: end - first,
+                    ranks: (0, rank),
+                },
+            );
         }
     }
-    groups
-}
 
-/// The updates to make, the length of their scratch buffer, and which targets leave bias and residual to them: those
-/// that some row scales as a whole.
-fn updates<'a>(
-    targets: &[LinearTarget<'_>],
-    groups: &[Group],
-    table: &'a [Option<LoraModules>],
-) -> (Vec<Update<'a>>, usize, Vec<bool>) {
-    let mut updates = Vec::new();
-    let mut low = 0;
-    let mut deferred = Vec::with_capacity(targets.len());
-    for (target_idx, target) in targets.iter().enumerate() {
-        let factors = |slot: u32| -> Option<&'a LoraFactors> {
-            let module = target.module?;
-            if slot == NULL_SLOT {
-                return None;
+    /// Adds `low Bᵀ`, and bias and residual if they were `deferred`: one of `pieces` parts of the features.
+    unsafe fn expand(&self, isa: Isa, deferred: bool, (piece, pieces): (usize, usize)) {
+        let Epilogue { bias, residual, out, features } = self.target.epilogue;
+        let per_piece = features.div_ceil(pieces).next_multiple_of(LANES).max(MIN_PIECE);
+        let first = piece * per_piece;
+        if first >= features || (self.factors.is_none() && !deferred) {
+            return;
+        }
+        let address = |t: &Tensor, name| ptr::<u8>(t, "linear", name).map(|p| p.0.cast_const());
+        let (b_t, out_scale, dtype, rank) = match self.factors {
+            Some(f) => {
+                let Ok(b_t) = address(&f.b_t, "B") else { return };
+                let out_scale =
+                    f.out_scale.as_ref().map_or(Ok(std::ptr::null()), |s| address(s, "output scale"));
+                let Ok(out_scale) = out_scale else { return };
+                (b_t, out_scale.cast(), f.b_t.dtype(), f.rank())
             }
-            table.get(slot as usize)?.as_ref()?.get(module.0 as usize)?.as_ref()
+            None => (std::ptr::null(), std::ptr::null(), crate::DType::F32, 0),
         };
-        let defer = groups.iter().any(|g| factors(g.slot).is_some_and(|f| f.out_scale.is_some()));
-        deferred.push(defer);
-        for group in groups {
-            let factors = factors(group.slot);
-            if factors.is_some() || defer {
-                updates.push(Update { target: target_idx, rows: group.rows, factors, low });
-                low += factors.map_or(0, |f| f.rank() * (group.rows.1 - group.rows.0));
-            }
-        }
+        let at = self.group.rows.0 * features;
+        let args = ExpandArgs {
+            low: self.low,
+            rank,
+            b_t,
+            out_scale,
+            bias: if deferred { bias } else { std::ptr::null() },
+            residual: if deferred && !residual.is_null() {
+                residual.wrapping_add(at)
+            } else {
+                std::ptr::null()
+            },
+            out: out.wrapping_add(at),
+            features,
+            rows: self.group.rows.1 - self.group.rows.0,
+            piece: (first, features.min(first + per_piece)),
+        };
+        // SAFETY: shapes were checked when the adapter was bound.
+        unsafe { expand(isa, dtype, args) };
     }
-    (updates, low, deferred)
 }
 
 /// Cuts the product into tasks of some panels, and of as many rows as leave the activations in the cache. Each thread's
@@ -342,99 +376,3 @@ unsafe fn multiply_quantised<F: BlockFormat>(isa: Isa, gemm: QuantisedGemm<F>) {
         isa.run(gemm);
     }
 }
-
-unsafe fn run_shrink(
-    isa: Isa,
-    update: &Update<'_>,
-    factors: &LoraFactors,
-    (x, cols): (*const f32, usize),
-    row_scales: *const f32,
-    low: *mut f32,
-) {
-    let (first, end) = update.rows;
-    let Ok(a) = ptr::<u8>(&factors.a, "linear", "A") else { return };
-    let rank = factors.rank();
-    // SAFETY: shapes were checked by the caller; the update's part of `low` is its own.
-    unsafe {
-        shrink(
-            isa,
-            factors.a.dtype(),
-            ShrinkArgs {
-                x: x.add(first * cols),
-                cols,
-                a: a.get(),
-                scales: row_scales.add(first),
-                scale: factors.scale,
-                low: low.add(update.low),
-                rank,
-                rows: end - first,
-                ranks: (0, rank),
-            },
-        );
-    }
-}
-
-/// The second half of the updates: a job of its own, since it needs all of the first.
-fn run_expands(
-    cpu: &Cpu,
-    targets: &[LinearTarget<'_>],
-    updates: &[Update<'_>],
-    deferred: &[bool],
-    low: SendPtr<f32>,
-) -> Result<()> {
-    let mut tasks = Vec::new();
-    let num_threads = cpu.pool.num_threads();
-    for update in updates {
-        let (Some(target), Some(&deferred)) = (targets.get(update.target), deferred.get(update.target))
-        else {
-            continue;
-        };
-        let features = target.weight.rows();
-        let optional = |t: Option<&Tensor>, name| match t {
-            Some(t) if deferred => ptr::<f32>(t, "linear", name).map(|p| p.0.cast_const()),
-            _ => Ok(std::ptr::null()),
-        };
-        let (bias, residual) = (optional(target.bias, "bias")?, optional(target.residual, "residual")?);
-        let out = ptr::<f32>(target.out, "linear", "out")?.0;
-        let (b_t, out_scale, dtype, rank) = match update.factors {
-            Some(f) => {
-                let out_scale =
-                    f.out_scale.as_ref().map(|s| ptr::<f32>(s, "linear", "output scale")).transpose()?;
-                let b = ptr::<u8>(&f.b_t, "linear", "B")?.0.cast_const();
-                (b, out_scale.map_or(std::ptr::null(), |p| p.0.cast_const()), f.b_t.dtype(), f.rank())
-            }
-            None => (std::ptr::null(), std::ptr::null(), crate::DType::F32, 0),
-        };
-        // One task an update is best for memory, but must leave no thread without work.
-        let pieces = if updates.len() >= UPDATES_PER_THREAD * num_threads { 1 } else { num_threads };
-        let per_task = features.div_ceil(pieces).next_multiple_of(LANES).max(MIN_PIECE);
-        let row_offset =
-            |p: *const f32| if p.is_null() { p } else { p.wrapping_add(update.rows.0 * features) };
-        for first in (0..features).step_by(per_task) {
-            let args = ExpandArgs {
-                low: low.0.wrapping_add(update.low),
-                rank,
-                b_t,
-                out_scale,
-                bias,
-                residual: row_offset(residual),
-                out: out.wrapping_add(update.rows.0 * features),
-                features,
-                rows: update.rows.1 - update.rows.0,
-                piece: (first, features.min(first + per_task)),
-            };
-            tasks.push((dtype, SendArgs(args)));
-        }
-    }
-    cpu.pool.run(tasks.len(), &|i| {
-        if let Some((dtype, args)) = tasks.get(i) {
-            // SAFETY: shapes were checked; tasks write disjoint vectors of disjoint rows.
-            unsafe { expand(cpu.isa, *dtype, args.0) };
-        }
-    });
-    Ok(())
-}
-
-struct SendArgs(ExpandArgs);
-// SAFETY: the pointers belong to tensors that outlive the job, and tasks write disjoint parts.
-unsafe impl Sync for SendArgs {}

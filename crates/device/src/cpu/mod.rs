@@ -16,30 +16,25 @@ mod limits;
 mod linear;
 mod lora;
 mod memory;
+mod ops;
 mod paged;
 mod philox;
 mod pool;
+mod program;
+mod rows;
 mod rowwise;
 mod sample;
 mod simd;
+mod team;
 mod weight;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use self::isa::Kernel;
-use self::linear::{LinearScratch, linear, rows_per_task};
 use self::memory::{HostChunks, HostMemory};
-use self::paged::paged_attention;
-use self::rowwise::{RmsNorm, Rope, SiluMul};
-use self::sample::{SampleScratch, logprobs_row, sample_row};
-use self::simd::LANES;
+use self::ops::CpuOps;
 use self::weight::CpuWeight;
-use crate::Shape;
 use crate::error::{DeviceError, Result, invalid};
-use crate::lora::LoraBatch;
-use crate::ops::{Device, LinearTarget, Ops, PagedAttention, RopeTables};
-use crate::sample::{LogprobRow, SampleRow, Sampled, TokenLogprobs};
-use crate::step::GraphKey;
+use crate::ops::{Device, Ops};
 use crate::tensor::{Memory, Tensor};
 use crate::weight::{HostTensor, Weight};
 
@@ -54,6 +49,9 @@ pub struct CpuOptions {
     pub threads: Option<usize>,
     /// Instruction set; `None` takes the best one.
     pub isa: Option<Isa>,
+    /// Run every step op by op, as other devices' recorded steps are compared with; else steps of one row a sequence are
+    /// kept and run as one program.
+    pub op_by_op: bool,
 }
 
 /// What kernels need of the device.
@@ -65,35 +63,11 @@ pub(crate) struct Cpu {
     weights: HostChunks,
 }
 
-impl Cpu {
-    /// Runs `f(row)` for all rows, in parallel when there is enough work.
-    fn for_rows(&self, rows: usize, row_len: usize, f: impl Fn(usize) + Sync) {
-        let piece = rows_per_task(rows, row_len, self.pool.num_threads());
-        self.pool.run(rows.div_ceil(piece), &|i| (i * piece..rows.min((i + 1) * piece)).for_each(&f));
-    }
-
-    /// Runs `f(row, first, end)` for all rows and ranges of columns that make up a row: in parallel when there is enough
-    /// work, and then each thread has the columns that a linear op gave it, which are in its cache.
-    fn for_columns(&self, rows: usize, cols: usize, f: impl Fn(usize, usize, usize) + Sync) {
-        let num_threads = self.pool.num_threads();
-        let piece = rows_per_task(rows, cols, num_threads);
-        let shares = if piece < rows { num_threads } else { 1 };
-        let num_pieces = rows.div_ceil(piece * shares);
-        self.pool.run(shares * num_pieces, &|i| {
-            let (share, first) = (i / num_pieces, i % num_pieces * piece * shares);
-            let panels = cols.div_ceil(LANES);
-            let at = |share: usize| cols.min(share * panels / shares * LANES);
-            for row in first..rows.min(first + piece * shares) {
-                f(row, at(share), at(share + 1));
-            }
-        });
-    }
-}
-
 /// The CPU as a device.
 #[derive(Debug, Clone)]
 pub struct CpuDevice {
     cpu: Arc<Cpu>,
+    op_by_op: bool,
 }
 
 impl CpuDevice {
@@ -113,7 +87,8 @@ impl CpuDevice {
             op: "CpuDevice",
             reason: format!("cannot start {threads} threads: {e}"),
         })?;
-        Ok(CpuDevice { cpu: Arc::new(Cpu { isa, pool, weights: HostChunks::default() }) })
+        let cpu = Arc::new(Cpu { isa, pool, weights: HostChunks::default() });
+        Ok(CpuDevice { cpu, op_by_op: options.op_by_op })
     }
 
     /// The instruction set in use.
@@ -162,8 +137,7 @@ impl Device for CpuDevice {
     }
 
     fn open(&self) -> Result<Box<dyn Ops>> {
-        let sampling = (0..self.num_threads()).map(|_| SampleScratch::default()).collect();
-        Ok(Box::new(CpuOps { cpu: self.cpu.clone(), linear: LinearScratch::default(), sampling }))
+        Ok(Box::new(CpuOps::new(self.cpu.clone(), !self.op_by_op)))
     }
 }
 
@@ -200,224 +174,5 @@ fn cpu_weight(weight: &Weight) -> Result<&CpuWeight> {
     match weight.data().as_any().downcast_ref() {
         Some(weight) => Ok(weight),
         None => invalid("cpu", "a weight of another device"),
-    }
-}
-
-/// The CPU's ops for one context.
-struct CpuOps {
-    cpu: Arc<Cpu>,
-    linear: LinearScratch,
-    sampling: Vec<SampleScratch>,
-}
-
-impl Ops for CpuOps {
-    unsafe fn replay(&mut self, _key: &GraphKey) -> Result<()> {
-        invalid("replay", "the CPU device records no steps")
-    }
-
-    unsafe fn embed(&mut self, ids: &Tensor, table: &Weight, out: &Tensor) -> Result<()> {
-        let weight = cpu_weight(table)?;
-        // SAFETY: the trait's contract.
-        let ids = unsafe { slice::<u32>(ids, "embed", "ids")? };
-        let out = ptr::<f32>(out, "embed", "out")?;
-        let cols = weight.cols;
-        self.cpu.for_rows(ids.len(), cols, |i| {
-            let Some(&id) = ids.get(i) else { return };
-            // SAFETY: row `i` of the output is this task's alone.
-            let row = unsafe { std::slice::from_raw_parts_mut(out.get().add(i * cols), cols) };
-            if (id as usize) < weight.rows {
-                weight.row(id as usize, row);
-            }
-        });
-        Ok(())
-    }
-
-    unsafe fn rms_norm(&mut self, x: &Tensor, weight: &Tensor, eps: f32, out: &Tensor) -> Result<()> {
-        let (rows, len) = (x.shape().rows(), x.shape().row_len());
-        let [x, weight, out] =
-            [(x, "x"), (weight, "weight"), (out, "out")].map(|(t, n)| ptr::<f32>(t, "rms_norm", n));
-        let (x, weight, out) = (x?, weight?, out?);
-        self.cpu.for_rows(rows, len, |row| {
-            // SAFETY: the trait's contract; each task writes its own rows.
-            unsafe {
-                let (x, out) = (x.get().add(row * len), out.get().add(row * len));
-                self.cpu.isa.run(RmsNorm { x, weight: weight.get(), out, len, eps });
-            }
-        });
-        Ok(())
-    }
-
-    unsafe fn linear(
-        &mut self,
-        x: &Tensor,
-        targets: &[LinearTarget<'_>],
-        lora: Option<&LoraBatch<'_>>,
-    ) -> Result<()> {
-        // SAFETY: the trait's contract.
-        unsafe { linear(&self.cpu, &mut self.linear, x, targets, lora) }
-    }
-
-    unsafe fn rope(
-        &mut self,
-        pairs: &[(&Tensor, &Tensor)],
-        positions: &Tensor,
-        rope_idx: &Tensor,
-        tables: &RopeTables,
-    ) -> Result<()> {
-        let op = "rope";
-        // SAFETY: the trait's contract.
-        let (positions, rope_idx) = unsafe {
-            (slice::<u32>(positions, op, "positions")?, slice::<u32>(rope_idx, op, "table index")?)
-        };
-        let mut table_slices = Vec::with_capacity(tables.tables.len());
-        for table in &tables.tables {
-            // SAFETY: tables are F32 and written only before they are used.
-            table_slices.push((unsafe { slice::<f32>(table, op, "table")? }, table.shape().row_len()));
-        }
-        let mut projections = Vec::with_capacity(pairs.len());
-        for &(x, out) in pairs {
-            let &[_, heads, head_dim] = x.shape().dims() else {
-                return invalid(op, "x must be [rows, heads, head_dim]");
-            };
-            projections.push((ptr::<f32>(x, op, "x")?, ptr::<f32>(out, op, "out")?, heads, head_dim));
-        }
-        let row_len = projections.iter().map(|&(.., heads, head_dim)| heads * head_dim).sum();
-        self.cpu.for_rows(positions.len(), row_len, |row| {
-            let (Some(&position), Some(&table)) = (positions.get(row), rope_idx.get(row)) else { return };
-            let Some((table, width)) = table_slices.get(table as usize) else { return };
-            let Some(angles) = table.get(position as usize * width..(position as usize + 1) * width) else {
-                return;
-            };
-            for (x, out, heads, head_dim) in &projections {
-                let (heads, head_dim) = (*heads, *head_dim);
-                // SAFETY: the trait's contract; each task writes its own rows.
-                unsafe {
-                    let at = row * heads * head_dim;
-                    let (x, out) = (x.get().add(at), out.get().add(at));
-                    self.cpu.isa.run(Rope { x, out, heads, head_dim, angles });
-                }
-            }
-        });
-        Ok(())
-    }
-
-    unsafe fn paged_attention(&mut self, args: PagedAttention<'_>) -> Result<()> {
-        // SAFETY: the trait's contract.
-        unsafe { paged_attention(&self.cpu, args) }
-    }
-
-    unsafe fn silu_mul(&mut self, gate: &Tensor, up: &Tensor, out: &Tensor) -> Result<()> {
-        let (rows, len) = (gate.shape().rows(), gate.shape().row_len());
-        let [gate, up, out] =
-            [(gate, "gate"), (up, "up"), (out, "out")].map(|(t, n)| ptr::<f32>(t, "silu_mul", n));
-        let (gate, up, out) = (gate?, up?, out?);
-        self.cpu.for_columns(rows, len, |row, first, end| {
-            // SAFETY: the trait's contract; each task writes its own part of a row.
-            unsafe {
-                let at = row * len + first;
-                let (gate, up, out) = (gate.get().add(at), up.get().add(at), out.get().add(at));
-                self.cpu.isa.run(SiluMul { gate, up, out, len: end - first });
-            }
-        });
-        Ok(())
-    }
-
-    unsafe fn gather_rows(&mut self, x: &Tensor, rows: &Tensor, out: &Tensor) -> Result<()> {
-        let len = x.shape().row_len();
-        // SAFETY: the trait's contract.
-        let (from, indices) =
-            unsafe { (slice::<f32>(x, "gather_rows", "x")?, slice::<u32>(rows, "gather_rows", "rows")?) };
-        let out = ptr::<f32>(out, "gather_rows", "out")?;
-        for (i, &row) in indices.iter().enumerate() {
-            let row = row as usize * len;
-            if let Some(row) = from.get(row..row + len) {
-                // SAFETY: the trait's contract.
-                unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), out.get().add(i * len), len) };
-            }
-        }
-        Ok(())
-    }
-
-    unsafe fn sample(&mut self, logits: &Tensor, rows: &[SampleRow]) -> Result<Vec<Sampled>> {
-        // SAFETY: the trait's contract.
-        let values = unsafe { slice::<f32>(logits, "sample", "logits")? };
-        Ok(self.for_logits(values, logits.shape(), rows, sample_row))
-    }
-
-    unsafe fn logprobs(&mut self, logits: &Tensor, rows: &[LogprobRow]) -> Result<Vec<TokenLogprobs>> {
-        // SAFETY: the trait's contract.
-        let values = unsafe { slice::<f32>(logits, "logprobs", "logits")? };
-        Ok(self.for_logits(values, logits.shape(), rows, logprobs_row))
-    }
-
-    unsafe fn copy(&mut self, src: &Tensor, dst: &Tensor) -> Result<()> {
-        let (from, to) = (ptr::<u8>(src, "copy", "src")?, ptr::<u8>(dst, "copy", "dst")?);
-        // SAFETY: the trait's contract: equal sizes, no overlap.
-        unsafe { std::ptr::copy_nonoverlapping(from.0, to.0, src.size_bytes().min(dst.size_bytes())) };
-        Ok(())
-    }
-
-    unsafe fn write(&mut self, dst: &Tensor, bytes: &[u8]) -> Result<()> {
-        let to = ptr::<u8>(dst, "write", "dst")?;
-        // SAFETY: the trait's contract; a host slice cannot overlap device memory that no slice refers to.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.0, bytes.len().min(dst.size_bytes())) };
-        Ok(())
-    }
-
-    unsafe fn read(&mut self, src: &Tensor, bytes: &mut [u8]) -> Result<()> {
-        let from = ptr::<u8>(src, "read", "src")?;
-        // SAFETY: as `write`.
-        unsafe {
-            std::ptr::copy_nonoverlapping(from.0, bytes.as_mut_ptr(), bytes.len().min(src.size_bytes()))
-        };
-        Ok(())
-    }
-}
-
-impl CpuOps {
-    /// Maps rows of logits in parallel, each thread with a scratch space of its own.
-    fn for_logits<A: Sync, B: Send>(
-        &mut self,
-        values: &[f32],
-        shape: Shape,
-        rows: &[A],
-        f: impl Fn(&[f32], &A, &mut SampleScratch) -> B + Sync,
-    ) -> Vec<B> {
-        let vocab = shape.row_len().max(1);
-        let num_parts = self.sampling.len().min(rows.len()).max(1);
-        let per_part = rows.len().div_ceil(num_parts).max(1);
-        let parts: Vec<_> = values
-            .chunks(vocab * per_part)
-            .zip(rows.chunks(per_part))
-            .zip(&mut self.sampling)
-            .map(|((values, rows), scratch)| {
-                Mutex::new(LogitRows { values, vocab, rows, scratch, f: &f, out: Vec::new() })
-            })
-            .collect();
-        self.cpu.pool.run(parts.len(), &|i| {
-            let Some(mut part) = parts.get(i).and_then(|p| p.lock().ok()) else { return };
-            // SAFETY: plain Rust, compiled for the instruction set.
-            unsafe { self.cpu.isa.run(&mut *part) };
-        });
-        parts.into_iter().filter_map(|p| p.into_inner().ok()).flat_map(|part| part.out).collect()
-    }
-}
-
-/// Some rows of logits and what each is mapped by.
-struct LogitRows<'a, A, B, F> {
-    values: &'a [f32],
-    vocab: usize,
-    rows: &'a [A],
-    scratch: &'a mut SampleScratch,
-    f: &'a F,
-    out: Vec<B>,
-}
-
-impl<A, B, F: Fn(&[f32], &A, &mut SampleScratch) -> B> Kernel for &mut LogitRows<'_, A, B, F> {
-    #[inline(always)]
-    unsafe fn run<S: simd::Simd>(self) {
-        for (values, row) in self.values.chunks(self.vocab).zip(self.rows) {
-            self.out.push((self.f)(values, row, self.scratch));
-        }
     }
 }

@@ -139,12 +139,12 @@ impl Drop for ThreadPool {
 
 /// Spins, and gives the core away when it takes long: whoever is waited for may be in need of one.
 #[derive(Default)]
-struct Wait {
+pub(super) struct Wait {
     spins: u32,
 }
 
 impl Wait {
-    fn spin(&mut self) {
+    pub(super) fn spin(&mut self) {
         if self.spins < SPINS_BEFORE_YIELD {
             self.spins += 1;
             std::hint::spin_loop();

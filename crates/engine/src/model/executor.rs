@@ -10,7 +10,7 @@ use wardrobe_device::{
     BLOCK_SIZE, Ctx, CtxConfig, DType, Device, DeviceError, KvCache, KvConfig, LogprobRow, LoraTable,
     NULL_SLOT, RopeTables, SampleRow, Step, StepBounds, StepInputs, StepLimits, Tensor, TokenLogprobs,
 };
-use wardrobe_models::{Decoder, ForwardState, RopeSpec, rope_table};
+use wardrobe_models::{Decoder, ForwardState, RopeSpec, adapter_table, rope_table};
 
 use super::peft::PreparedLora;
 use crate::adapter::PreparedAdapter;
@@ -96,7 +96,7 @@ impl ModelExecutor {
             num_slots: config.num_slots,
             model_digest: computation_digest(identity, model.as_ref(), config.kv_dtype),
         };
-        let lora = Arc::new(LoraTable::new(config.num_slots));
+        let lora = Arc::new(adapter_table(model.as_ref(), config.num_slots));
         Ok(ModelExecutor { model, ctx, kv, rope: RopeTables { tables: vec![table] }, lora, limits })
     }
 

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use wardrobe_device::{Ctx, DType, LoraFactors, LoraModules, Reservation, Tensor};
+use wardrobe_device::{Ctx, DType, LoraFactors, LoraModules, LoraTable, Reservation, Tensor};
 use wardrobe_formats::peft::LoraModule;
 use wardrobe_formats::{AdapterTensor, Digest, PeftAdapter, StorageType};
 
@@ -25,6 +25,11 @@ impl Default for LoraLimits {
     fn default() -> Self {
         LoraLimits { max_rank: 256, allow_noop: false }
     }
+}
+
+/// A table of `num_slots` empty slots for a model's adapters.
+pub fn adapter_table(model: &dyn Decoder, num_slots: usize) -> LoraTable {
+    LoraTable::new(num_slots, model.modules().iter().map(|m| [m.weight.rows(), m.weight.cols()]))
 }
 
 /// An adapter's factors on a device, by module.

@@ -48,7 +48,7 @@ impl ComputeArgs {
     pub fn model_options(&self) -> ModelOptions {
         ModelOptions {
             device: self.device.0,
-            cpu: CpuOptions { threads: self.threads, isa: None },
+            cpu: CpuOptions { threads: self.threads, ..Default::default() },
             precision: self.weights.0,
         }
     }

@@ -306,7 +306,7 @@ impl Settings {
     pub fn model_options(&self) -> ModelOptions {
         ModelOptions {
             device: self.device.unwrap_or_default().0,
-            cpu: CpuOptions { threads: self.threads, isa: None },
+            cpu: CpuOptions { threads: self.threads, ..Default::default() },
             precision: self.weights.unwrap_or_default().0,
         }
     }

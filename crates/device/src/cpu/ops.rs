@@ -1,0 +1,313 @@
+//! The CPU's ops of one context: each is lowered to a program and run; those of a step of one row a sequence are also
+//! kept, to run as one program whenever such a step comes again.
+
+use std::sync::{Arc, Mutex};
+
+use super::isa::Kernel;
+use super::program::{Phase, Program, Scratch};
+use super::rows::{RopeInputs, RowOp, Rows};
+use super::sample::{SampleScratch, logprobs_row, sample_row};
+use super::simd::Simd;
+use super::team::Team;
+use super::{Cpu, cpu_weight, linear, paged, ptr, slice};
+use crate::Shape;
+use crate::error::{Result, invalid};
+use crate::lora::{LoraBatch, NULL_SLOT};
+use crate::ops::{LinearTarget, Ops, PagedAttention, RopeTables, StepMode};
+use crate::sample::{LogprobRow, SampleRow, Sampled, TokenLogprobs};
+use crate::step::GraphKey;
+use crate::tensor::Tensor;
+use crate::weight::Weight;
+
+/// Largest step that is kept: with more rows the ops take so long that what lies between them does not count.
+const MAX_RECORDED_ROWS: usize = 128;
+/// Steps that are kept. One takes about 3 KB a layer.
+const MAX_PROGRAMS: usize = 64;
+
+/// The CPU's ops for one context.
+pub(crate) struct CpuOps {
+    cpu: Arc<Cpu>,
+    team: Team,
+    scratch: Scratch,
+    sampling: Vec<SampleScratch>,
+    /// Whether steps are kept at all.
+    records: bool,
+    /// The step that is being run op by op, to be kept.
+    recording: Option<(GraphKey, Program)>,
+    /// Kept steps, the one that ran last at the end.
+    programs: Vec<(GraphKey, Program)>,
+}
+
+impl CpuOps {
+    pub(crate) fn new(cpu: Arc<Cpu>, records: bool) -> Self {
+        let num_threads = cpu.pool.num_threads();
+        CpuOps {
+            cpu,
+            team: Team::new(num_threads),
+            scratch: Scratch::default(),
+            sampling: (0..num_threads).map(|_| SampleScratch::default()).collect(),
+            records,
+            recording: None,
+            programs: Vec::new(),
+        }
+    }
+
+    /// Runs an op, and keeps it if its step is to be kept.
+    unsafe fn submit(&mut self, program: Program) -> Result<()> {
+        // SAFETY: the caller's.
+        unsafe { program.run(&self.cpu, &mut self.scratch, &mut self.team) };
+        if let Some((_, recording)) = &mut self.recording {
+            recording.append(program);
+        }
+        Ok(())
+    }
+
+    /// An op of a single row phase.
+    unsafe fn submit_rows(&mut self, op: RowOp, rows: usize, len: usize, operands: &[&Tensor]) -> Result<()> {
+        let mut program = Program::default();
+        operands.iter().for_each(|t| program.keep(t));
+        program.push(Phase::Rows(Rows::new(op, rows, len)));
+        // SAFETY: the caller's.
+        unsafe { self.submit(program) }
+    }
+
+    /// A step that exchanges data with the host cannot be run again without it.
+    fn stop_recording(&mut self) {
+        self.recording = None;
+    }
+
+    /// Whether rows may use adapters: in a step that is kept as its key says, else as the rows' slots say.
+    unsafe fn uses_adapters(&self, lora: &LoraBatch<'_>) -> Result<bool> {
+        match &self.recording {
+            Some((key, _)) => Ok(key.with_lora),
+            // SAFETY: the trait's contract.
+            None => unsafe {
+                Ok(slice::<u32>(lora.slots, "linear", "adapter slots")?.iter().any(|&s| s != NULL_SLOT))
+            },
+        }
+    }
+}
+
+impl Ops for CpuOps {
+    unsafe fn begin_step(&mut self, key: &GraphKey) -> Result<StepMode> {
+        self.recording = None;
+        // With one row a sequence the key says which rows are whose.
+        if !self.records || key.num_rows != key.num_seqs || key.num_rows > MAX_RECORDED_ROWS {
+            return Ok(StepMode::Run);
+        }
+        if let Some(idx) = self.programs.iter().position(|(k, _)| k == key) {
+            let last = self.programs.len() - 1;
+            self.programs[idx..=last].rotate_left(1);
+            return Ok(StepMode::Replay);
+        }
+        self.recording = Some((*key, Program::default()));
+        Ok(StepMode::Capture)
+    }
+
+    unsafe fn end_step(&mut self, _key: &GraphKey, ok: bool) -> Result<()> {
+        if let Some(recorded) = self.recording.take()
+            && ok
+        {
+            if self.programs.len() >= MAX_PROGRAMS {
+                self.programs.remove(0);
+            }
+            self.programs.push(recorded);
+        }
+        Ok(())
+    }
+
+    unsafe fn replay(&mut self, key: &GraphKey) -> Result<()> {
+        match self.programs.iter().find(|(k, _)| k == key) {
+            Some((_, program)) => {
+                // SAFETY: operands are kept alive or lie in the arena as they did; the contents were checked.
+                unsafe { program.run(&self.cpu, &mut self.scratch, &mut self.team) };
+                Ok(())
+            }
+            None => invalid("replay", format!("nothing is kept under {key:?}")),
+        }
+    }
+
+    unsafe fn embed(&mut self, ids: &Tensor, table: &Weight, out: &Tensor) -> Result<()> {
+        let op = "embed";
+        let cols = cpu_weight(table)?.cols;
+        let (rows, kept) = (ids.shape().numel(), [ids]);
+        let (ids, out) = (ptr::<u32>(ids, op, "ids")?.0, ptr::<f32>(out, op, "out")?.0);
+        // SAFETY: the trait's contract.
+        unsafe { self.submit_rows(RowOp::Embed { ids, table: table.clone(), out }, rows, cols, &kept) }
+    }
+
+    unsafe fn rms_norm(&mut self, x: &Tensor, weight: &Tensor, eps: f32, out: &Tensor) -> Result<()> {
+        let op = "rms_norm";
+        let (rows, len) = (x.shape().rows(), x.shape().row_len());
+        let kept = [x, weight];
+        let [x, weight, out] =
+            [(x, "x"), (weight, "weight"), (out, "out")].map(|(t, n)| ptr::<f32>(t, op, n));
+        let (x, weight, out) = (x?.0, weight?.0, out?.0);
+        // SAFETY: the trait's contract.
+        unsafe { self.submit_rows(RowOp::RmsNorm { x, weight, eps, out, len }, rows, len, &kept) }
+    }
+
+    unsafe fn linear(
+        &mut self,
+        x: &Tensor,
+        targets: &[LinearTarget<'_>],
+        lora: Option<&LoraBatch<'_>>,
+    ) -> Result<()> {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let lora = match lora {
+                Some(lora) if self.uses_adapters(lora)? => Some(lora),
+                _ => None,
+            };
+            let mut program = Program::default();
+            linear::lower(&mut program, self.cpu.pool.num_threads(), x, targets, lora)?;
+            self.submit(program)
+        }
+    }
+
+    unsafe fn rope(
+        &mut self,
+        pairs: &[(&Tensor, &Tensor)],
+        positions: &Tensor,
+        rope_idx: &Tensor,
+        tables: &RopeTables,
+    ) -> Result<()> {
+        let op = "rope";
+        let mut program = Program::default();
+        program.keep(positions);
+        program.keep(rope_idx);
+        let inputs = Arc::new(RopeInputs {
+            positions: ptr::<u32>(positions, op, "positions")?.0,
+            rope_idx: ptr::<u32>(rope_idx, op, "table index")?.0,
+            tables: tables.tables.clone(),
+        });
+        for &(x, out) in pairs {
+            let &[rows, heads, head_dim] = x.shape().dims() else {
+                return invalid(op, "x must be [rows, heads, head_dim]");
+            };
+            let (x, out) = (ptr::<f32>(x, op, "x")?.0, ptr::<f32>(out, op, "out")?.0);
+            let rope = RowOp::Rope { x, out, heads, head_dim, tables: inputs.clone() };
+            program.push(Phase::Rows(Rows::new(rope, rows, heads * head_dim)));
+        }
+        // SAFETY: the trait's contract.
+        unsafe { self.submit(program) }
+    }
+
+    unsafe fn paged_attention(&mut self, args: PagedAttention<'_>) -> Result<()> {
+        let mut program = Program::default();
+        // SAFETY: the trait's contract.
+        unsafe {
+            paged::lower(&mut program, args)?;
+            self.submit(program)
+        }
+    }
+
+    unsafe fn silu_mul(&mut self, gate: &Tensor, up: &Tensor, out: &Tensor) -> Result<()> {
+        let op = "silu_mul";
+        let (rows, len) = (gate.shape().rows(), gate.shape().row_len());
+        let kept = [gate, up];
+        let [gate, up, out] = [(gate, "gate"), (up, "up"), (out, "out")].map(|(t, n)| ptr::<f32>(t, op, n));
+        let (gate, up, out) = (gate?.0, up?.0, out?.0);
+        // SAFETY: the trait's contract.
+        unsafe { self.submit_rows(RowOp::SiluMul { gate, up, out, len }, rows, len, &kept) }
+    }
+
+    unsafe fn gather_rows(&mut self, x: &Tensor, rows: &Tensor, out: &Tensor) -> Result<()> {
+        let op = "gather_rows";
+        let (num_rows, len) = (x.shape().rows(), x.shape().row_len());
+        let (num_indices, kept) = (rows.shape().numel(), [x, rows]);
+        let (x, indices, out) =
+            (ptr::<f32>(x, op, "x")?.0, ptr::<u32>(rows, op, "rows")?.0, ptr::<f32>(out, op, "out")?.0);
+        // SAFETY: the trait's contract.
+        unsafe { self.submit_rows(RowOp::Gather { x, indices, out, len, num_rows }, num_indices, len, &kept) }
+    }
+
+    unsafe fn sample(&mut self, logits: &Tensor, rows: &[SampleRow]) -> Result<Vec<Sampled>> {
+        self.stop_recording();
+        // SAFETY: the trait's contract.
+        let values = unsafe { slice::<f32>(logits, "sample", "logits")? };
+        Ok(self.for_logits(values, logits.shape(), rows, sample_row))
+    }
+
+    unsafe fn logprobs(&mut self, logits: &Tensor, rows: &[LogprobRow]) -> Result<Vec<TokenLogprobs>> {
+        self.stop_recording();
+        // SAFETY: the trait's contract.
+        let values = unsafe { slice::<f32>(logits, "logprobs", "logits")? };
+        Ok(self.for_logits(values, logits.shape(), rows, logprobs_row))
+    }
+
+    unsafe fn copy(&mut self, src: &Tensor, dst: &Tensor) -> Result<()> {
+        let rows = src.shape().rows().max(1);
+        let bytes = src.size_bytes().min(dst.size_bytes()) / rows;
+        let kept = [src, dst];
+        let (from, to) = (ptr::<u8>(src, "copy", "src")?.0, ptr::<u8>(dst, "copy", "dst")?.0);
+        // SAFETY: the trait's contract: equal sizes, no overlap.
+        unsafe { self.submit_rows(RowOp::Copy { from, to, bytes }, rows, bytes.div_ceil(4), &kept) }
+    }
+
+    unsafe fn write(&mut self, dst: &Tensor, bytes: &[u8]) -> Result<()> {
+        self.stop_recording();
+        let to = ptr::<u8>(dst, "write", "dst")?;
+        // SAFETY: the trait's contract; a host slice cannot overlap device memory that no slice refers to.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.0, bytes.len().min(dst.size_bytes())) };
+        Ok(())
+    }
+
+    unsafe fn read(&mut self, src: &Tensor, bytes: &mut [u8]) -> Result<()> {
+        self.stop_recording();
+        let from = ptr::<u8>(src, "read", "src")?;
+        // SAFETY: as `write`.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from.0, bytes.as_mut_ptr(), bytes.len().min(src.size_bytes()))
+        };
+        Ok(())
+    }
+}
+
+impl CpuOps {
+    /// Maps rows of logits in parallel, each thread with a scratch space of its own.
+    fn for_logits<A: Sync, B: Send>(
+        &mut self,
+        values: &[f32],
+        shape: Shape,
+        rows: &[A],
+        f: impl Fn(&[f32], &A, &mut SampleScratch) -> B + Sync,
+    ) -> Vec<B> {
+        let vocab = shape.row_len().max(1);
+        let num_parts = self.sampling.len().min(rows.len()).max(1);
+        let per_part = rows.len().div_ceil(num_parts).max(1);
+        let parts: Vec<_> = values
+            .chunks(vocab * per_part)
+            .zip(rows.chunks(per_part))
+            .zip(&mut self.sampling)
+            .map(|((values, rows), scratch)| {
+                Mutex::new(LogitRows { values, vocab, rows, scratch, f: &f, out: Vec::new() })
+            })
+            .collect();
+        self.cpu.pool.run(parts.len(), &|i| {
+            let Some(mut part) = parts.get(i).and_then(|p| p.lock().ok()) else { return };
+            // SAFETY: plain Rust, compiled for the instruction set.
+            unsafe { self.cpu.isa.run(&mut *part) };
+        });
+        parts.into_iter().filter_map(|p| p.into_inner().ok()).flat_map(|part| part.out).collect()
+    }
+}
+
+/// Some rows of logits and what each is mapped by.
+struct LogitRows<'a, A, B, F> {
+    values: &'a [f32],
+    vocab: usize,
+    rows: &'a [A],
+    scratch: &'a mut SampleScratch,
+    f: &'a F,
+    out: Vec<B>,
+}
+
+impl<A, B, F: Fn(&[f32], &A, &mut SampleScratch) -> B> Kernel for &mut LogitRows<'_, A, B, F> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for (values, row) in self.values.chunks(self.vocab).zip(self.rows) {
+            self.out.push((self.f)(values, row, self.scratch));
+        }
+    }
+}

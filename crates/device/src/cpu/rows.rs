@@ -1,0 +1,297 @@
+//! Phases that go row by row: small ops, several of which may follow each other on a row before the next row's turn.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use super::activations::{BLOCK_BYTES, TILE_ROWS, quantise_row};
+use super::blocks::BLOCK;
+use super::cache::{Cache, KvF16, KvF32, WriteRow};
+use super::cpu_weight;
+use super::isa::Kernel;
+use super::program::Env;
+use super::rowwise::{RmsNorm, Rope, SiluMul};
+use super::simd::Simd;
+use super::team::Worker;
+use crate::tensor::Tensor;
+use crate::weight::Weight;
+
+/// Most elements that a task works on, unless a row has more.
+const MAX_TASK_ELEMENTS: usize = 16 * 1024;
+/// Tasks of a thread where there are rows enough: one that was held up leaves the rest to others.
+const TASKS_PER_THREAD: usize = 2;
+
+/// A small op, with operands at row 0.
+pub(crate) enum RowOp {
+    /// [`crate::Ops::embed`].
+    Embed { ids: *const u32, table: Weight, out: *mut f32 },
+    /// [`crate::Ops::rms_norm`].
+    RmsNorm { x: *const f32, weight: *const f32, eps: f32, out: *mut f32, len: usize },
+    /// [`crate::Ops::rope`] of one projection.
+    Rope { x: *const f32, out: *mut f32, heads: usize, head_dim: usize, tables: Arc<RopeInputs> },
+    /// Writes keys and values into the cache.
+    WriteKv {
+        k: *const f32,
+        v: *const f32,
+        cache: Cache,
+        f16: bool,
+        positions: *const u32,
+        blocks: Arc<BlockTables>,
+    },
+    /// [`crate::Ops::silu_mul`].
+    SiluMul { gate: *const f32, up: *const f32, out: *mut f32, len: usize },
+    /// Quantises for the linear op that follows; `halves` as in [`quantise_row`].
+    Quantise { x: *const f32, len: usize, halves: bool },
+    /// [`crate::Ops::gather_rows`].
+    Gather { x: *const f32, indices: *const u32, out: *mut f32, len: usize, num_rows: usize },
+    /// Copies bytes.
+    Copy { from: *const u8, to: *mut u8, bytes: usize },
+}
+
+/// Where rows find their angles.
+pub(crate) struct RopeInputs {
+    pub(crate) positions: *const u32,
+    pub(crate) rope_idx: *const u32,
+    /// Each `[positions, half, 2]`.
+    pub(crate) tables: Vec<Tensor>,
+}
+// SAFETY: places in tensors that outlive the program's runs; tasks write disjoint parts.
+unsafe impl Send for RopeInputs {}
+// SAFETY: as above.
+unsafe impl Sync for RopeInputs {}
+
+/// Where rows find their blocks.
+pub(crate) struct BlockTables {
+    /// `[seqs, max_blocks]`.
+    pub(crate) tables: *const u32,
+    pub(crate) max_blocks: usize,
+    /// Sequence of each row.
+    pub(crate) seq_of_row: Vec<u32>,
+}
+
+// SAFETY: places in tensors that outlive the program's runs; tasks write disjoint parts.
+unsafe impl Send for BlockTables {}
+// SAFETY: as above.
+unsafe impl Sync for BlockTables {}
+
+impl BlockTables {
+    /// A sequence's blocks.
+    pub(crate) unsafe fn of_seq(&self, seq: usize) -> &[u32] {
+        // SAFETY: the sequence exists, by the caller.
+        unsafe { std::slice::from_raw_parts(self.tables.add(seq * self.max_blocks), self.max_blocks) }
+    }
+}
+
+/// Ops on each of `rows` rows.
+pub(crate) struct Rows {
+    ops: Vec<RowOp>,
+    rows: usize,
+    /// Elements of a row, for the size of tasks.
+    len: usize,
+    /// Each thread has a part of the columns: those that a linear op gave it, which are in its cache.
+    by_columns: bool,
+}
+
+impl Rows {
+    pub(crate) fn new(op: RowOp, rows: usize, len: usize) -> Self {
+        let by_columns = matches!(op, RowOp::SiluMul { .. });
+        Rows { ops: vec![op], rows, len, by_columns }
+    }
+
+    /// Appends another phase's ops, if no row of it needs another row of this one; else gives it back.
+    pub(crate) fn join(&mut self, other: Rows) -> Result<(), Rows> {
+        let is_local = |op: &RowOp| !matches!(op, RowOp::Gather { .. });
+        let takes_columns = |op: &RowOp| match op {
+            RowOp::SiluMul { len, .. } | RowOp::Quantise { len, .. } => *len == self.len,
+            _ => false,
+        };
+        let mut pairs = other.ops.iter().flat_map(|b| self.ops.iter().map(move |a| (a, b)));
+        let joins = self.rows == other.rows
+            && other.ops.iter().all(is_local)
+            && pairs.all(|(a, b)| a.keeps_rows_apart(b, self.rows))
+            && if self.by_columns { other.ops.iter().all(takes_columns) } else { !other.by_columns };
+        if !joins {
+            return Err(other);
+        }
+        self.ops.extend(other.ops);
+        self.len = self.len.max(other.len);
+        Ok(())
+    }
+
+    /// # Safety
+    /// As [`super::program::Program::run`].
+    pub(crate) unsafe fn run(&self, env: &Env<'_>, worker: Worker<'_>) {
+        let num_workers = worker.num_workers();
+        let tasks_wanted = if self.by_columns { TASKS_PER_THREAD } else { TASKS_PER_THREAD * num_workers };
+        let per_task =
+            self.rows.div_ceil(tasks_wanted).min((MAX_TASK_ELEMENTS / self.len.max(1)).max(1)).max(1);
+        let num_pieces = self.rows.div_ceil(per_task);
+        let run = |piece: usize, cols: (usize, usize)| {
+            for row in piece * per_task..self.rows.min((piece + 1) * per_task) {
+                for op in &self.ops {
+                    // SAFETY: the caller's; tasks have rows or columns of their own.
+                    unsafe { op.run(env, row, cols) };
+                }
+            }
+        };
+        if self.by_columns {
+            let first = |worker: usize| self.len.min(worker * self.len.div_ceil(BLOCK) / num_workers * BLOCK);
+            worker.each(|_| num_pieces, |owner, piece| run(piece, (first(owner), first(owner + 1))));
+        } else {
+            worker.each_of(num_pieces, |piece| run(piece, (0, self.len)));
+        }
+    }
+}
+
+/// Rows in memory that an op reads or writes.
+#[derive(Clone, Copy, PartialEq)]
+struct Place {
+    addr: usize,
+    row_bytes: usize,
+}
+
+impl Place {
+    fn of<T>(p: *const T, row_len: usize) -> Self {
+        Place { addr: p.addr(), row_bytes: row_len * size_of::<T>() }
+    }
+
+    /// Whether no row of one overlaps another row of the other.
+    fn is_apart(&self, other: &Place, rows: usize) -> bool {
+        let end = |p: &Place| p.addr + rows * p.row_bytes;
+        self == other || end(self) <= other.addr || end(other) <= self.addr
+    }
+}
+
+impl RowOp {
+    /// What it reads and writes in the arena: scopes reuse its memory, so that one op's output may lie where another's
+    /// input lay.
+    fn places(&self) -> ([Option<Place>; 2], Option<Place>) {
+        match *self {
+            RowOp::Embed { out, ref table, .. } => ([None, None], Some(Place::of(out, table.cols()))),
+            RowOp::RmsNorm { x, out, len, .. } => {
+                ([Some(Place::of(x, len)), None], Some(Place::of(out, len)))
+            }
+            RowOp::Rope { x, out, heads, head_dim, .. } => {
+                ([Some(Place::of(x, heads * head_dim)), None], Some(Place::of(out, heads * head_dim)))
+            }
+            RowOp::WriteKv { k, v, cache, .. } => {
+                let len = cache.num_kv_heads * cache.head_dim;
+                ([Some(Place::of(k, len)), Some(Place::of(v, len))], None)
+            }
+            RowOp::SiluMul { gate, up, out, len } => {
+                ([Some(Place::of(gate, len)), Some(Place::of(up, len))], Some(Place::of(out, len)))
+            }
+            RowOp::Quantise { x, len, .. } => ([Some(Place::of(x, len)), None], None),
+            RowOp::Gather { x, out, len, .. } => ([Some(Place::of(x, len)), None], Some(Place::of(out, len))),
+            RowOp::Copy { from, to, bytes } => {
+                ([Some(Place::of(from, bytes)), None], Some(Place::of(to, bytes)))
+            }
+        }
+    }
+
+    /// Whether each row of `later` may follow the same row of this op at once, whatever the other rows do.
+    fn keeps_rows_apart(&self, later: &RowOp, rows: usize) -> bool {
+        let (reads, write) = self.places();
+        let (later_reads, later_write) = later.places();
+        let apart = |a: Option<Place>, b: Option<Place>| match (a, b) {
+            (Some(a), Some(b)) => a.is_apart(&b, rows),
+            _ => true,
+        };
+        later_reads.into_iter().all(|read| apart(write, read))
+            && reads.into_iter().chain([write]).all(|place| apart(place, later_write))
+    }
+
+    /// Works on a row; [`RowOp::SiluMul`] and [`RowOp::Quantise`] only on columns `first..end` of it.
+    #[inline]
+    unsafe fn run(&self, env: &Env<'_>, row: usize, (first, end): (usize, usize)) {
+        let isa = env.cpu.isa;
+        // SAFETY: rows and extents are the caller's.
+        unsafe {
+            match *self {
+                RowOp::Embed { ids, ref table, out } => {
+                    let (Ok(weight), id) = (cpu_weight(table), *ids.add(row) as usize) else { return };
+                    if id < weight.rows {
+                        let out = out.add(row * weight.cols);
+                        weight.row(id, std::slice::from_raw_parts_mut(out, weight.cols));
+                    }
+                }
+                RowOp::RmsNorm { x, weight, eps, out, len } => {
+                    isa.run(RmsNorm { x: x.add(row * len), weight, out: out.add(row * len), len, eps });
+                }
+                RowOp::Rope { x, out, heads, head_dim, ref tables } => {
+                    let Some(angles) = tables.angles(row) else { return };
+                    let at = row * heads * head_dim;
+                    isa.run(Rope { x: x.add(at), out: out.add(at), heads, head_dim, angles });
+                }
+                RowOp::WriteKv { k, v, cache, f16, positions, ref blocks } => {
+                    let Some(&seq) = blocks.seq_of_row.get(row) else { return };
+                    let table = blocks.of_seq(seq as usize);
+                    let position = *positions.add(row) as usize;
+                    let at = row * cache.num_kv_heads * cache.head_dim;
+                    let (k, v) = (k.add(at), v.add(at));
+                    if f16 {
+                        isa.run(WriteRow::<KvF16> { element: PhantomData, cache, table, position, k, v });
+                    } else {
+                        isa.run(WriteRow::<KvF32> { element: PhantomData, cache, table, position, k, v });
+                    }
+                }
+                RowOp::SiluMul { gate, up, out, len } => {
+                    let at = row * len + first;
+                    let (gate, up, out) = (gate.add(at), up.add(at), out.add(at));
+                    isa.run(SiluMul { gate, up, out, len: end - first });
+                }
+                RowOp::Quantise { x, len, halves } => {
+                    let to = env.activations(len);
+                    let (quants, meta) = to.row(row);
+                    let block = first / BLOCK;
+                    isa.run(Quantise {
+                        x: x.add(row * len + first),
+                        num_blocks: end.min(len) / BLOCK - block,
+                        quants: quants.cast_mut().add(block * TILE_ROWS * BLOCK_BYTES),
+                        meta: meta.cast_mut().add(block * TILE_ROWS),
+                        halves,
+                    });
+                }
+                RowOp::Gather { x, indices, out, len, num_rows } => {
+                    let from = *indices.add(row) as usize;
+                    if from < num_rows {
+                        out.add(row * len).copy_from_nonoverlapping(x.add(from * len), len);
+                    }
+                }
+                RowOp::Copy { from, to, bytes } => {
+                    to.add(row * bytes).copy_from_nonoverlapping(from.add(row * bytes), bytes);
+                }
+            }
+        }
+    }
+}
+
+impl RopeInputs {
+    /// `[half, 2]`: a row's cosines and sines.
+    unsafe fn angles(&self, row: usize) -> Option<&[f32]> {
+        // SAFETY: the caller's; tables are F32 and written only before they are used.
+        unsafe {
+            let table = self.tables.get(*self.rope_idx.add(row) as usize)?;
+            let width = table.shape().row_len();
+            let position = *self.positions.add(row) as usize;
+            let first = std::ptr::with_exposed_provenance::<f32>(table.addr("rope", "table").ok()?);
+            (position < table.shape().rows())
+                .then(|| std::slice::from_raw_parts(first.add(position * width), width))
+        }
+    }
+}
+
+struct Quantise {
+    x: *const f32,
+    num_blocks: usize,
+    quants: *mut i8,
+    meta: *mut super::activations::BlockMeta,
+    halves: bool,
+}
+
+impl Kernel for Quantise {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: the caller's.
+        unsafe { quantise_row::<S>(self.x, self.num_blocks, self.quants, self.meta, self.halves) };
+    }
+}
