@@ -11,7 +11,7 @@ use super::lora::{ExpandArgs, ShrinkArgs, expand, shrink};
 use super::program::{AdaptedRows, AdapterInputs, Env, Group, Phase, Program, ScratchSize};
 use super::rows::{RowOp, Rows};
 use super::simd::LANES;
-use super::team::Worker;
+use super::team::{Ended, Worker};
 use super::weight::{CpuWeight, with_block_format};
 use super::{cpu_weight, ptr};
 use crate::error::Result;
@@ -155,7 +155,7 @@ impl Linear {
     ///
     /// # Safety
     /// As [`Program::run`].
-    pub(crate) unsafe fn products(&self, env: &Env<'_>, worker: Worker<'_>) {
+    pub(crate) unsafe fn products(&self, env: &Env<'_>, worker: Worker<'_>) -> Ended {
         let isa = env.cpu.isa;
         let operand = Operand { x: self.x, cols: self.cols, quantised: env.activations(self.cols) };
         let adapted = self.adapted(env);
@@ -186,14 +186,14 @@ impl Linear {
                     (None, None) => {}
                 }
             }
-        });
+        })
     }
 
     /// The products with the adapters' B, added to the outputs.
     ///
     /// # Safety
     /// As [`Program::run`].
-    pub(crate) unsafe fn updates(&self, env: &Env<'_>, worker: Worker<'_>) {
+    pub(crate) unsafe fn updates(&self, env: &Env<'_>, worker: Worker<'_>) -> Ended {
         let Some(adapted) = self.adapted(env) else { return worker.each_of(0, |_| {}) };
         let num_updates = self.targets.len() * adapted.groups.len();
         // One task an update is best for memory, but must leave no thread without work.
@@ -206,7 +206,7 @@ impl Linear {
                     update.expand(env.cpu.isa, update.target.is_scaled(adapted), (i % pieces, pieces));
                 }
             }
-        });
+        })
     }
 
     fn adapted<'a>(&self, env: &Env<'a>) -> Option<&'a AdaptedRows> {

@@ -7,7 +7,7 @@ use super::cache::Cache;
 use super::program::{Env, Phase, Program};
 use super::rows::{BlockTables, RowOp, Rows};
 use super::simd::LANES;
-use super::team::Worker;
+use super::team::{Ended, Worker};
 use super::{ptr, slice};
 use crate::DType;
 use crate::error::{DeviceError, Result, invalid};
@@ -91,7 +91,7 @@ pub(crate) unsafe fn lower(program: &mut Program, args: PagedAttention<'_>) -> R
 impl Attention {
     /// # Safety
     /// As [`Program::run`].
-    pub(crate) unsafe fn run(&self, env: &Env<'_>, worker: Worker<'_>) {
+    pub(crate) unsafe fn run(&self, env: &Env<'_>, worker: Worker<'_>) -> Ended {
         worker.each_of(self.tasks.len(), |i| {
             // SAFETY: the caller's; tasks write disjoint rows and heads.
             unsafe {
@@ -99,7 +99,7 @@ impl Attention {
                     attend(env.cpu.isa, self.f16, args, self.task(i + 1));
                 }
             }
-        });
+        })
     }
 
     unsafe fn task(&self, i: usize) -> Option<Attend<'_>> {

@@ -11,7 +11,7 @@ use super::blocks::BLOCK;
 use super::linear::Linear;
 use super::paged::Attention;
 use super::rows::Rows;
-use super::team::{Team, Worker};
+use super::team::{Ended, Team, Worker};
 use super::{Cpu, SendPtr};
 use crate::lora::{BoundAdapter, LoraFactors, LoraTable, ModuleIdx, NULL_SLOT};
 use crate::tensor::{Life, Memory, Tensor};
@@ -129,17 +129,22 @@ impl Program {
         let max_rank = adapters.iter().map(|a| a.max_rank).max().unwrap_or(0);
         let env = scratch.env(cpu, self.scratch, max_rank, &adapters);
         let phases = &self.phases;
-        team.run(&cpu.pool, phases.len(), &|idx, worker| {
-            if let Some(phase) = phases.get(idx) {
-                // SAFETY: the caller's; phases run in order.
-                unsafe { phase.run(&env, worker) };
-            }
+        let is_small = |idx: usize| phases.get(idx).is_some_and(Phase::is_small);
+        team.run(&cpu.pool, phases.len(), &is_small, &|idx, worker| match phases.get(idx) {
+            // SAFETY: the caller's; phases run in order.
+            Some(phase) => unsafe { phase.run(&env, worker) },
+            None => worker.each_of(0, |_| {}),
         });
     }
 }
 
 impl Phase {
-    unsafe fn run(&self, env: &Env<'_>, worker: Worker<'_>) {
+    /// Whether it is not worth waiting for another thread.
+    fn is_small(&self) -> bool {
+        matches!(self, Phase::Rows(rows) if rows.is_small())
+    }
+
+    unsafe fn run(&self, env: &Env<'_>, worker: Worker<'_>) -> Ended {
         // SAFETY: the caller's.
         unsafe {
             match self {

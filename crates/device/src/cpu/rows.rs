@@ -11,12 +11,14 @@ use super::isa::Kernel;
 use super::program::Env;
 use super::rowwise::{RmsNorm, Rope, SiluMul};
 use super::simd::Simd;
-use super::team::Worker;
+use super::team::{Ended, Worker};
 use crate::tensor::Tensor;
 use crate::weight::Weight;
 
 /// Most elements that a task works on, unless a row has more.
 const MAX_TASK_ELEMENTS: usize = 16 * 1024;
+/// Elements that are not worth a second thread.
+const MAX_SMALL_ELEMENTS: usize = 1024;
 /// Tasks of a thread where there are rows enough: one that was held up leaves the rest to others.
 const TASKS_PER_THREAD: usize = 2;
 
@@ -117,9 +119,14 @@ impl Rows {
         Ok(())
     }
 
+    /// Whether one thread is done with it before another has come.
+    pub(crate) fn is_small(&self) -> bool {
+        self.rows * self.len <= MAX_SMALL_ELEMENTS
+    }
+
     /// # Safety
     /// As [`super::program::Program::run`].
-    pub(crate) unsafe fn run(&self, env: &Env<'_>, worker: Worker<'_>) {
+    pub(crate) unsafe fn run(&self, env: &Env<'_>, worker: Worker<'_>) -> Ended {
         let num_workers = worker.num_workers();
         let tasks_wanted = if self.by_columns { TASKS_PER_THREAD } else { TASKS_PER_THREAD * num_workers };
         let per_task =
@@ -135,9 +142,9 @@ impl Rows {
         };
         if self.by_columns {
             let first = |worker: usize| self.len.min(worker * self.len.div_ceil(BLOCK) / num_workers * BLOCK);
-            worker.each(|_| num_pieces, |owner, piece| run(piece, (first(owner), first(owner + 1))));
+            worker.each(|_| num_pieces, |owner, piece| run(piece, (first(owner), first(owner + 1))))
         } else {
-            worker.each_of(num_pieces, |piece| run(piece, (0, self.len)));
+            worker.each_of(num_pieces, |piece| run(piece, (0, self.len)))
         }
     }
 }

@@ -41,25 +41,40 @@ impl Team {
         }
     }
 
-    /// Runs `phase(0, …)`, …, `phase(num_phases - 1, …)` on all threads. Each must call [`Worker::each`] or
-    /// [`Worker::each_of`] once, and the same on every thread. A panic ends the run and is passed on.
+    /// Runs `phase(0, …)`, …, `phase(num_phases - 1, …)`, and passes a panic on. Each must call [`Worker::each`] or
+    /// [`Worker::each_of`] once, the same on every thread, and return what that returned. A phase that `is_small` is run
+    /// whole by the thread that ended the one before: the others would hardly be there in time.
     pub(crate) fn run(
         &mut self,
         pool: &ThreadPool,
         num_phases: usize,
-        phase: &(dyn Fn(usize, Worker<'_>) + Sync),
+        is_small: &(dyn Fn(usize) -> bool + Sync),
+        phase: &(dyn Fn(usize, Worker<'_>) -> Ended + Sync),
     ) {
         for count in self.taken.iter().chain([&self.done]) {
             count.0.store(0, Ordering::Relaxed);
         }
         self.failed.store(false, Ordering::Relaxed);
         let team = &*self;
+        let alone = |idx: usize| phase(idx, Worker { team, idx: 0, phase: idx, alone: true });
+        if (0..num_phases).all(is_small) {
+            return (0..num_phases).for_each(|idx| drop(alone(idx)));
+        }
         pool.run(team.taken.len(), &|idx| {
             let _release = ReleaseOthers(&team.failed);
             let mut current = 0;
             while current < num_phases && !team.failed.load(Ordering::Relaxed) {
-                phase(current, Worker { team, idx, phase: current });
-                current = team.wait_beyond(current);
+                let Ended(ended) = phase(current, Worker { team, idx, phase: current, alone: false });
+                if !ended {
+                    current = team.wait_beyond(current);
+                    continue;
+                }
+                current += 1;
+                while current < num_phases && is_small(current) {
+                    let Ended(_) = alone(current);
+                    current += 1;
+                }
+                team.done.0.store(pack(current, 0), Ordering::Release);
             }
         });
     }
@@ -93,7 +108,13 @@ pub(crate) struct Worker<'a> {
     team: &'a Team,
     idx: usize,
     phase: usize,
+    /// All of the phase is this one's.
+    alone: bool,
 }
+
+/// Whether a worker was the last, and so has to start the next phase.
+#[must_use]
+pub(crate) struct Ended(bool);
 
 impl Worker<'_> {
     /// Threads in the team.
@@ -103,11 +124,15 @@ impl Worker<'_> {
 
     /// Runs `task(worker, i)` for `i` below `share(worker)` and all workers, each once, on whatever thread: on this one
     /// first those of its own share, then what is left of the others'.
-    pub(crate) fn each(self, share: impl Fn(usize) -> usize, mut task: impl FnMut(usize, usize)) {
+    pub(crate) fn each(self, share: impl Fn(usize) -> usize, mut task: impl FnMut(usize, usize)) -> Ended {
         let num_workers = self.num_workers();
+        if self.alone {
+            (0..num_workers).for_each(|owner| (0..share(owner)).for_each(|i| task(owner, i)));
+            return Ended(true);
+        }
         let mut tasks_done = 0;
         for owner in (self.idx..num_workers).chain(0..self.idx) {
-            let Some(taken) = self.team.taken.get(owner) else { return };
+            let Some(taken) = self.team.taken.get(owner) else { break };
             let share = share(owner);
             while let Some(i) = self.take(taken, share) {
                 task(owner, i);
@@ -116,24 +141,24 @@ impl Worker<'_> {
         }
         let num_tasks: usize = (0..num_workers).map(share).sum();
         let done = &self.team.done.0;
-        let next = pack(self.phase + 1, 0);
         if num_tasks == 0 {
-            // Whoever is first; a thread that comes later finds another phase.
-            let _ = done.compare_exchange(pack(self.phase, 0), next, Ordering::AcqRel, Ordering::Relaxed);
-        } else if tasks_done > 0 {
-            // The phase cannot have ended before these tasks, so the count is of this phase.
-            let (_, before) = unpack(done.fetch_add(tasks_done as u64, Ordering::AcqRel));
-            if before + tasks_done == num_tasks {
-                done.store(next, Ordering::Release);
-            }
+            // The first to count one that is not there; later ones find another count, or another phase.
+            let (none, one) = (pack(self.phase, 0), pack(self.phase, 1));
+            return Ended(done.compare_exchange(none, one, Ordering::AcqRel, Ordering::Relaxed).is_ok());
         }
+        if tasks_done == 0 {
+            return Ended(false);
+        }
+        // The phase cannot have ended before these tasks, so the count is of this phase.
+        let (_, before) = unpack(done.fetch_add(tasks_done as u64, Ordering::AcqRel));
+        Ended(before + tasks_done == num_tasks)
     }
 
     /// [`Worker::each`] of `0..num_tasks` in even shares.
-    pub(crate) fn each_of(self, num_tasks: usize, mut task: impl FnMut(usize)) {
+    pub(crate) fn each_of(self, num_tasks: usize, mut task: impl FnMut(usize)) -> Ended {
         let num_workers = self.num_workers();
         let first = move |worker: usize| worker * num_tasks / num_workers;
-        self.each(|worker| first(worker + 1) - first(worker), |worker, i| task(first(worker) + i));
+        self.each(|worker| first(worker + 1) - first(worker), |worker, i| task(first(worker) + i))
     }
 
     /// The next task of a share, unless all are taken.
@@ -172,7 +197,7 @@ mod tests {
                 let num_tasks = |phase: usize| phase * 7 % MAX_TASKS;
                 let runs_before =
                     |phase: usize, task: usize| (0..phase).filter(|&p| task < num_tasks(p)).count();
-                team.run(&pool, 200, &|phase, worker| {
+                team.run(&pool, 200, &|phase| phase % 3 == 1, &|phase, worker| {
                     worker.each_of(num_tasks(phase), |i| {
                         for (task, runs) in runs.iter().enumerate() {
                             let here = usize::from(task < num_tasks(phase));
@@ -180,7 +205,7 @@ mod tests {
                             assert!(seen <= here, "{threads} threads, phase {phase}, task {task}");
                         }
                         assert_eq!(runs[i].fetch_add(1, Ordering::Relaxed), runs_before(phase, i));
-                    });
+                    })
                 });
                 for (task, runs) in runs.iter().enumerate() {
                     assert_eq!(runs.load(Ordering::Relaxed), runs_before(200, task));
@@ -193,13 +218,13 @@ mod tests {
     fn shares_may_be_uneven() {
         let pool = ThreadPool::new(3).unwrap();
         let runs: [AtomicUsize; 6] = Default::default();
-        Team::new(3).run(&pool, 1, &|_, worker| {
+        Team::new(3).run(&pool, 1, &|_| false, &|_, worker| {
             worker.each(
                 |owner| [1, 0, 5][owner],
                 |owner, i| {
                     runs[owner / 2 + i].fetch_add(1, Ordering::Relaxed);
                 },
-            );
+            )
         });
         assert_eq!(runs.map(AtomicUsize::into_inner), [1, 1, 1, 1, 1, 1]);
     }
@@ -209,16 +234,16 @@ mod tests {
         let pool = ThreadPool::new(3).unwrap();
         let mut team = Team::new(3);
         let caught = catch_unwind(AssertUnwindSafe(|| {
-            team.run(&pool, 10, &|phase, worker| {
-                worker.each_of(9, |i| assert!((phase, i) != (4, 5), "task 5 of phase 4"));
+            team.run(&pool, 10, &|_| false, &|phase, worker| {
+                worker.each_of(9, |i| assert!((phase, i) != (4, 5), "task 5 of phase 4"))
             });
         }));
         assert!(caught.is_err());
         let sum = AtomicUsize::new(0);
-        team.run(&pool, 10, &|_, worker| {
+        team.run(&pool, 10, &|_| false, &|_, worker| {
             worker.each_of(9, |i| {
                 sum.fetch_add(i, Ordering::Relaxed);
-            });
+            })
         });
         assert_eq!(sum.into_inner(), 360);
     }

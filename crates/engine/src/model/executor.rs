@@ -21,6 +21,9 @@ use crate::ids::{Digest, SlotIdx, TokenId};
 /// Rows of logits computed at once: they are the largest scratch tensor by far.
 pub const HEAD_ROWS: usize = 32;
 
+/// Lengths of block tables are multiples of this.
+const BLOCK_TABLE_STEP: usize = 16;
+
 /// Sizes of the executor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ModelExecutorConfig {
@@ -132,7 +135,7 @@ impl ModelExecutor {
     }
 
     fn run(&mut self, plan: &StepPlan) -> Result<StepOutput, Failure> {
-        let (inputs, wanted) = inputs(plan);
+        let (inputs, wanted) = inputs(plan, self.limits.max_context_tokens.div_ceil(BLOCK_SIZE));
         let bounds = self.bounds();
         let Self { model, ctx, kv, rope, lora, .. } = self;
         let lora = inputs.key().with_lora.then_some(&*lora);
@@ -205,10 +208,12 @@ struct Wanted {
     prompt: Vec<(usize, LogprobRow)>,
 }
 
-/// The step's contents, and what its logit rows are for.
-fn inputs(plan: &StepPlan) -> (StepInputs, Wanted) {
+/// The step's contents, and what its logit rows are for. Block tables have one of few lengths up to `max_blocks`, so that
+/// sequences that grow do not make a new kind of step with each block.
+fn inputs(plan: &StepPlan, max_blocks: usize) -> (StepInputs, Wanted) {
+    let blocks = plan.chunks.iter().map(|c| c.block_table.len()).max().unwrap_or(0);
     let mut step = StepInputs {
-        max_blocks: plan.chunks.iter().map(|c| c.block_table.len()).max().unwrap_or(0),
+        max_blocks: blocks.next_multiple_of(BLOCK_TABLE_STEP).min(max_blocks.max(blocks)),
         seq_starts: vec![0],
         ..StepInputs::default()
     };
