@@ -6,7 +6,7 @@ use super::{Expected, Subject, upload};
 use crate::{Ctx, Projection, WeightFormat};
 
 /// Inputs that share a scale where activations are rounded to bytes.
-const ACTIVATION_BLOCK: usize = 32;
+const ACTIVATION_GROUP: usize = 128;
 const ROW_COUNTS: [usize; 7] = [1, 2, 3, 5, 13, 33, 90];
 /// Output features, mostly no multiple of any vector.
 const OUT_FEATURES: [usize; 6] = [1, 15, 16, 17, 48, 70];
@@ -15,7 +15,7 @@ const OUT_FEATURES: [usize; 6] = [1, 15, 16, 17, 48, 70];
 fn in_features(format: WeightFormat) -> Vec<usize> {
     match format.block_len() {
         1 => vec![1, 7, 33, 256],
-        32 => vec![32, 96, 576],
+        32 => vec![32, 96, 160, 576],
         n => vec![n, 2 * n],
     }
 }
@@ -28,7 +28,7 @@ pub(super) fn product(subject: &Subject, x: &[f32], weight: &HostWeight) -> Vec<
         for o in 0..weight.rows {
             let mut sum = Expected::default();
             let mut variance = 0.0;
-            for (x, w) in x.chunks(ACTIVATION_BLOCK).zip(weight.row(o).chunks(ACTIVATION_BLOCK)) {
+            for (x, w) in x.chunks(ACTIVATION_GROUP).zip(weight.row(o).chunks(ACTIVATION_GROUP)) {
                 x.iter().zip(w).for_each(|(&x, &w)| sum.add(f64::from(x) * w));
                 if let Some(steps) = steps {
                     let step = x.iter().fold(0f32, |m, v| m.max(v.abs())) as f64 / f64::from(steps);
@@ -153,13 +153,13 @@ pub(super) fn random_activations(subject: &Subject) {
     }
 }
 
-/// Activations that whole numbers and the block's scale hold without loss: the result has no rounding of the input in
+/// Activations that whole numbers and the group's scale hold without loss: the result has no rounding of the input in
 /// it.
 pub(super) fn representable(subject: &Subject, random: &mut Random, cols: usize) -> Vec<f32> {
     let most = f32::from(subject.promises.activation_steps.unwrap_or(127));
     let mut x = Vec::with_capacity(cols);
     while x.len() < cols {
-        let len = ACTIVATION_BLOCK.min(cols - x.len());
+        let len = ACTIVATION_GROUP.min(cols - x.len());
         let step = f32::powi(2.0, random.below(12) as i32 - 9);
         let largest = random.below(len);
         x.extend((0..len).map(|i| {
@@ -186,7 +186,7 @@ pub(super) fn representable_activations(subject: &Subject) {
 pub(super) fn awkward_activations(subject: &Subject) {
     let make = |random: &mut Random, cols: usize| {
         let mut x = random.normals(cols);
-        for block in x.chunks_mut(ACTIVATION_BLOCK) {
+        for block in x.chunks_mut(ACTIVATION_GROUP) {
             let factor = random.pick(&[0.0, 1.0, 1e-41, 1e-37, 1e-20, 1e15]);
             block.iter_mut().for_each(|v| *v *= factor);
             if random.below(4) == 0 {

@@ -1,8 +1,9 @@
-//! Quantised activations: 12 bits, as a high and a low byte, with one scale per block of 32.
+//! Quantised activations: 12 bits, as a high and a low byte, with one scale per group of 128.
 //!
 //! `x ≈ scale (16 high + low)` with `scale = amax / 2032`, `high` in -127..=127 and `low` in -8..=8. Eight bits would
 //! cost a tenth of a nat of log-probability here and there; twelve leave the weights' own rounding as all the error
-//! there is, for the price of a second dot product over quants that are unpacked once.
+//! there is, for the price of a second dot product over quants that are unpacked once. With four blocks of weights to a
+//! scale, sums are multiplied by it once for four times by a weight's scale.
 //!
 //! Rows stand in tiles of 16: tile by tile, block by block, the 16 rows' 64 bytes (32 high, 32 low) one after
 //! the other, 1 KiB in all. That is what one tile register holds, and what a run of dot products reads in order.
@@ -14,8 +15,13 @@ use super::simd::{LANES, Simd};
 pub(crate) const TILE_ROWS: usize = 16;
 /// Bytes of one row's block: high parts, then low ones.
 pub(crate) const BLOCK_BYTES: usize = 2 * BLOCK;
+/// Blocks that have one scale; the last group of a row may have fewer.
+pub(crate) const GROUP_BLOCKS: usize = 4;
 /// A value of `high` in units of `low`.
 const HIGH: f32 = 16.0;
+
+/// Largest factor to whole numbers, a power of two.
+const MAX_INVERSE: f32 = f32::from_bits(0x7f00_0000);
 
 /// One row's block. Aligned, since each of a tile register's rows would else be two cache lines.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +38,7 @@ impl Default for QuantBlock {
 #[derive(Clone, Copy, Default, Debug)]
 #[repr(C)]
 pub(crate) struct BlockMeta {
-    /// `amax / 2032`.
+    /// `amax / 2032` of the group.
     pub(crate) scale: f32,
     /// `scale * Σ q`: what a weight's minimum is multiplied by.
     pub(crate) scaled_sum: f32,
@@ -72,7 +78,7 @@ impl Activations {
     }
 }
 
-/// Quantises one row of `32 num_blocks` floats, whose blocks go to `quants` and `meta` at the layout's distance; `halves`
+/// Quantises `32 num_blocks` floats of a row, from the start of a group on, whose blocks go to `quants` and `meta` at the layout's distance; `halves`
 /// asks for [`BlockMeta::sum_low`]. NaN becomes 0 here; it cannot arise from finite weights and inputs.
 #[inline(always)]
 pub(crate) unsafe fn quantise_row<S: Simd>(
@@ -84,11 +90,23 @@ pub(crate) unsafe fn quantise_row<S: Simd>(
 ) {
     // SAFETY: as many readable floats and writable blocks, by the caller.
     unsafe {
+        let (mut scale, mut inverse) = (0.0, S::splat(0.0));
         for b in 0..num_blocks {
+            if b % GROUP_BLOCKS == 0 {
+                let mut max = S::splat(0.0);
+                for at in (b * BLOCK..num_blocks.min(b + GROUP_BLOCKS) * BLOCK).step_by(LANES) {
+                    max = S::max(max, S::abs(S::load(x.add(at))));
+                }
+                let amax = S::reduce_max(max);
+                // The quotient overflows for the smallest numbers: they make do with fewer steps.
+                (scale, inverse) = if amax > 127.0 / MAX_INVERSE {
+                    (amax * (1.0 / (127.0 * HIGH)), S::splat(127.0 / amax))
+                } else {
+                    (1.0 / MAX_INVERSE / HIGH, S::splat(MAX_INVERSE))
+                };
+            }
             let (x0, x1) = (S::load(x.add(b * BLOCK)), S::load(x.add(b * BLOCK + LANES)));
-            let amax = S::reduce_max(S::max(S::abs(x0), S::abs(x1)));
-            let inverse = S::splat(if amax > 0.0 { 127.0 / amax } else { 0.0 });
-            // The bounds matter only where `inverse` overflows: a block of denormals.
+            // The bounds matter only to infinities.
             let (least, most) = (S::splat(-127.0), S::splat(127.0));
             let y0 = S::min(S::max(S::mul(x0, inverse), least), most);
             let y1 = S::min(S::max(S::mul(x1, inverse), least), most);
@@ -104,7 +122,6 @@ pub(crate) unsafe fn quantise_row<S: Simd>(
             let q0 = S::add_i32(S::shl4_i32(high0), low0);
             let sum = S::reduce_add_i32(S::add_i32(q0, S::add_i32(S::shl4_i32(high1), low1)));
             let sum_low = if halves { S::reduce_add_i32(q0) } else { 0 };
-            let scale = amax * (1.0 / (127.0 * HIGH));
             *meta.add(b * TILE_ROWS) = BlockMeta { scale, scaled_sum: scale * sum as f32, sum, sum_low };
         }
     }

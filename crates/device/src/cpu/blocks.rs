@@ -47,8 +47,15 @@ pub(crate) trait BlockFormat: Copy + Send + Sync + 'static {
         unsafe { if Self::SIGNED { S::dot_i8(acc, w, a) } else { S::dot_u8(acc, w, a) } }
     }
 
-    /// Scales (one or two) and minimum of block `sub` of the super-block whose scales start at `p`.
-    unsafe fn scales<S: Simd>(p: *const u8, sub: usize) -> ([S::F; 2], S::F);
+    /// Scales (one or two) of block `sub` of the super-block whose scales start at `p`.
+    unsafe fn scales<S: Simd>(p: *const u8, sub: usize) -> [S::F; 2];
+
+    /// Its minimum, where [`BlockFormat::HAS_MIN`].
+    unsafe fn minimum<S: Simd>(p: *const u8, sub: usize) -> S::F {
+        let _ = (p, sub);
+        // SAFETY: the caller's: the CPU features.
+        unsafe { S::splat(0.0) }
+    }
 
     /// Fills a panel's quants and scales of one super-block from 16 rows' blocks on disk (`None` past the last row).
     fn pack(rows: &[Option<&[u8]>; LANES], quants: &mut [u8], scales: &mut [u8]);
@@ -114,10 +121,9 @@ impl BlockFormat for Q4_0 {
     }
 
     #[inline(always)]
-    unsafe fn scales<S: Simd>(p: *const u8, _sub: usize) -> ([S::F; 2], S::F) {
+    unsafe fn scales<S: Simd>(p: *const u8, _sub: usize) -> [S::F; 2] {
         // SAFETY: 32 readable bytes, by the caller.
-        let d = unsafe { S::load_f16(p.cast()) };
-        ([d, d], d)
+        unsafe { [S::load_f16(p.cast()); 2] }
     }
 
     fn pack(rows: &[Option<&[u8]>; LANES], quants: &mut [u8], scales: &mut [u8]) {
@@ -149,10 +155,15 @@ impl BlockFormat for Q4_1 {
     }
 
     #[inline(always)]
-    unsafe fn scales<S: Simd>(p: *const u8, _sub: usize) -> ([S::F; 2], S::F) {
+    unsafe fn scales<S: Simd>(p: *const u8, _sub: usize) -> [S::F; 2] {
         // SAFETY: 64 readable bytes, by the caller.
-        let (d, m) = unsafe { (S::load_f16(p.cast()), S::load_f16(p.add(32).cast())) };
-        ([d, d], m)
+        unsafe { [S::load_f16(p.cast()); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn minimum<S: Simd>(p: *const u8, _sub: usize) -> S::F {
+        // SAFETY: as above.
+        unsafe { S::load_f16(p.add(32).cast()) }
     }
 
     fn pack(rows: &[Option<&[u8]>; LANES], quants: &mut [u8], scales: &mut [u8]) {
@@ -196,10 +207,9 @@ impl BlockFormat for Q8_0 {
     }
 
     #[inline(always)]
-    unsafe fn scales<S: Simd>(p: *const u8, _sub: usize) -> ([S::F; 2], S::F) {
+    unsafe fn scales<S: Simd>(p: *const u8, _sub: usize) -> [S::F; 2] {
         // SAFETY: 32 readable bytes, by the caller.
-        let d = unsafe { S::load_f16(p.cast()) };
-        ([d, d], d)
+        unsafe { [S::load_f16(p.cast()); 2] }
     }
 
     fn pack(rows: &[Option<&[u8]>; LANES], quants: &mut [u8], scales: &mut [u8]) {
@@ -249,20 +259,30 @@ impl BlockFormat for Q4K {
     }
 
     #[inline(always)]
-    unsafe fn scales<S: Simd>(p: *const u8, sub: usize) -> ([S::F; 2], S::F) {
+    unsafe fn scales<S: Simd>(p: *const u8, sub: usize) -> [S::F; 2] {
         // SAFETY: 256 readable bytes, by the caller.
         unsafe {
             let packed = p.add(64 + 24 * sub);
-            let (mut sc, mut mn) = ([0_i8; LANES], [0_i8; LANES]);
-            for lane in 0..LANES {
-                let low = *packed.add(lane);
-                let high = *packed.add(16 + lane % 8) >> (4 * (lane / 8)) & 15;
-                sc[lane] = (low & 63) as i8;
-                mn[lane] = (low >> 6 | high << 2) as i8;
+            let mut sc = [0_i8; LANES];
+            for (lane, sc) in sc.iter_mut().enumerate() {
+                *sc = (*packed.add(lane) & 63) as i8;
             }
-            let d = S::mul(S::load_f16(p.cast()), S::load_i8(sc.as_ptr()));
+            [S::mul(S::load_f16(p.cast()), S::load_i8(sc.as_ptr())); 2]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn minimum<S: Simd>(p: *const u8, sub: usize) -> S::F {
+        // SAFETY: as above.
+        unsafe {
+            let packed = p.add(64 + 24 * sub);
+            let mut mn = [0_i8; LANES];
+            for (lane, mn) in mn.iter_mut().enumerate() {
+                let high = *packed.add(16 + lane % 8) >> (4 * (lane / 8)) & 15;
+                *mn = (*packed.add(lane) >> 6 | high << 2) as i8;
+            }
             let dmin = S::mul(S::load_f16(p.add(32).cast()), S::load_i8(mn.as_ptr()));
-            ([d, d], S::sub(S::splat(0.0), dmin))
+            S::sub(S::splat(0.0), dmin)
         }
     }
 
@@ -330,12 +350,12 @@ impl BlockFormat for Q6K {
     }
 
     #[inline(always)]
-    unsafe fn scales<S: Simd>(p: *const u8, sub: usize) -> ([S::F; 2], S::F) {
+    unsafe fn scales<S: Simd>(p: *const u8, sub: usize) -> [S::F; 2] {
         // SAFETY: 288 readable bytes, by the caller.
         unsafe {
             let d = S::load_f16(p.cast());
             let sc: *const i8 = p.add(32 + 32 * sub).cast();
-            ([S::mul(d, S::load_i8(sc)), S::mul(d, S::load_i8(sc.add(16)))], d)
+            [S::mul(d, S::load_i8(sc)), S::mul(d, S::load_i8(sc.add(16)))]
         }
     }
 
@@ -370,8 +390,10 @@ pub(crate) fn dequantise<F: BlockFormat>(
         return;
     }
     // SAFETY: lengths checked above; the portable instruction set needs no CPU feature.
-    let (groups, (parts, min)) =
-        unsafe { (F::quants::<P>(quants.as_ptr()), F::scales::<P>(scales.as_ptr(), sub)) };
+    let (groups, parts, min) = unsafe {
+        let scales = scales.as_ptr();
+        (F::quants::<P>(quants.as_ptr()), F::scales::<P>(scales, sub), F::minimum::<P>(scales, sub))
+    };
     let min = if F::HAS_MIN { min.get(lane).copied().unwrap_or(0.0) } else { 0.0 };
     for (k, out) in out.iter_mut().enumerate() {
         let raw = groups.get(k / 4).map_or(0, |group| byte(group, 4 * lane + k % 4));

@@ -1,9 +1,10 @@
 //! The matrix products: activations times panels of 16 output features.
 //!
-//! Each output element is one chain of fused multiply-adds over the inputs in ascending order; how many rows or
-//! panels a call handles changes only what is computed beside it.
+//! Each output element is one chain of fused multiply-adds over the inputs in ascending order, or, where both sides
+//! are quantised, over the minimums of all blocks and then over groups of blocks, each a chain of its own; how many
+//! rows or panels a call handles changes only what is computed beside it.
 
-use super::activations::{Activations, BLOCK_BYTES, TILE_ROWS};
+use super::activations::{Activations, BLOCK_BYTES, GROUP_BLOCKS, TILE_ROWS};
 use super::blocks::{BLOCK, BlockFormat};
 use super::isa::Kernel;
 use super::simd::{LANES, Simd};
@@ -81,6 +82,33 @@ pub(crate) struct QuantisedGemm<F> {
 }
 
 impl<F: BlockFormat> QuantisedGemm<F> {
+    /// A panel's scales.
+    #[inline(always)]
+    pub(crate) fn scales(&self, panel: usize) -> *const u8 {
+        self.scales.wrapping_add(panel * (self.x.num_blocks / F::SUPER) * F::SCALE_BYTES)
+    }
+
+    /// What the sums of `M` rows start at: the part of the weights' minimums.
+    #[inline(always)]
+    pub(crate) unsafe fn minimums<S: Simd, const M: usize>(&self, row: usize, panel: usize) -> [S::F; M] {
+        // SAFETY: as `tile`.
+        unsafe {
+            let mut sums = [S::splat(0.0); M];
+            if F::HAS_MIN {
+                let scales = self.scales(panel);
+                let (_, meta) = self.x.row(row);
+                for b in 0..self.x.num_blocks {
+                    let min = F::minimum::<S>(scales.add(b / F::SUPER * F::SCALE_BYTES), b % F::SUPER);
+                    let meta = meta.add(b * TILE_ROWS);
+                    for (m, sum) in sums.iter_mut().enumerate() {
+                        *sum = S::fma(min, S::splat((*meta.add(m)).scaled_sum), *sum);
+                    }
+                }
+            }
+            sums
+        }
+    }
+
     /// `M` rows, which stand in one tile of activations, by one panel.
     #[inline(always)]
     unsafe fn tile<S: Simd, const M: usize>(&self, row: usize, panel: usize) {
@@ -88,29 +116,32 @@ impl<F: BlockFormat> QuantisedGemm<F> {
         // SAFETY: rows, panels and their extents are the caller's; all loads stay within them.
         unsafe {
             let quants = self.quants.add(panel * num_blocks * F::QUANT_BYTES);
-            let scales = self.scales.add(panel * (num_blocks / F::SUPER) * F::SCALE_BYTES);
+            let scales = self.scales(panel);
             let (a, meta) = self.x.row(row);
-            let mut sums = [S::splat(0.0); M];
-            for b in 0..num_blocks {
-                let w = F::quants::<S>(quants.add(b * F::QUANT_BYTES));
-                let (parts, min) = F::scales::<S>(scales.add(b / F::SUPER * F::SCALE_BYTES), b % F::SUPER);
-                for (m, sum) in sums.iter_mut().enumerate() {
-                    let a = a.add((b * TILE_ROWS + m) * BLOCK_BYTES);
-                    let meta = meta.add(b * TILE_ROWS + m);
-                    let factor = S::splat((*meta).scale);
-                    if F::PARTS == 1 {
-                        let dot = dot_block::<F, S, M>(&w, a, (*meta).sum);
-                        *sum = S::fma(S::to_f32(dot), S::mul(parts[0], factor), *sum);
-                    } else {
-                        let low = (*meta).sum_low;
-                        let x = dot_half::<F, S, 0>(&w, a, low);
-                        let y = dot_half::<F, S, 4>(&w, a, (*meta).sum - low);
-                        *sum = S::fma(S::to_f32(x), S::mul(parts[0], factor), *sum);
-                        *sum = S::fma(S::to_f32(y), S::mul(parts[1], factor), *sum);
+            let mut sums = self.minimums::<S, M>(row, panel);
+            for first in (0..num_blocks).step_by(GROUP_BLOCKS) {
+                let mut group = [S::splat(0.0); M];
+                for b in first..num_blocks.min(first + GROUP_BLOCKS) {
+                    let w = F::quants::<S>(quants.add(b * F::QUANT_BYTES));
+                    let parts = F::scales::<S>(scales.add(b / F::SUPER * F::SCALE_BYTES), b % F::SUPER);
+                    for (m, sum) in group.iter_mut().enumerate() {
+                        let a = a.add((b * TILE_ROWS + m) * BLOCK_BYTES);
+                        let meta = meta.add(b * TILE_ROWS + m);
+                        if F::PARTS == 1 {
+                            let dot = dot_block::<F, S, M>(&w, a, (*meta).sum);
+                            *sum = S::fma(S::to_f32(dot), parts[0], *sum);
+                        } else {
+                            let low = (*meta).sum_low;
+                            let x = dot_half::<F, S, 0>(&w, a, low);
+                            let y = dot_half::<F, S, 4>(&w, a, (*meta).sum - low);
+                            *sum = S::fma(S::to_f32(x), parts[0], *sum);
+                            *sum = S::fma(S::to_f32(y), parts[1], *sum);
+                        }
                     }
-                    if F::HAS_MIN {
-                        *sum = S::fma(min, S::splat((*meta).scaled_sum), *sum);
-                    }
+                }
+                let meta = meta.add(first * TILE_ROWS);
+                for (m, (sum, group)) in sums.iter_mut().zip(group).enumerate() {
+                    *sum = S::fma(group, S::splat((*meta.add(m)).scale), *sum);
                 }
             }
             for (m, sum) in sums.into_iter().enumerate() {

@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use super::activations::{BLOCK_BYTES, TILE_ROWS, quantise_row};
+use super::activations::{BLOCK_BYTES, GROUP_BLOCKS, TILE_ROWS, quantise_row};
 use super::blocks::BLOCK;
 use super::cache::{Cache, KvF16, KvF32, WriteRow};
 use super::cpu_weight;
@@ -141,7 +141,8 @@ impl Rows {
             }
         };
         if self.by_columns {
-            let first = |worker: usize| self.len.min(worker * self.len.div_ceil(BLOCK) / num_workers * BLOCK);
+            let unit = GROUP_BLOCKS * BLOCK;
+            let first = |worker: usize| self.len.min(worker * self.len.div_ceil(unit) / num_workers * unit);
             worker.each(|_| num_pieces, |owner, piece| run(piece, (first(owner), first(owner + 1))))
         } else {
             worker.each_of(num_pieces, |piece| run(piece, (0, self.len)))

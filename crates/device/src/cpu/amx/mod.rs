@@ -11,7 +11,7 @@ use std::mem::MaybeUninit;
 
 mod tiles;
 
-use super::activations::TILE_ROWS;
+use super::activations::{GROUP_BLOCKS, TILE_ROWS};
 use super::blocks::BlockFormat;
 use super::gemm::QuantisedGemm;
 use super::simd::avx512::Avx512;
@@ -19,12 +19,9 @@ use super::simd::{LANES, Simd};
 pub(crate) use tiles::is_available;
 use tiles::{Operands, TILE_BYTES, TileConfig, is_nibble, load_first, step};
 
-/// Blocks of a chunk: those of two tiles of activations and of two panels stay in the first-level cache.
-const MAX_CHUNK_BLOCKS: usize = 6;
-/// How many products are formed before the one that is used.
-const AHEAD: usize = 2;
-/// Places for products, a power of two above `AHEAD`.
-const PLACES: usize = 4;
+/// Blocks of a chunk, whose sums have one scale: those of two tiles of activations and of two panels stay in the
+/// first-level cache.
+const CHUNK_BLOCKS: usize = GROUP_BLOCKS;
 /// Bytes of a place: one of the high and one of the low parts.
 const PLACE_BYTES: usize = 2 * TILE_BYTES;
 /// Panels that a chunk of few rows is multiplied by before the next chunk, so that it is fetched less often.
@@ -56,9 +53,9 @@ macro_rules! each_row {
 #[repr(C, align(64))]
 struct Scratch {
     /// A chunk of a panel, unpacked, and the one after it.
-    quants: [[[u8; TILE_BYTES]; MAX_CHUNK_BLOCKS]; 2],
-    /// The product that is used, and those that are formed meanwhile.
-    products: [[u8; PLACE_BYTES]; PLACES],
+    quants: [[[u8; TILE_BYTES]; CHUNK_BLOCKS]; 2],
+    /// The products of a chunk's blocks; a place is free again as soon as its product is added.
+    products: [[u8; PLACE_BYTES]; CHUNK_BLOCKS],
     /// Unfinished sums of each panel and tile of rows.
     sums: [[f32; LANES * TILE_ROWS]; MAX_SUMS],
 }
@@ -69,8 +66,6 @@ struct Scratch {
 /// As [`QuantisedGemm`], AMX as [`is_available`] says, and the activations have room for whole tiles of rows.
 pub(crate) unsafe fn run<F: BlockFormat>(gemm: QuantisedGemm<F>) {
     let config = TileConfig::new::<F>();
-    let num_blocks = gemm.x.num_blocks;
-    let chunk_blocks = num_blocks.div_ceil(num_blocks.div_ceil(MAX_CHUNK_BLOCKS));
     // Every part is written before it is read.
     let mut scratch = MaybeUninit::<Scratch>::uninit();
     // SAFETY: the configuration is valid, and nothing else in this program uses tile registers; the rest is the
@@ -82,7 +77,7 @@ pub(crate) unsafe fn run<F: BlockFormat>(gemm: QuantisedGemm<F>) {
             let group = (MAX_SUMS / (rows.1 - rows.0).div_ceil(TILE_ROWS)).clamp(1, MAX_GROUP_PANELS);
             for panel in (gemm.panels.0..gemm.panels.1).step_by(group) {
                 let panels = (panel, gemm.panels.1.min(panel + group));
-                TileGemm { gemm: &gemm, panels, rows, chunk_blocks, scratch: scratch.as_mut_ptr() }.run();
+                TileGemm { gemm: &gemm, panels, rows, scratch: scratch.as_mut_ptr() }.run();
             }
         }
         asm!("tilerelease", options(nostack, nomem));
@@ -94,8 +89,6 @@ struct TileGemm<'a, F> {
     gemm: &'a QuantisedGemm<F>,
     panels: (usize, usize),
     rows: (usize, usize),
-    /// Blocks of each chunk but perhaps the last.
-    chunk_blocks: usize,
     scratch: *mut Scratch,
 }
 
@@ -109,135 +102,161 @@ struct Part {
     place: usize,
     /// The tile's first row.
     row: usize,
-}
-
-/// The product whose operands are loaded next.
-#[derive(Clone, Copy)]
-struct Ahead {
-    part: Part,
-    /// Blocks of the part from this one on.
-    left: usize,
-    operands: Operands,
+    /// The first block's activations.
+    activations: *const u8,
+    /// Of the chunk that is unpacked after this one: its first block's quants and scales.
+    fetch: [*const u8; 2],
 }
 
 impl<F: BlockFormat> TileGemm<'_, F> {
-    /// Where a chunk is unpacked.
     #[inline(always)]
-    unsafe fn quants(&self, place: usize) -> *mut u8 {
-        // SAFETY: there are two places.
-        unsafe { (&raw mut (*self.scratch).quants).cast::<u8>().add(place * MAX_CHUNK_BLOCKS * TILE_BYTES) }
-    }
-
-    #[inline(always)]
-    unsafe fn product(&self, idx: usize) -> *mut u8 {
+    unsafe fn product(&self, block: usize) -> *mut u8 {
         // SAFETY: the place exists.
-        unsafe { (&raw mut (*self.scratch).products).cast::<u8>().add(idx % PLACES * PLACE_BYTES) }
+        unsafe { (&raw mut (*self.scratch).products).cast::<u8>().add(block % CHUNK_BLOCKS * PLACE_BYTES) }
     }
 
-    /// The blocks of the chunk that starts at `first`.
+    /// The unfinished sums of a panel and a tile of rows.
     #[inline(always)]
-    fn chunk(&self, first: usize) -> (usize, usize) {
-        (first, self.gemm.x.num_blocks.min(first + self.chunk_blocks))
+    unsafe fn kept_sums(&self, panel: usize, row: usize) -> *mut f32 {
+        let num_tiles = (self.rows.1 - self.rows.0).div_ceil(TILE_ROWS);
+        let tile = (panel - self.panels.0) * num_tiles + (row - self.rows.0) / TILE_ROWS;
+        // SAFETY: there are as many as panels times tiles, by the caller.
+        unsafe { (&raw mut (*self.scratch).sums).cast::<f32>().add(tile * LANES * TILE_ROWS) }
     }
 
-    /// The chunk and panel after these; beyond the last, where the next group starts.
+    /// The chunk that starts at block `first`, times the tile that starts at `row`.
     #[inline(always)]
-    fn following(&self, part: Part) -> (usize, (usize, usize)) {
-        if part.panel + 1 < self.panels.1 {
-            (part.panel + 1, part.blocks)
-        } else if part.blocks.1 < self.gemm.x.num_blocks {
-            (self.panels.0, self.chunk(part.blocks.1))
+    unsafe fn part(&self, panel: usize, first: usize, place: usize, row: usize) -> Part {
+        let num_blocks = self.gemm.x.num_blocks;
+        let blocks = (first, num_blocks.min(first + CHUNK_BLOCKS));
+        // Beyond the last, where the next group of panels starts.
+        let (panel_after, first_after) = if panel + 1 < self.panels.1 {
+            (panel + 1, first)
+        } else if blocks.1 < num_blocks {
+            (self.panels.0, blocks.1)
         } else {
-            (self.panels.1, self.chunk(0))
-        }
+            (self.panels.1, 0)
+        };
+        let at = panel_after * num_blocks + first_after;
+        let fetch = [
+            self.gemm.quants.wrapping_add(at * F::QUANT_BYTES),
+            self.gemm.scales.wrapping_add(at * F::SCALE_BYTES / F::SUPER),
+        ];
+        // SAFETY: row and block exist, by the caller.
+        let activations = unsafe { self.gemm.x.row(row).0.add(first * TILE_BYTES).cast() };
+        Part { panel, blocks, place, row, activations, fetch }
     }
 
     /// What is multiplied after `part`.
     #[inline(always)]
-    fn next(&self, part: Part) -> Option<Part> {
-        if part.row + TILE_ROWS < self.rows.1 {
-            return Some(Part { row: part.row + TILE_ROWS, ..part });
+    unsafe fn next(&self, part: Part) -> Option<Part> {
+        let Part { panel, blocks: (first, end), place, row, .. } = part;
+        // SAFETY: rows, panels and blocks exist.
+        unsafe {
+            if row + TILE_ROWS < self.rows.1 {
+                Some(self.part(panel, first, place, row + TILE_ROWS))
+            } else if panel + 1 < self.panels.1 {
+                Some(self.part(panel + 1, first, 1 - place, self.rows.0))
+            } else if end < self.gemm.x.num_blocks {
+                Some(self.part(self.panels.0, end, 1 - place, self.rows.0))
+            } else {
+                None
+            }
         }
-        let (panel, blocks) = self.following(part);
-        (panel < self.panels.1).then_some(Part { panel, blocks, place: 1 - part.place, row: self.rows.0 })
+    }
+
+    /// The operands of a part's block. A chunk that is short has its last activations again, with whatever quants: those
+    /// products are formed and not used.
+    #[inline(always)]
+    unsafe fn operands(&self, part: &Part, block: usize) -> Operands {
+        let last = part.blocks.1 - part.blocks.0 - 1;
+        // SAFETY: the block exists, and there are two places.
+        unsafe {
+            let quants = (&raw mut (*self.scratch).quants).cast::<u8>();
+            Operands {
+                activations: part.activations.add(block.min(last) * TILE_BYTES),
+                quants: quants.add((part.place * CHUNK_BLOCKS + block) * TILE_BYTES),
+            }
+        }
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
     unsafe fn run(&self) {
-        let first = Part { panel: self.panels.0, blocks: self.chunk(0), place: 0, row: self.rows.0 };
-        // SAFETY: the caller's; a chunk has at most the blocks there is room for, panels and rows at most the sums.
+        // SAFETY: the caller's; panels and rows are at most those that there are sums for.
         unsafe {
-            let mut ahead = self.begin(first);
-            self.unpack(&ahead);
-            load_first::<F>(ahead.operands);
-            self.advance(&mut ahead);
-            for idx in 0..AHEAD {
-                self.form(idx, &mut ahead);
+            // Not between the tiles: while they are busy, the processor has half its units for floats.
+            for panel in self.panels.0..self.panels.1 {
+                for row in (self.rows.0..self.rows.1).step_by(TILE_ROWS) {
+                    if self.rows.1 - row <= TILE_ROWS / 2 {
+                        self.begin::<{ TILE_ROWS / 2 }>(panel, row);
+                    } else {
+                        self.begin::<TILE_ROWS>(panel, row);
+                    }
+                }
             }
-            let (mut part, mut used) = (Some(first), 0);
-            while let Some(now) = part {
-                used = if self.rows.1 - now.row <= TILE_ROWS / 2 {
-                    self.tile::<{ TILE_ROWS / 2 }>(now, used, &mut ahead)
+            let mut part = self.part(self.panels.0, 0, 0, self.rows.0);
+            for block in 0..CHUNK_BLOCKS {
+                self.unpack(&part, block);
+            }
+            load_first::<F>(self.operands(&part, 0));
+            self.form::<0>(&part, 1);
+            self.form::<1>(&part, 2);
+            loop {
+                let next = self.next(part);
+                if self.rows.1 - part.row <= TILE_ROWS / 2 {
+                    self.tile::<{ TILE_ROWS / 2 }>(&part, next.as_ref());
                 } else {
-                    self.tile::<TILE_ROWS>(now, used, &mut ahead)
-                };
-                part = self.next(now);
+                    self.tile::<TILE_ROWS>(&part, next.as_ref());
+                }
+                match next {
+                    Some(next) => part = next,
+                    None => break,
+                }
             }
         }
     }
 
-    /// The first block of a part.
+    /// Starts the sums of a tile.
     #[inline(always)]
-    unsafe fn begin(&self, part: Part) -> Ahead {
-        // SAFETY: row and block exist, by the caller.
-        unsafe {
-            let activations = self.gemm.x.row(part.row).0.add(part.blocks.0 * TILE_BYTES).cast();
-            let operands = Operands { activations, quants: self.quants(part.place) };
-            Ahead { part, left: part.blocks.1 - part.blocks.0, operands }
-        }
-    }
-
-    /// Forms product `idx`, loads the operands of the next, which is at `ahead`, and moves on.
-    #[inline(always)]
-    unsafe fn form(&self, idx: usize, ahead: &mut Ahead) {
+    unsafe fn begin<const ROWS: usize>(&self, panel: usize, row: usize) {
         // SAFETY: the caller's.
         unsafe {
-            step::<F>(idx, ahead.operands, self.product(idx.wrapping_sub(1)), self.product(idx));
-            self.advance(ahead);
+            let kept = self.kept_sums(panel, row);
+            let sums = self.gemm.minimums::<Avx512, ROWS>(row, panel);
+            for (m, sum) in sums.into_iter().enumerate() {
+                _mm512_store_ps(kept.add(m * LANES), sum);
+            }
         }
     }
 
-    /// Moves to the next block, and unpacks it; stays at the last.
+    /// Forms the product of block `BLOCK` of a part, whose operands are loaded, and loads those of block `load` of
+    /// `part`, which is the same or the next one.
     #[inline(always)]
-    unsafe fn advance(&self, ahead: &mut Ahead) {
-        // SAFETY: the caller's; the part has another block.
+    unsafe fn form<const BLOCK: usize>(&self, part: &Part, load: usize) {
+        // SAFETY: the caller's.
         unsafe {
-            if ahead.left > 1 {
-                ahead.left -= 1;
-                ahead.operands.activations = ahead.operands.activations.add(TILE_BYTES);
-                ahead.operands.quants = ahead.operands.quants.add(TILE_BYTES);
-            } else if let Some(next) = self.next(ahead.part) {
-                *ahead = self.begin(next);
-            } else {
-                return;
-            }
-            if ahead.part.row == self.rows.0 {
-                self.unpack(ahead);
-            }
+            let previous = self.product((BLOCK + CHUNK_BLOCKS - 1) % CHUNK_BLOCKS);
+            step::<F>(BLOCK, self.operands(part, load), previous, self.product(BLOCK));
         }
     }
 
     /// Writes a block's quants as a tile, a row of 64 bytes for each group of four inputs, and asks for the block that
-    /// has this place in the next chunk.
+    /// has this place in the chunk after.
     #[inline(always)]
-    unsafe fn unpack(&self, at: &Ahead) {
-        let (part, block) = (at.part, at.part.blocks.1 - at.left);
-        let from = (part.panel * self.gemm.x.num_blocks + block) * F::QUANT_BYTES;
-        let (panel, (first, _)) = self.following(part);
-        self.fetch(panel, first + (block - part.blocks.0));
-        // SAFETY: the block exists, and there is room for its tile.
+    unsafe fn unpack(&self, part: &Part, block: usize) {
+        if part.blocks.0 + block >= part.blocks.1 {
+            return;
+        }
+        let from = (part.panel * self.gemm.x.num_blocks + part.blocks.0 + block) * F::QUANT_BYTES;
+        // SAFETY: the block exists, and there is room for its tile; the rest are hints, which never fault.
         unsafe {
-            let to = at.operands.quants;
+            let [quants, scales] = part.fetch;
+            let quants = quants.wrapping_add(block * F::QUANT_BYTES);
+            for line in (0..F::QUANT_BYTES).step_by(64) {
+                _mm_prefetch::<_MM_HINT_T1>(quants.wrapping_add(line).cast());
+            }
+            _mm_prefetch::<_MM_HINT_T1>(scales.wrapping_add(block * F::SCALE_BYTES / F::SUPER).cast());
+            let to = self.operands(part, block).quants;
             let groups = F::quants::<Avx512>(self.gemm.quants.add(from));
             for (i, w) in groups.into_iter().enumerate() {
                 if is_nibble::<F>() {
@@ -259,84 +278,78 @@ impl<F: BlockFormat> TileGemm<'_, F> {
         }
     }
 
-    /// Asks for a block that is unpacked later: meanwhile nothing else is asked of memory.
+    /// Adds the products of a part, of which the first two are formed; forms the others, and the first two of the next
+    /// part, whose chunk is unpacked if it is another. `ROWS` of the tile's count.
     #[inline(always)]
-    fn fetch(&self, panel: usize, block: usize) {
+    unsafe fn tile<const ROWS: usize>(&self, part: &Part, next: Option<&Part>) {
         let num_blocks = self.gemm.x.num_blocks;
-        let quants = self.gemm.quants.wrapping_add((panel * num_blocks + block) * F::QUANT_BYTES);
-        let scales = self.gemm.scales.wrapping_add((panel * num_blocks + block) * F::SCALE_BYTES / F::SUPER);
-        // SAFETY: a hint; it never faults.
-        unsafe {
-            for line in (0..F::QUANT_BYTES).step_by(64) {
-                _mm_prefetch::<_MM_HINT_T1>(quants.wrapping_add(line).cast());
-            }
-            _mm_prefetch::<_MM_HINT_T1>(scales.cast());
-        }
-    }
-
-    /// Continues the sums of a part, whose first product is `used`; after the last block they are finished. Meanwhile
-    /// later products are formed. `ROWS` of the tile's count.
-    #[inline(always)]
-    unsafe fn tile<const ROWS: usize>(&self, part: Part, mut used: usize, ahead: &mut Ahead) -> usize {
-        let num_blocks = self.gemm.x.num_blocks;
-        let Part { panel, blocks: (first, end), row, .. } = part;
+        let &Part { panel, blocks: (first, end), row, .. } = part;
+        let finished = end == num_blocks;
+        let unpacked = next.filter(|next| next.place != part.place);
+        let next = next.unwrap_or(part);
         // SAFETY: the caller's.
         unsafe {
-            let num_tiles = (self.rows.1 - self.rows.0).div_ceil(TILE_ROWS);
-            let sum = (panel - self.panels.0) * num_tiles + (row - self.rows.0) / TILE_ROWS;
-            let kept = (&raw mut (*self.scratch).sums).cast::<f32>().add(sum * LANES * TILE_ROWS);
-            let scales = self.gemm.scales.add(panel * (num_blocks / F::SUPER) * F::SCALE_BYTES);
-            let (_, meta) = self.gemm.x.row(row);
+            let scales = self.gemm.scales(panel);
             let mut sums = [_mm512_setzero_ps(); ROWS];
-            if first > 0 {
-                for (m, sum) in sums.iter_mut().enumerate() {
-                    *sum = _mm512_loadu_ps(kept.add(m * LANES));
-                }
+            macro_rules! block {
+                ($block:literal, $loaded:expr) => {
+                    self.form::<{ ($block + 2) % CHUNK_BLOCKS }>($loaded, ($block + 3) % CHUNK_BLOCKS);
+                    if let Some(next) = unpacked {
+                        self.unpack(next, $block);
+                    }
+                    if finished {
+                        // A few at a time: more at once would keep other loads from memory waiting.
+                        for m in ROWS / CHUNK_BLOCKS * $block..ROWS / CHUNK_BLOCKS * ($block + 1) {
+                            self.gemm.epilogue.prefetch(row + m, panel);
+                        }
+                    }
+                    let block = first + $block;
+                    if block < end {
+                        let scales = scales.add(block / F::SUPER * F::SCALE_BYTES);
+                        let [factor, _] = F::scales::<Avx512>(scales, block % F::SUPER);
+                        self.add::<ROWS>(&mut sums, self.product($block), factor);
+                    }
+                };
             }
-            // A few at a time: more at once would keep other loads from memory waiting.
-            let finished_rows = if end == num_blocks { ROWS.min(self.rows.1 - row) } else { 0 };
-            let rows_per_block = ROWS.div_ceil(end - first);
-            let mut fetched = 0;
-            for b in first..end {
-                for _ in 0..rows_per_block {
-                    if fetched < finished_rows {
-                        self.gemm.epilogue.prefetch(row + fetched, panel);
-                        fetched += 1;
-                    }
-                }
-                self.form(used + AHEAD, ahead);
-                let product = self.product(used);
-                used += 1;
-                let scales = scales.add(b / F::SUPER * F::SCALE_BYTES);
-                let (parts, min) = F::scales::<Avx512>(scales, b % F::SUPER);
-                let meta = meta.add(b * TILE_ROWS);
-                // A loop would not be unrolled, and the sums then be in memory.
-                each_row!(M => if let Some(sum) = sums.get_mut(M) {
-                    let mut dot = _mm512_load_si512(product.add(64 * M).cast());
-                    if !is_nibble::<F>() {
-                        let low = _mm512_load_si512(product.add(TILE_BYTES + 64 * M).cast());
-                        dot = _mm512_add_epi32(_mm512_slli_epi32::<4>(dot), low);
-                    }
-                    let factor = _mm512_mul_ps(parts[0], _mm512_set1_ps((*meta.add(M)).scale));
-                    add_product(sum, _mm512_cvtepi32_ps(dot), factor);
-                    if F::HAS_MIN {
-                        *sum = _mm512_fmadd_ps(min, _mm512_set1_ps((*meta.add(M)).scaled_sum), *sum);
-                    }
-                });
-            }
-            if end < num_blocks {
-                for (m, sum) in sums.into_iter().enumerate() {
-                    _mm512_storeu_ps(kept.add(m * LANES), sum);
-                }
-            } else {
+            block!(0, part);
+            block!(1, next);
+            block!(2, next);
+            block!(3, next);
+            let kept = self.kept_sums(panel, row);
+            let meta = self.gemm.x.row(row).1.add(first * TILE_ROWS);
+            // Loops would not be unrolled, and the sums then be in memory.
+            each_row!(M => if let Some(sum) = sums.get_mut(M) {
+                let scale = _mm512_set1_ps((*meta.add(M)).scale);
+                *sum = _mm512_fmadd_ps(*sum, scale, _mm512_load_ps(kept.add(M * LANES)));
+            });
+            if finished {
                 for (m, sum) in sums.into_iter().enumerate() {
                     if row + m < self.rows.1 {
                         self.gemm.epilogue.store::<Avx512>(row + m, panel, sum);
                     }
                 }
+            } else {
+                each_row!(M => if let Some(sum) = sums.get(M) {
+                    _mm512_store_ps(kept.add(M * LANES), *sum);
+                });
             }
         }
-        used
+    }
+
+    /// Adds a product, times the weights' scales, to the sums.
+    #[inline(always)]
+    unsafe fn add<const ROWS: usize>(&self, sums: &mut [__m512; ROWS], product: *const u8, factor: __m512) {
+        // SAFETY: the product is whole.
+        unsafe {
+            each_row!(M => if let Some(sum) = sums.get_mut(M) {
+                let mut dot = _mm512_load_si512(product.add(64 * M).cast());
+                if !is_nibble::<F>() {
+                    let low = _mm512_load_si512(product.add(TILE_BYTES + 64 * M).cast());
+                    dot = _mm512_add_epi32(_mm512_slli_epi32::<4>(dot), low);
+                }
+                add_product(sum, _mm512_cvtepi32_ps(dot), factor);
+            });
+        }
     }
 }
 
