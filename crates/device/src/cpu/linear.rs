@@ -214,8 +214,9 @@ impl Linear {
     }
 
     fn update<'a>(&'a self, env: &Env<'a>, adapted: &'a AdaptedRows, idx: usize) -> Option<Update<'a>> {
-        let num_groups = adapted.groups.len();
-        let (target_idx, group) = (idx / num_groups, adapted.groups.get(idx % num_groups)?);
+        // An adapter's factors lie side by side.
+        let target_idx = idx % self.targets.len();
+        let group = adapted.groups.get(idx / self.targets.len())?;
         let target = self.targets.get(target_idx)?;
         let low_row = target_idx * self.rows + group.rows.0;
         let low = env.low.get().wrapping_add(low_row * env.low_stride);

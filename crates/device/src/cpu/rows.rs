@@ -303,3 +303,45 @@ impl Kernel for Quantise {
         unsafe { quantise_row::<S>(self.x, self.num_blocks, self.quants, self.meta, self.halves) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROWS: usize = 4;
+    const ROW_BYTES: usize = 64;
+
+    /// Copies rows between places that nobody looks at.
+    fn copy(from: usize, to: usize) -> RowOp {
+        let (from, to) = (std::ptr::without_provenance(from), std::ptr::without_provenance_mut(to));
+        RowOp::Copy { from, to, bytes: ROW_BYTES }
+    }
+
+    fn joins(first: RowOp, second: RowOp) -> bool {
+        Rows::new(first, ROWS, 16).join(Rows::new(second, ROWS, 16)).is_ok()
+    }
+
+    #[test]
+    fn ops_join_where_rows_stay_apart() {
+        let (a, b, c) = (0x1000, 0x2000, 0x3000);
+        assert!(joins(copy(a, b), copy(b, c)), "reads what the same row wrote");
+        assert!(joins(copy(a, b), copy(c, a)), "writes where the same row read");
+        assert!(joins(copy(a, b), copy(a, c)), "reads what the same row read");
+        let other_row = |place: usize| place + ROW_BYTES;
+        assert!(!joins(copy(a, b), copy(other_row(b), c)), "reads what another row wrote");
+        assert!(!joins(copy(a, b), copy(c, other_row(a))), "writes where another row reads");
+        assert!(!joins(copy(a, b), copy(c, other_row(b))), "writes where another row writes");
+        assert!(!joins(copy(a, b), copy(c, b + ROW_BYTES / 2)), "writes across rows");
+        assert!(joins(copy(a, b), copy(c, b + ROWS * ROW_BYTES)), "the place after the last row");
+    }
+
+    #[test]
+    fn other_rows_and_gathers_do_not_join() {
+        let mut rows = Rows::new(copy(0x1000, 0x2000), ROWS, 16);
+        assert!(rows.join(Rows::new(copy(0x2000, 0x3000), ROWS - 1, 16)).is_err());
+        let (x, out) = (std::ptr::without_provenance(0x2000), std::ptr::without_provenance_mut(0x3000));
+        let gather = RowOp::Gather { x, indices: std::ptr::null(), out, len: 16, num_rows: ROWS };
+        assert!(rows.join(Rows::new(gather, ROWS, 16)).is_err());
+        assert!(rows.join(Rows::new(copy(0x2000, 0x3000), ROWS, 16)).is_ok());
+    }
+}

@@ -93,14 +93,21 @@ impl LoraAdapter {
             parts.push((module, part));
         }
         check_complete(model, adapter, &parts)?.map_or(Ok(()), |reason| Err(refuse(reason)))?;
-        // Side by side in the order of use.
+        // Side by side in the order of use: layers that share an input need all their A, then all their B.
         parts.sort_by_key(|(module, _)| module.idx.0);
-        let held: usize = parts.iter().map(|(module, part)| held_bytes(module, part)).sum();
-        let mut reservation = ctx.reserve("an adapter", held)?;
+        let size: usize = parts.iter().map(|(module, part)| held_bytes(module, part)).sum();
+        let mut reservation = ctx.reserve("an adapter", size)?;
         let mut modules = vec![None; model.modules().len()];
         let (mut max_rank, mut size_bytes) = (0, 0);
-        for (module, part) in parts {
-            let factors = factors(ctx, &mut reservation, module, part)?;
+        let a = parts
+            .iter()
+            .map(|(module, part)| {
+                let shape = [part.rank, module.weight.cols()];
+                Ok(ctx.upload_to(&mut reservation, shape, held_dtype(part), &held(part, &part.a)?)?)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        for ((module, part), a) in parts.into_iter().zip(a) {
+            let factors = factors(ctx, &mut reservation, module, part, a)?;
             max_rank = max_rank.max(part.rank);
             size_bytes += factors.a.size_bytes() + factors.b_t.size_bytes();
             size_bytes += factors.out_scale.as_ref().map_or(0, Tensor::size_bytes);
@@ -196,28 +203,31 @@ fn held_bytes(module: &Module, part: &LoraModule) -> usize {
     [part.rank * input * size, part.rank * out * size, out_scale].map(Reservation::bytes_for).iter().sum()
 }
 
+/// A factor's bytes in the element type in which it is held.
+fn held(part: &LoraModule, factor: &AdapterTensor) -> Result<Vec<u8>> {
+    let held = held_dtype(part);
+    let is_held = match factor.storage() {
+        StorageType::F16 => held == DType::F16,
+        StorageType::BF16 => held == DType::BF16,
+        stored => stored == StorageType::F32,
+    };
+    if is_held {
+        return Ok(factor.bytes().to_vec());
+    }
+    Ok(factor.to_f32()?.iter().flat_map(|v| v.to_le_bytes()).collect())
+}
+
+/// A module's factors, of which `a` is on the device already.
 fn factors(
     ctx: &mut Ctx,
     reservation: &mut Reservation,
     module: &Module,
     part: &LoraModule,
+    a: Tensor,
 ) -> Result<LoraFactors> {
-    let (out, input, rank) = (module.weight.rows(), module.weight.cols(), part.rank);
-    let held = held_dtype(part);
-    let bytes = |t: &AdapterTensor| -> Result<Vec<u8>> {
-        let is_held = match t.storage() {
-            StorageType::F16 => held == DType::F16,
-            StorageType::BF16 => held == DType::BF16,
-            stored => stored == StorageType::F32,
-        };
-        if is_held {
-            return Ok(t.bytes().to_vec());
-        }
-        Ok(t.to_f32()?.iter().flat_map(|v| v.to_le_bytes()).collect())
-    };
-    let (a, b) = (bytes(&part.a)?, transpose(&bytes(&part.b)?, out, rank, held.size_bytes()));
-    let a = ctx.upload_to(reservation, [rank, input], held, &a)?;
-    let b_t = ctx.upload_to(reservation, [rank, out], held, &b)?;
+    let (out, rank, dtype) = (module.weight.rows(), part.rank, held_dtype(part));
+    let b_t = transpose(&held(part, &part.b)?, out, rank, dtype.size_bytes());
+    let b_t = ctx.upload_to(reservation, [rank, out], dtype, &b_t)?;
     let out_scale = match &part.magnitude {
         Some(m) => {
             let values = dora_scale(ctx, module, part, &m.to_f32()?)?;
