@@ -111,6 +111,35 @@ fn steps_that_the_cpu_keeps_equal_plain_ones() {
 }
 
 #[test]
+fn steps_that_the_cpu_forgot_are_kept_anew() {
+    // More lengths of block tables, and so more keys, than are kept.
+    let lengths = || (1..=40).chain(1..=40).chain(31..=40);
+    let run = |device: Arc<dyn Device>| {
+        let (mut ctx, mut model) = open(device);
+        let mut calls = 0;
+        let logits: Vec<Vec<f32>> = lengths()
+            .zip(0..)
+            .map(|(max_blocks, turn)| {
+                let mut inputs =
+                    TinyBatch { chunks: vec![Chunk::of(vec![turn % 97], 0, vec![turn % 80])] }.inputs();
+                inputs.max_blocks = max_blocks;
+                inputs.block_tables.truncate(max_blocks);
+                let out = run_step(&mut ctx, &inputs, |ctx, step| {
+                    calls += 1;
+                    model.forward(ctx, step)
+                });
+                ctx.read_f32(&out.unwrap()).unwrap()
+            })
+            .collect();
+        (logits, calls)
+    };
+    let (want, _) = run(plain());
+    let (got, calls) = run(Arc::new(CpuDevice::new(CpuOptions::default()).unwrap()));
+    assert_eq!(bits(&want), bits(&got));
+    assert_eq!(calls, 80, "the last ten were kept");
+}
+
+#[test]
 fn the_cpu_keeps_no_step_that_exchanges_data_with_the_host() {
     let (mut ctx, mut model) = open(Arc::new(CpuDevice::new(CpuOptions::default()).unwrap()));
     model.bind_adapter(&mut ctx, 0, 4, 0);

@@ -83,6 +83,8 @@ pub(crate) fn lower(
 ) -> Result<()> {
     let op = "linear";
     let (rows, cols) = (x.shape().rows(), x.shape().row_len());
+    let kept = [Some(x), lora.map(|l| l.slots), lora.map(|l| l.scales)];
+    kept.into_iter().flatten().for_each(|t| program.keep(t));
     let x = ptr::<f32>(x, op, "x")?.0.cast_const();
     let weights = targets.iter().map(|t| cpu_weight(t.weight)).collect::<Result<Vec<_>>>()?;
     let mut optional = |t: Option<&Tensor>, name| {

@@ -21,8 +21,8 @@ use crate::weight::Weight;
 
 /// Largest step that is kept: with more rows the ops take so long that what lies between them does not count.
 const MAX_RECORDED_ROWS: usize = 128;
-/// Steps that are kept. One takes about 3 KB a layer.
-const MAX_PROGRAMS: usize = 64;
+/// Steps that are kept. One of 32 rows takes about 9 KB a layer.
+const MAX_PROGRAMS: usize = 32;
 
 /// The CPU's ops for one context.
 pub(crate) struct CpuOps {
@@ -185,6 +185,7 @@ impl Ops for CpuOps {
             let &[rows, heads, head_dim] = x.shape().dims() else {
                 return invalid(op, "x must be [rows, heads, head_dim]");
             };
+            program.keep(x);
             let (x, out) = (ptr::<f32>(x, op, "x")?.0, ptr::<f32>(out, op, "out")?.0);
             let rope = RowOp::Rope { x, out, heads, head_dim, tables: inputs.clone() };
             program.push(Phase::Rows(Rows::new(rope, rows, heads * head_dim)));

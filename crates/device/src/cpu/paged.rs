@@ -50,7 +50,7 @@ pub(crate) unsafe fn lower(program: &mut Program, args: PagedAttention<'_>) -> R
         let what = format!("heads of {head_dim}, which is no multiple of {LANES}");
         return Err(DeviceError::Unsupported { device: "the CPU device".into(), what });
     }
-    for kept in [&kv.k, &kv.v, &step.positions, &step.block_tables] {
+    for kept in [q, k, v, &kv.k, &kv.v, &step.positions, &step.block_tables] {
         program.keep(kept);
     }
     let f16 = kv.k.dtype() == DType::F16;
