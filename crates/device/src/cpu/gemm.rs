@@ -97,8 +97,12 @@ impl<F: BlockFormat> QuantisedGemm<F> {
             if F::HAS_MIN {
                 let scales = self.scales(panel);
                 let (_, meta) = self.x.row(row);
+                let panel_bytes = self.x.num_blocks / F::SUPER * F::SCALE_BYTES;
                 for b in 0..self.x.num_blocks {
-                    let min = F::minimum::<S>(scales.add(b / F::SUPER * F::SCALE_BYTES), b % F::SUPER);
+                    let scales = scales.add(b / F::SUPER * F::SCALE_BYTES);
+                    // The next panel's: this is over before the processor has noticed where it goes.
+                    S::prefetch(scales.wrapping_add(panel_bytes));
+                    let min = F::minimum::<S>(scales, b % F::SUPER);
                     let meta = meta.add(b * TILE_ROWS);
                     for (m, sum) in sums.iter_mut().enumerate() {
                         *sum = S::fma(min, S::splat((*meta.add(m)).scaled_sum), *sum);
