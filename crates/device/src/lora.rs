@@ -160,3 +160,46 @@ impl LoraBatch<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::{CpuDevice, CpuOptions};
+    use crate::step::StepLimits;
+    use crate::{Ctx, CtxConfig};
+
+    #[test]
+    fn what_does_not_fit_the_model_is_not_bound() {
+        let device = CpuDevice::new(CpuOptions { threads: Some(1), ..Default::default() }).unwrap();
+        let step = StepLimits { max_rows: 1, max_seqs: 1, max_blocks: 1 };
+        let ctx = Ctx::new(Arc::new(device), CtxConfig { arena_bytes: 0, step }).unwrap();
+        let factors = |[rank_a, cols]: [usize; 2], [rank_b, rows]: [usize; 2], dtype_b: DType| {
+            Some(LoraFactors {
+                a: ctx.persistent("A", [rank_a, cols], DType::F32).unwrap(),
+                b_t: ctx.persistent("B", [rank_b, rows], dtype_b).unwrap(),
+                scale: 1.0,
+                out_scale: None,
+            })
+        };
+        let table = LoraTable::new(2, [[3, 5], [7, 3]]);
+        let bind = |slot: u32, modules: Vec<Option<LoraFactors>>| table.bind(slot, modules.into());
+
+        bind(1, vec![factors([2, 5], [2, 3], DType::F32), factors([4, 3], [4, 7], DType::F32)]).unwrap();
+        bind(0, vec![None]).unwrap();
+        assert_eq!(table.adapter(1).map(|a| a.max_rank), Some(4));
+
+        let refused = [
+            bind(2, vec![factors([2, 5], [2, 3], DType::F32)]),
+            bind(1, vec![None, None, None]),
+            bind(1, vec![factors([2, 3], [2, 5], DType::F32)]),
+            bind(1, vec![None, factors([2, 5], [2, 3], DType::F32)]),
+            bind(1, vec![factors([2, 5], [1, 3], DType::F32)]),
+            bind(1, vec![factors([2, 5], [2, 3], DType::F16)]),
+        ];
+        assert!(refused.iter().all(Result::is_err), "{refused:?}");
+        // The slot holds what it held.
+        assert_eq!(table.adapter(1).map(|a| a.max_rank), Some(4));
+        table.clear(1).unwrap();
+        assert!(table.adapter(1).is_none() && table.adapter(2).is_none());
+    }
+}

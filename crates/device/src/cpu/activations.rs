@@ -78,8 +78,9 @@ impl Activations {
     }
 }
 
-/// Quantises `32 num_blocks` floats of a row, from the start of a group on, whose blocks go to `quants` and `meta` at the layout's distance; `halves`
-/// asks for [`BlockMeta::sum_low`]. NaN becomes 0 here; it cannot arise from finite weights and inputs.
+/// Quantises `32 num_blocks` floats of a row, from the start of a group on, whose blocks go to `quants` and `meta` at
+/// the layout's distance; `halves` asks for [`BlockMeta::sum_low`]. NaN has no quant; it cannot arise from finite weights
+/// and inputs.
 #[inline(always)]
 pub(crate) unsafe fn quantise_row<S: Simd>(
     x: *const f32,
@@ -99,10 +100,11 @@ pub(crate) unsafe fn quantise_row<S: Simd>(
                 }
                 let amax = S::reduce_max(max);
                 // The quotient overflows for the smallest numbers: they make do with fewer steps.
-                (scale, inverse) = if amax > 127.0 / MAX_INVERSE {
-                    (amax * (1.0 / (127.0 * HIGH)), S::splat(127.0 / amax))
-                } else {
+                // A maximum that is no number is kept in the scale.
+                (scale, inverse) = if amax <= 127.0 / MAX_INVERSE {
                     (1.0 / MAX_INVERSE / HIGH, S::splat(MAX_INVERSE))
+                } else {
+                    (amax * (1.0 / (127.0 * HIGH)), S::splat(127.0 / amax))
                 };
             }
             let (x0, x1) = (S::load(x.add(b * BLOCK)), S::load(x.add(b * BLOCK + LANES)));

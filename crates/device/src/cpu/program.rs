@@ -173,10 +173,9 @@ impl Scratch {
         max_rank: usize,
         adapters: &'a [AdaptedRows],
     ) -> Env<'a> {
-        let grow = |have: usize, need: usize| need.max(have);
-        self.quants.resize(grow(self.quants.len(), size.blocks), QuantBlock::default());
-        self.meta.resize(grow(self.meta.len(), size.blocks), BlockMeta::default());
-        self.low.resize(grow(self.low.len(), size.low_rows * max_rank), 0.0);
+        self.quants.resize(self.quants.len().max(size.blocks), QuantBlock::default());
+        self.meta.resize(self.meta.len().max(size.blocks), BlockMeta::default());
+        self.low.resize(self.low.len().max(size.low_rows * max_rank), 0.0);
         Env {
             cpu,
             quants: SendPtr(self.quants.as_mut_ptr()),
