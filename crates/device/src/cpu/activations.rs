@@ -58,9 +58,10 @@ pub(crate) struct Activations {
 }
 
 impl Activations {
-    /// Rows that are stored for `rows`: whole tiles.
-    pub(crate) fn stored_rows(rows: usize) -> usize {
-        rows.next_multiple_of(TILE_ROWS)
+    /// Blocks that are stored for `rows` of `cols`: whole tiles, and one more tile, since a load of two may start at the
+    /// last.
+    pub(crate) fn stored_blocks(rows: usize, cols: usize) -> usize {
+        rows.next_multiple_of(TILE_ROWS) * (cols / BLOCK) + TILE_ROWS
     }
 
     /// Where row `row` starts, counted in blocks; its next block is [`TILE_ROWS`] further.

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use super::activations::{Activations, TILE_ROWS};
-use super::blocks::{BLOCK, BlockFormat};
+use super::blocks::BlockFormat;
 use super::gemm::{BF16, Epilogue, F16, F32, PlainGemm, QuantisedGemm};
 use super::isa::Isa;
 use super::lora::{ExpandArgs, ShrinkArgs, expand, shrink};
@@ -121,7 +121,7 @@ pub(crate) fn lower(
         program.push(Phase::Rows(Rows::new(RowOp::Quantise { x, len: cols, halves }, rows, cols)));
     }
     program.need(ScratchSize {
-        blocks: if is_quantised { Activations::stored_rows(rows) * (cols / BLOCK) } else { 0 },
+        blocks: if is_quantised { Activations::stored_blocks(rows, cols) } else { 0 },
         low_rows: targets.len() * rows,
     });
     let tasks = base_tasks(&weights, rows, cols, num_threads);

@@ -19,15 +19,15 @@ use super::simd::{LANES, Simd};
 pub(crate) use tiles::is_available;
 use tiles::{Operands, TILE_BYTES, TileConfig, is_nibble, load_first, step};
 
-/// Blocks of a chunk, whose sums have one scale: those of two tiles of activations and of two panels stay in the
-/// first-level cache.
+/// Blocks of a chunk, whose sums have one scale.
 const CHUNK_BLOCKS: usize = GROUP_BLOCKS;
 /// Bytes of a place: one of the high and one of the low parts.
 const PLACE_BYTES: usize = 2 * TILE_BYTES;
-/// Panels that a chunk of few rows is multiplied by before the next chunk, so that it is fetched less often.
-const MAX_GROUP_PANELS: usize = 8;
-/// Sums that are kept between chunks: tiles of rows times panels.
-const MAX_SUMS: usize = 32;
+/// Tiles of rows that are multiplied by a chunk of a panel once it is unpacked: their activations stay in the
+/// first-level cache from panel to panel.
+const MAX_TILES: usize = 4;
+/// Panels that a chunk of activations is multiplied by before the next chunk.
+const MAX_PANELS: usize = 8;
 /// Fewer rows than this are multiplied faster without tiles.
 pub(crate) const MIN_ROWS: usize = 6;
 
@@ -57,13 +57,14 @@ struct Scratch {
     /// The products of a chunk's blocks; a place is free again as soon as its product is added.
     products: [[u8; PLACE_BYTES]; CHUNK_BLOCKS],
     /// Unfinished sums of each panel and tile of rows.
-    sums: [[f32; LANES * TILE_ROWS]; MAX_SUMS],
+    sums: [[f32; LANES * TILE_ROWS]; MAX_TILES * MAX_PANELS],
 }
 
 /// Runs a product of [`has_tiles`]' formats. Its last tile may have fewer than 16 rows that count.
 ///
 /// # Safety
-/// As [`QuantisedGemm`], AMX as [`is_available`] says, and the activations have room for whole tiles of rows.
+/// As [`QuantisedGemm`], AMX as [`is_available`] says, and the activations have room as
+/// [`super::activations::Activations::stored_blocks`] says.
 pub(crate) unsafe fn run<F: BlockFormat>(gemm: QuantisedGemm<F>) {
     let config = TileConfig::new::<F>();
     // Every part is written before it is read.
@@ -72,11 +73,10 @@ pub(crate) unsafe fn run<F: BlockFormat>(gemm: QuantisedGemm<F>) {
     // caller's.
     unsafe {
         asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly));
-        for row in (gemm.rows.0..gemm.rows.1).step_by(MAX_SUMS * TILE_ROWS) {
-            let rows = (row, gemm.rows.1.min(row + MAX_SUMS * TILE_ROWS));
-            let group = (MAX_SUMS / (rows.1 - rows.0).div_ceil(TILE_ROWS)).clamp(1, MAX_GROUP_PANELS);
-            for panel in (gemm.panels.0..gemm.panels.1).step_by(group) {
-                let panels = (panel, gemm.panels.1.min(panel + group));
+        for panel in (gemm.panels.0..gemm.panels.1).step_by(MAX_PANELS) {
+            let panels = (panel, gemm.panels.1.min(panel + MAX_PANELS));
+            for row in (gemm.rows.0..gemm.rows.1).step_by(MAX_TILES * TILE_ROWS) {
+                let rows = (row, gemm.rows.1.min(row + MAX_TILES * TILE_ROWS));
                 TileGemm { gemm: &gemm, panels, rows, scratch: scratch.as_mut_ptr() }.run();
             }
         }
@@ -92,20 +92,24 @@ struct TileGemm<'a, F> {
     scratch: *mut Scratch,
 }
 
-/// A chunk of a panel, times a tile of rows.
+/// Four products: a chunk of a panel times a tile of rows, or, where only two blocks or one are left, those times two
+/// tiles.
 #[derive(Clone, Copy)]
 struct Part {
     panel: usize,
-    /// Its blocks.
-    blocks: (usize, usize),
-    /// Where its quants are unpacked.
+    /// Its first block.
+    first: usize,
+    /// Blocks of a tile's that count.
+    len: usize,
+    /// Whether it is of two tiles.
+    is_split: bool,
+    /// Where the chunk's quants are unpacked.
     place: usize,
-    /// The tile's first row.
+    /// The first tile's first row.
     row: usize,
-    /// The first block's activations.
-    activations: *const u8,
-    /// Of the chunk that is unpacked after this one: its first block's quants and scales.
-    fetch: [*const u8; 2],
+    /// Operands of the first and the third product; those of the second and the fourth lie behind them.
+    activations: [*const u8; 2],
+    quants: [*mut u8; 2],
 }
 
 impl<F: BlockFormat> TileGemm<'_, F> {
@@ -118,64 +122,63 @@ impl<F: BlockFormat> TileGemm<'_, F> {
     /// The unfinished sums of a panel and a tile of rows.
     #[inline(always)]
     unsafe fn kept_sums(&self, panel: usize, row: usize) -> *mut f32 {
-        let num_tiles = (self.rows.1 - self.rows.0).div_ceil(TILE_ROWS);
-        let tile = (panel - self.panels.0) * num_tiles + (row - self.rows.0) / TILE_ROWS;
+        let tile = (panel - self.panels.0) * MAX_TILES + (row - self.rows.0) / TILE_ROWS;
         // SAFETY: there are as many as panels times tiles, by the caller.
         unsafe { (&raw mut (*self.scratch).sums).cast::<f32>().add(tile * LANES * TILE_ROWS) }
     }
 
-    /// The chunk that starts at block `first`, times the tile that starts at `row`.
+    /// The chunk that starts at block `first`, times the tile that starts at `row`. A short chunk has its last operands
+    /// again, or what lies behind its quants: those products are formed and not used.
     #[inline(always)]
     unsafe fn part(&self, panel: usize, first: usize, place: usize, row: usize) -> Part {
         let num_blocks = self.gemm.x.num_blocks;
-        let blocks = (first, num_blocks.min(first + CHUNK_BLOCKS));
-        // Beyond the last, where the next group of panels starts.
-        let (panel_after, first_after) = if panel + 1 < self.panels.1 {
-            (panel + 1, first)
-        } else if blocks.1 < num_blocks {
-            (self.panels.0, blocks.1)
-        } else {
-            (self.panels.1, 0)
-        };
-        let at = panel_after * num_blocks + first_after;
-        let fetch = [
-            self.gemm.quants.wrapping_add(at * F::QUANT_BYTES),
-            self.gemm.scales.wrapping_add(at * F::SCALE_BYTES / F::SUPER),
-        ];
-        // SAFETY: row and block exist, by the caller.
-        let activations = unsafe { self.gemm.x.row(row).0.add(first * TILE_BYTES).cast() };
-        Part { panel, blocks, place, row, activations, fetch }
+        let len = CHUNK_BLOCKS.min(num_blocks - first);
+        let is_split = len <= CHUNK_BLOCKS / 2;
+        // SAFETY: row and block exist, by the caller, and activations of whole tiles and one more; there are two places.
+        unsafe {
+            let activations: *const u8 = self.gemm.x.row(row).0.add(first * TILE_BYTES).cast();
+            let quants =
+                (&raw mut (*self.scratch).quants).cast::<u8>().add(place * CHUNK_BLOCKS * TILE_BYTES);
+            let half = CHUNK_BLOCKS / 2 * TILE_BYTES;
+            let (activations, quants) = if !is_split {
+                ([activations, activations.add(half)], [quants, quants.add(half)])
+            } else if row + TILE_ROWS < self.rows.1 {
+                ([activations, activations.add(num_blocks * TILE_BYTES)], [quants, quants])
+            } else {
+                ([activations, activations], [quants, quants])
+            };
+            Part { panel, first, len, is_split, place, row, activations, quants }
+        }
     }
 
     /// What is multiplied after `part`.
     #[inline(always)]
-    unsafe fn next(&self, part: Part) -> Option<Part> {
-        let Part { panel, blocks: (first, end), place, row, .. } = part;
+    unsafe fn next(&self, part: &Part) -> Option<Part> {
+        let &Part { panel, first, place, row, .. } = part;
+        let tiles = if part.is_split { 2 } else { 1 };
         // SAFETY: rows, panels and blocks exist.
         unsafe {
-            if row + TILE_ROWS < self.rows.1 {
-                Some(self.part(panel, first, place, row + TILE_ROWS))
+            if row + tiles * TILE_ROWS < self.rows.1 {
+                Some(self.part(panel, first, place, row + tiles * TILE_ROWS))
             } else if panel + 1 < self.panels.1 {
                 Some(self.part(panel + 1, first, 1 - place, self.rows.0))
-            } else if end < self.gemm.x.num_blocks {
-                Some(self.part(self.panels.0, end, 1 - place, self.rows.0))
+            } else if first + part.len < self.gemm.x.num_blocks {
+                Some(self.part(self.panels.0, first + part.len, 1 - place, self.rows.0))
             } else {
                 None
             }
         }
     }
 
-    /// The operands of a part's block. A chunk that is short has its last activations again, with whatever quants: those
-    /// products are formed and not used.
+    /// Operands of a part's product.
     #[inline(always)]
-    unsafe fn operands(&self, part: &Part, block: usize) -> Operands {
-        let last = part.blocks.1 - part.blocks.0 - 1;
-        // SAFETY: the block exists, and there are two places.
+    unsafe fn operands(&self, part: &Part, product: usize) -> Operands {
+        let (half, offset) = (product / 2 % 2, product % 2 * TILE_BYTES);
+        // SAFETY: within a chunk.
         unsafe {
-            let quants = (&raw mut (*self.scratch).quants).cast::<u8>();
             Operands {
-                activations: part.activations.add(block.min(last) * TILE_BYTES),
-                quants: quants.add((part.place * CHUNK_BLOCKS + block) * TILE_BYTES),
+                activations: part.activations[half].add(offset),
+                quants: part.quants[half].add(offset),
             }
         }
     }
@@ -199,18 +202,25 @@ impl<F: BlockFormat> TileGemm<'_, F> {
                 self.unpack(&part, block);
             }
             load_first::<F>(self.operands(&part, 0));
-            self.form::<0>(&part, 1);
-            self.form::<1>(&part, 2);
+            self.form::<0>(self.operands(&part, 1));
+            self.form::<1>(self.operands(&part, 2));
             loop {
-                let next = self.next(part);
-                if self.rows.1 - part.row <= TILE_ROWS / 2 {
-                    self.tile::<{ TILE_ROWS / 2 }>(&part, next.as_ref());
-                } else {
-                    self.tile::<TILE_ROWS>(&part, next.as_ref());
+                let next = self.next(&part);
+                match (part.is_split, self.rows.1 - part.row <= TILE_ROWS / 2) {
+                    (false, false) => self.whole::<TILE_ROWS>(&part, next.as_ref()),
+                    (false, true) => self.whole::<{ TILE_ROWS / 2 }>(&part, next.as_ref()),
+                    (true, false) => self.split::<TILE_ROWS>(&part, next.as_ref()),
+                    (true, true) => self.split::<{ TILE_ROWS / 2 }>(&part, next.as_ref()),
                 }
                 match next {
                     Some(next) => part = next,
                     None => break,
+                }
+            }
+            for panel in self.panels.0..self.panels.1 {
+                for row in self.rows.0..self.rows.1 {
+                    let sum = self.kept_sums(panel, row).add(row % TILE_ROWS * LANES);
+                    self.gemm.epilogue.store::<Avx512>(row, panel, _mm512_load_ps(sum));
                 }
             }
         }
@@ -229,14 +239,13 @@ impl<F: BlockFormat> TileGemm<'_, F> {
         }
     }
 
-    /// Forms the product of block `BLOCK` of a part, whose operands are loaded, and loads those of block `load` of
-    /// `part`, which is the same or the next one.
+    /// Forms product `PRODUCT` of a part, whose operands are loaded, and loads those of the one after it.
     #[inline(always)]
-    unsafe fn form<const BLOCK: usize>(&self, part: &Part, load: usize) {
+    unsafe fn form<const PRODUCT: usize>(&self, after: Operands) {
         // SAFETY: the caller's.
         unsafe {
-            let previous = self.product((BLOCK + CHUNK_BLOCKS - 1) % CHUNK_BLOCKS);
-            step::<F>(BLOCK, self.operands(part, load), previous, self.product(BLOCK));
+            let previous = self.product((PRODUCT + CHUNK_BLOCKS - 1) % CHUNK_BLOCKS);
+            step::<F>(PRODUCT, after, previous, self.product(PRODUCT));
         }
     }
 
@@ -244,20 +253,29 @@ impl<F: BlockFormat> TileGemm<'_, F> {
     /// has this place in the chunk after.
     #[inline(always)]
     unsafe fn unpack(&self, part: &Part, block: usize) {
-        if part.blocks.0 + block >= part.blocks.1 {
+        if block >= part.len {
             return;
         }
-        let from = (part.panel * self.gemm.x.num_blocks + part.blocks.0 + block) * F::QUANT_BYTES;
+        let num_blocks = self.gemm.x.num_blocks;
+        let at = part.panel * num_blocks + part.first + block;
+        // Beyond the last, where the next group of panels starts.
+        let after = if part.panel + 1 < self.panels.1 {
+            at + num_blocks
+        } else if part.first + CHUNK_BLOCKS < num_blocks {
+            self.panels.0 * num_blocks + part.first + CHUNK_BLOCKS + block
+        } else {
+            self.panels.1 * num_blocks + block
+        };
         // SAFETY: the block exists, and there is room for its tile; the rest are hints, which never fault.
         unsafe {
-            let [quants, scales] = part.fetch;
-            let quants = quants.wrapping_add(block * F::QUANT_BYTES);
+            let ahead = self.gemm.quants.wrapping_add(after * F::QUANT_BYTES);
             for line in (0..F::QUANT_BYTES).step_by(64) {
-                _mm_prefetch::<_MM_HINT_T1>(quants.wrapping_add(line).cast());
+                _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(line).cast());
             }
-            _mm_prefetch::<_MM_HINT_T1>(scales.wrapping_add(block * F::SCALE_BYTES / F::SUPER).cast());
-            let to = self.operands(part, block).quants;
-            let groups = F::quants::<Avx512>(self.gemm.quants.add(from));
+            let ahead = self.gemm.scales.wrapping_add(after / F::SUPER * F::SCALE_BYTES);
+            _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+            let to = part.quants[0].add(block * TILE_BYTES);
+            let groups = F::quants::<Avx512>(self.gemm.quants.add(at * F::QUANT_BYTES));
             for (i, w) in groups.into_iter().enumerate() {
                 if is_nibble::<F>() {
                     // Neither shift nor offset carries from one byte to the next: quants are 0..=15.
@@ -278,61 +296,91 @@ impl<F: BlockFormat> TileGemm<'_, F> {
         }
     }
 
-    /// Adds the products of a part, of which the first two are formed; forms the others, and the first two of the next
-    /// part, whose chunk is unpacked if it is another. `ROWS` of the tile's count.
+    /// A step of the pipeline: adds product `PRODUCT` of a part to `sums`, two products after it was formed. Beside that
+    /// forms the next but one, loads the operands of the one after it, and unpacks a block of the next chunk.
     #[inline(always)]
-    unsafe fn tile<const ROWS: usize>(&self, part: &Part, next: Option<&Part>) {
-        let num_blocks = self.gemm.x.num_blocks;
-        let &Part { panel, blocks: (first, end), row, .. } = part;
-        let finished = end == num_blocks;
-        let unpacked = next.filter(|next| next.place != part.place);
-        let next = next.unwrap_or(part);
+    unsafe fn product_step<const ROWS: usize, const PRODUCT: usize>(
+        &self,
+        part: &Part,
+        next: Option<&Part>,
+        block: usize,
+        sums: &mut [__m512; ROWS],
+    ) {
         // SAFETY: the caller's.
         unsafe {
-            let scales = self.gemm.scales(panel);
-            let mut sums = [_mm512_setzero_ps(); ROWS];
-            macro_rules! block {
-                ($block:literal, $loaded:expr) => {
-                    self.form::<{ ($block + 2) % CHUNK_BLOCKS }>($loaded, ($block + 3) % CHUNK_BLOCKS);
-                    if let Some(next) = unpacked {
-                        self.unpack(next, $block);
-                    }
-                    if finished {
-                        // A few at a time: more at once would keep other loads from memory waiting.
-                        for m in ROWS / CHUNK_BLOCKS * $block..ROWS / CHUNK_BLOCKS * ($block + 1) {
-                            self.gemm.epilogue.prefetch(row + m, panel);
-                        }
-                    }
-                    let block = first + $block;
-                    if block < end {
-                        let scales = scales.add(block / F::SUPER * F::SCALE_BYTES);
-                        let [factor, _] = F::scales::<Avx512>(scales, block % F::SUPER);
-                        self.add::<ROWS>(&mut sums, self.product($block), factor);
-                    }
-                };
+            let load = if PRODUCT == 0 { part } else { next.unwrap_or(part) };
+            match PRODUCT {
+                0 => self.form::<2>(self.operands(load, 3)),
+                1 => self.form::<3>(self.operands(load, 0)),
+                2 => self.form::<0>(self.operands(load, 1)),
+                _ => self.form::<1>(self.operands(load, 2)),
             }
-            block!(0, part);
-            block!(1, next);
-            block!(2, next);
-            block!(3, next);
-            let kept = self.kept_sums(panel, row);
-            let meta = self.gemm.x.row(row).1.add(first * TILE_ROWS);
-            // Loops would not be unrolled, and the sums then be in memory.
-            each_row!(M => if let Some(sum) = sums.get_mut(M) {
-                let scale = _mm512_set1_ps((*meta.add(M)).scale);
-                *sum = _mm512_fmadd_ps(*sum, scale, _mm512_load_ps(kept.add(M * LANES)));
-            });
-            if finished {
-                for (m, sum) in sums.into_iter().enumerate() {
-                    if row + m < self.rows.1 {
-                        self.gemm.epilogue.store::<Avx512>(row + m, panel, sum);
-                    }
+            if let Some(next) = next
+                && next.place != part.place
+            {
+                self.unpack(next, PRODUCT);
+            }
+            if part.first + part.len == self.gemm.x.num_blocks {
+                // A few at a time: more at once would keep other loads from memory waiting.
+                let share = ROWS / CHUNK_BLOCKS;
+                for m in share * PRODUCT..share * (PRODUCT + 1) {
+                    self.gemm.epilogue.prefetch(part.row + m, part.panel);
                 }
-            } else {
-                each_row!(M => if let Some(sum) = sums.get(M) {
-                    _mm512_store_ps(kept.add(M * LANES), *sum);
-                });
             }
+            if block < part.len {
+                let block = part.first + block;
+                let scales = self.gemm.scales(part.panel).add(block / F::SUPER * F::SCALE_BYTES);
+                let [factor, _] = F::scales::<Avx512>(scales, block % F::SUPER);
+                self.add::<ROWS>(sums, self.product(PRODUCT), factor);
+            }
+        }
+    }
+
+    /// Adds a part of one tile, `ROWS` of which count.
+    #[inline(always)]
+    unsafe fn whole<const ROWS: usize>(&self, part: &Part, next: Option<&Part>) {
+        // SAFETY: the caller's.
+        unsafe {
+            let mut sums = [_mm512_setzero_ps(); ROWS];
+            self.product_step::<ROWS, 0>(part, next, 0, &mut sums);
+            self.product_step::<ROWS, 1>(part, next, 1, &mut sums);
+            self.product_step::<ROWS, 2>(part, next, 2, &mut sums);
+            self.product_step::<ROWS, 3>(part, next, 3, &mut sums);
+            self.keep::<ROWS>(part, part.row, &sums);
+        }
+    }
+
+    /// Adds a part of two tiles.
+    #[inline(always)]
+    unsafe fn split<const ROWS: usize>(&self, part: &Part, next: Option<&Part>) {
+        // SAFETY: the caller's.
+        unsafe {
+            let mut sums = [_mm512_setzero_ps(); ROWS];
+            self.product_step::<ROWS, 0>(part, next, 0, &mut sums);
+            self.product_step::<ROWS, 1>(part, next, 1, &mut sums);
+            self.keep::<ROWS>(part, part.row, &sums);
+            let mut sums = [_mm512_setzero_ps(); ROWS];
+            self.product_step::<ROWS, 2>(part, next, 0, &mut sums);
+            self.product_step::<ROWS, 3>(part, next, 1, &mut sums);
+            if part.row + TILE_ROWS < self.rows.1 {
+                self.keep::<ROWS>(part, part.row + TILE_ROWS, &sums);
+            }
+        }
+    }
+
+    /// Adds the sums of a chunk, times the activations' scales, to those that are kept.
+    #[inline(always)]
+    unsafe fn keep<const ROWS: usize>(&self, part: &Part, row: usize, sums: &[__m512; ROWS]) {
+        // SAFETY: the caller's.
+        unsafe {
+            let kept = self.kept_sums(part.panel, row);
+            let meta = self.gemm.x.row(row).1.add(part.first * TILE_ROWS);
+            // A loop would not be unrolled, and the sums then be in memory.
+            each_row!(M => if let Some(&sum) = sums.get(M) {
+                let scale = _mm512_set1_ps((*meta.add(M)).scale);
+                let sum = _mm512_fmadd_ps(sum, scale, _mm512_load_ps(kept.add(M * LANES)));
+                _mm512_store_ps(kept.add(M * LANES), sum);
+            });
         }
     }
 
