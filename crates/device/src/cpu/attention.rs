@@ -18,6 +18,8 @@ const SPLIT: usize = 256;
 const QUERIES: usize = 8;
 /// How far ahead keys are asked for.
 const BLOCKS_AHEAD: usize = 2;
+/// Bytes that are asked for at once.
+const LINE_BYTES: usize = 64;
 /// Attention of some adjacent rows of one sequence and the query heads of one key-value head.
 #[derive(Clone, Copy)]
 pub(crate) struct Attend<'a> {
@@ -124,32 +126,20 @@ impl<E: KvElement> AttendKernel<'_, E> {
     pub(crate) unsafe fn fetch_first<S: Simd>(&self) {
         let first = self.span(0).0 / BLOCK_SIZE;
         for block_idx in first..first + BLOCKS_AHEAD {
-            // SAFETY: a hint.
-            unsafe { self.fetch_piece::<S>(self.args.cache.k, block_idx) };
+            let keys = self.piece(self.args.cache.k, block_idx);
+            for line in (0..BLOCK_SIZE * self.args.cache.head_dim * E::BYTES).step_by(LINE_BYTES) {
+                // SAFETY: a hint; any address will do.
+                unsafe { S::prefetch(keys.wrapping_add(line)) };
+            }
         }
     }
 
-    /// Asks for a head's part of a block, of its keys or of its values.
+    /// The head's part of a block of the sequence, of its keys or of its values; of some block beyond the table.
     #[inline(always)]
-    unsafe fn fetch_piece<S: Simd>(&self, cached: *const u8, block_idx: usize) {
+    fn piece(&self, cached: *const u8, block_idx: usize) -> *const u8 {
         let Attend { cache, table, kv_head, .. } = self.args;
-        let Some(&block) = table.get(block_idx) else { return };
-        let piece = cached.wrapping_add(cache.head(block, kv_head, E::BYTES));
-        for line in (0..BLOCK_SIZE * cache.head_dim * E::BYTES).step_by(64) {
-            // SAFETY: a hint; any address will do.
-            unsafe { S::prefetch(piece.wrapping_add(line)) };
-        }
-    }
-
-    /// Asks for the values of a block, and for the keys of a later one. Where few queries share them memory is what takes
-    /// time, and a head's part of a block is too short for the processor to foresee the next.
-    #[inline(always)]
-    unsafe fn fetch<S: Simd>(&self, block_idx: usize) {
-        // SAFETY: hints.
-        unsafe {
-            self.fetch_piece::<S>(self.args.cache.v, block_idx);
-            self.fetch_piece::<S>(self.args.cache.k, block_idx + BLOCKS_AHEAD);
-        }
+        let block = table.get(block_idx).copied().unwrap_or_default();
+        cached.wrapping_add(cache.head(block, kv_head, E::BYTES))
     }
 
     /// Dot products with the keys of the blocks from `split` to `end`, unscaled.
@@ -161,25 +151,63 @@ impl<E: KvElement> AttendKernel<'_, E> {
         end: usize,
         scores: &mut [[f32; SPLIT]; N],
     ) {
-        let Attend { cache, table, kv_head, .. } = self.args;
-        for block_idx in split / BLOCK_SIZE..end.div_ceil(BLOCK_SIZE) {
-            let Some(&block) = table.get(block_idx) else { return };
-            let at = (block_idx * BLOCK_SIZE) - split;
+        let mut block_idx = split / BLOCK_SIZE;
+        let end_idx = end.div_ceil(BLOCK_SIZE);
+        // Few chains would wait for their own sums: two blocks make twice as many.
+        while N < QUERIES && block_idx + 2 <= end_idx {
             // SAFETY: the caller's.
-            unsafe {
-                if N < QUERIES {
-                    self.fetch::<S>(block_idx);
-                }
-                let k = cache.k.add(cache.head(block, kv_head, E::BYTES));
-                let mut sums = [S::splat(0.0); N];
-                for d in 0..cache.head_dim {
-                    let k = E::load::<S>(k.add(d * BLOCK_SIZE * E::BYTES));
-                    for (sum, q) in sums.iter_mut().zip(q) {
-                        *sum = S::fma(S::splat(*q.add(d)), k, *sum);
+            unsafe { self.block_scores::<S, N, 2>(q, block_idx, split, scores) };
+            block_idx += 2;
+        }
+        while block_idx < end_idx {
+            // SAFETY: the caller's.
+            unsafe { self.block_scores::<S, N, 1>(q, block_idx, split, scores) };
+            block_idx += 1;
+        }
+    }
+
+    /// [`Self::scores`] of `B` blocks from `block_idx` on. Asks for their values and for keys of later blocks, line by line:
+    /// where few queries share them memory is what takes time, and a head's part of a block is too short for the
+    /// processor to foresee the next.
+    #[inline(always)]
+    unsafe fn block_scores<S: Simd, const N: usize, const B: usize>(
+        &self,
+        q: &[*const f32; N],
+        block_idx: usize,
+        split: usize,
+        scores: &mut [[f32; SPLIT]; N],
+    ) {
+        let cache = self.args.cache;
+        let (mut keys, mut coming) = ([std::ptr::null(); B], [[std::ptr::null(); 2]; B]);
+        for (b, (keys, coming)) in keys.iter_mut().zip(&mut coming).enumerate() {
+            let idx = block_idx + b;
+            *keys = self.piece(cache.k, idx);
+            *coming = [self.piece(cache.v, idx), self.piece(cache.k, idx + BLOCKS_AHEAD)];
+        }
+        // SAFETY: the caller's.
+        unsafe {
+            let mut sums = [[S::splat(0.0); N]; B];
+            for d in 0..cache.head_dim {
+                let at = d * BLOCK_SIZE * E::BYTES;
+                if N < QUERIES && at.is_multiple_of(LINE_BYTES) {
+                    for piece in coming.as_flattened() {
+                        S::prefetch(piece.wrapping_add(at));
                     }
                 }
+                let mut k = [S::splat(0.0); B];
+                for (k, keys) in k.iter_mut().zip(keys) {
+                    *k = E::load::<S>(keys.add(at));
+                }
+                for (n, q) in q.iter().enumerate() {
+                    let q = S::splat(*q.add(d));
+                    for (sums, k) in sums.iter_mut().zip(k) {
+                        sums[n] = S::fma(q, k, sums[n]);
+                    }
+                }
+            }
+            for (b, sums) in sums.into_iter().enumerate() {
                 for (sum, scores) in sums.into_iter().zip(scores.iter_mut()) {
-                    S::store(scores.as_mut_ptr().add(at), sum);
+                    S::store(scores.as_mut_ptr().add((block_idx + b) * BLOCK_SIZE - split), sum);
                 }
             }
         }
