@@ -13,8 +13,8 @@ use support::tiny::TinyModel;
 use support::{answer, assert_nothing_is_held};
 use tempfile::TempDir;
 use wardrobe::{
-    AdapterConfig, AdapterError, AdapterSource, DType, Engine, EngineConfig, EngineOptions, Event, Finish,
-    LoadOptions, LoraLimits, Model, ModelConfig, ModelOptions, Request, SamplingParams, SubmitError, TokenId,
+    AdapterConfig, AdapterError, AdapterSource, DType, Engine, EngineOptions, Event, Finish, LoadOptions,
+    LoraLimits, Model, ModelConfig, ModelOptions, Request, SamplingParams, SubmitError, TokenId,
     adapter_source, adapter_tensors,
 };
 use wardrobe_formats::peft::{CONFIG_FILE, LoraModule, PeftContents, SavedModule, WEIGHTS_FILE};
@@ -369,49 +369,6 @@ fn every_kind_gives_the_logits_of_the_merged_weights() {
     // More adapters than slots: they take turns.
     assert!(engine.adapters().len() > engine.limits().num_slots);
     assert_nothing_is_held(&engine);
-}
-
-#[test]
-fn a_limit_in_bytes_on_the_device_changes_no_answer() {
-    let (_folder, model) = tiny();
-    let start = |max_adapters_device_bytes| {
-        let config = EngineConfig { max_adapters_device_bytes, ..EngineConfig::default() };
-        let options = EngineOptions { config, kv_bytes: 16 << 20, num_slots: 3, ..EngineOptions::default() };
-        model.engine(&options).unwrap()
-    };
-    let names = ["a", "b", "c"];
-    let load = |engine: &Engine, name: &str| {
-        let kind = RandomLora { seed: name.as_bytes()[0].into(), ..RandomLora::default() };
-        engine.load_adapter(name, adapter_source(kind.build(model.config())), LoadOptions::default())
-    };
-    let answers = |engine: &Engine| {
-        let of_each = names.iter().map(|name| greedy(Some(name), prompt(20), 12));
-        let streams = engine.submit_all(of_each.clone().chain(of_each).collect()).unwrap();
-        streams.into_iter().map(|stream| stream.completion_blocking().choices).collect::<Vec<_>>()
-    };
-
-    let roomy = start(None);
-    let [size, ..] = names.map(|name| load(&roomy, name).unwrap().device_bytes);
-    let expected = answers(&roomy);
-    assert!(names.len() == 3 && expected[0] != expected[1] && expected[1] != expected[2]);
-    let stats = roomy.stats();
-    assert_eq!((stats.bound_slots, stats.bound_bytes), (3, 3 * size));
-
-    let tight = start(Some(3 * size - 1));
-    for name in names {
-        let info = load(&tight, name).unwrap();
-        assert_eq!((info.device_bytes, info.host_bytes), (size, size), "one memory on the CPU");
-    }
-    assert_eq!(answers(&tight), expected);
-    let stats = tight.stats();
-    assert_eq!((stats.total_slots, stats.bound_slots, stats.bound_bytes), (3, 2, 2 * size));
-    assert_nothing_is_held(&tight);
-
-    let refused = load(&start(Some(size - 1)), "a").unwrap_err();
-    let (name, limit_bytes) = ("a".to_owned(), size - 1);
-    let expected =
-        AdapterError::DeviceMemory { name, needed_bytes: size, available_bytes: limit_bytes, limit_bytes };
-    assert_eq!(refused, expected);
 }
 
 #[test]
