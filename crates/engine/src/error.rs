@@ -200,7 +200,7 @@ pub enum AdapterError {
     /// Pinning this adapter would leave another one no room on the device for ever.
     #[error(
         "pinning adapter `{name}` would leave the others {left_bytes} of {limit_bytes} bytes on the device, and \
-         `{other}` needs {needed_bytes}"
+         `{other}` (generation {generation}) needs {needed_bytes}"
     )]
     PinnedMemory {
         /// Name of the adapter that was to be pinned.
@@ -209,8 +209,10 @@ pub enum AdapterError {
         left_bytes: u64,
         /// The limit of the device tier.
         limit_bytes: u64,
-        /// Name of the adapter that would not fit; the same one, if requests still hold what it was before.
+        /// Name of the adapter that would not fit; the same name, if requests still hold what is to be replaced.
         other: String,
+        /// The other's generation.
+        generation: GenerationId,
         /// Bytes that the other needs.
         needed_bytes: u64,
     },

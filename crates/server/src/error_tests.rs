@@ -86,6 +86,7 @@ fn adapters() {
                 left_bytes: 1,
                 limit_bytes: 2,
                 other: text(),
+                generation,
                 needed_bytes: 2,
             },
             409,

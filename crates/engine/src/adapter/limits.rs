@@ -82,6 +82,7 @@ impl RegistryLimits {
                 left_bytes,
                 limit_bytes,
                 other: other.name.clone(),
+                generation: other.id,
                 needed_bytes: other.device_bytes,
             }),
             _ => Ok(()),

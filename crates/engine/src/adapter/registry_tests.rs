@@ -188,7 +188,7 @@ fn pinned_adapters_leave_room_on_the_device_for_each_of_the_others() {
     let registry = registry_within(1000, 100);
     let pinned = LoadOptions { pinned: Some(true), ..LoadOptions::default() };
     registry.publish("a", path("a"), fake(40, 1), &pinned).unwrap();
-    registry.publish("b", path("b"), fake(60, 2), &LoadOptions::default()).unwrap();
+    let other = registry.publish("b", path("b"), fake(60, 2), &LoadOptions::default()).unwrap();
     let error = registry.publish("c", path("c"), fake(61, 3), &LoadOptions::default()).unwrap_err();
     let name = "c".to_owned();
     let refused =
@@ -197,9 +197,14 @@ fn pinned_adapters_leave_room_on_the_device_for_each_of_the_others() {
 
     // Beside what is pinned, c has to leave 60 bytes to b.
     let error = registry.publish("c", path("c"), fake(1, 3), &pinned).unwrap_err();
-    let (name, other) = ("c".to_owned(), "b".to_owned());
-    let refused =
-        AdapterError::PinnedMemory { name, left_bytes: 59, limit_bytes: 100, other, needed_bytes: 60 };
+    let refused = AdapterError::PinnedMemory {
+        name: "c".to_owned(),
+        left_bytes: 59,
+        limit_bytes: 100,
+        other: other.name,
+        generation: other.generation,
+        needed_bytes: 60,
+    };
     assert_eq!(error, refused);
     registry.publish("c", path("c"), fake(1, 3), &LoadOptions::default()).unwrap();
     assert_eq!(registry.pin("c", true).unwrap_err(), refused);
@@ -216,12 +221,17 @@ fn generations_that_requests_hold_keep_their_room_on_the_device() {
     let pinned = LoadOptions { pinned: Some(true), ..replace() };
     registry.publish("a", path("a"), fake(40, 1), &pinned).unwrap();
     // Nobody holds what is replaced: it goes.
-    registry.publish("a", path("a"), fake(40, 2), &pinned).unwrap();
+    let other = registry.publish("a", path("a"), fake(40, 2), &pinned).unwrap();
     let held = registry.lease("a", None).unwrap();
     let error = registry.publish("a", path("a"), fake(40, 3), &pinned).unwrap_err();
-    let (name, other) = ("a".to_owned(), "a".to_owned());
-    let refused =
-        AdapterError::PinnedMemory { name, left_bytes: 30, limit_bytes: 70, other, needed_bytes: 40 };
+    let refused = AdapterError::PinnedMemory {
+        name: "a".to_owned(),
+        left_bytes: 30,
+        limit_bytes: 70,
+        other: other.name,
+        generation: other.generation,
+        needed_bytes: 40,
+    };
     assert_eq!(error, refused);
     let unpinned = LoadOptions { pinned: Some(false), ..replace() };
     registry.publish("a", path("a"), fake(40, 3), &unpinned).unwrap();
