@@ -40,6 +40,7 @@ fn settings_that_cannot_hold_are_told_by_their_flag() {
         ("--max-context", "0"),
         ("--max-rank", "0"),
         ("--max-slots", "99999999999"),
+        ("--max-adapters-device-memory", "0"),
         ("--threads", "0"),
         ("--kv-memory", "900TiB"),
         ("--max-body", "0"),

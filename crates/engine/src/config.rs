@@ -31,6 +31,10 @@ pub struct EngineConfig {
     pub num_slots: Option<usize>,
     /// Bytes of adapters kept in host memory, pinned ones included.
     pub max_adapters_host_bytes: u64,
+    /// Bytes of adapters in slots at once, pinned ones included, at least 1; `None` leaves that to the number of slots.
+    /// On the CPU a slot refers to what the host tier holds: an adapter in one counts towards both limits and takes its
+    /// memory once, so the limit saves none there, but bounds how much of it steps read.
+    pub max_adapters_device_bytes: Option<u64>,
     /// Adapters that may be loaded at once, in all tiers.
     pub max_adapters: usize,
     /// Times that a sequence which waits for a slot is overtaken by others that get one, before no
@@ -90,6 +94,7 @@ impl Default for EngineConfig {
             limits: RequestLimits::default(),
             num_slots: None,
             max_adapters_host_bytes: 1 << 30,
+            max_adapters_device_bytes: None,
             max_adapters: 4096,
             max_slot_skips: 64,
             stream_buffer_tokens: 4096,
@@ -118,6 +123,10 @@ impl EngineConfig {
         in_range("queue_capacity", self.queue_capacity, 1, 1 << 20)?;
         in_range("stream_buffer_tokens", self.stream_buffer_tokens, 1, 1 << 24)?;
         in_range("max_adapters", self.max_adapters, 0, 1 << 20)?;
+        if self.max_adapters_device_bytes == Some(0) {
+            let reason = "is 0, which refuses every adapter".to_owned();
+            return Err(EngineError::Config { field: "max_adapters_device_bytes", reason });
+        }
         in_range("limits.max_n", self.limits.max_n, 1, 1024)?;
         in_range("limits.max_logprobs", self.limits.max_logprobs, 0, 1024)?;
         in_range("limits.max_stop_strings", self.limits.max_stop_strings, 0, 1024)?;
@@ -143,5 +152,8 @@ mod tests {
         let config = EngineConfig { max_batch_tokens: 3, max_num_sequences: 4, ..EngineConfig::default() };
         let error = config.validate().unwrap_err();
         assert!(matches!(error, EngineError::Config { field: "max_batch_tokens", .. }), "{error}");
+        let config = EngineConfig { max_adapters_device_bytes: Some(0), ..EngineConfig::default() };
+        let error = config.validate().unwrap_err();
+        assert!(matches!(error, EngineError::Config { field: "max_adapters_device_bytes", .. }), "{error}");
     }
 }

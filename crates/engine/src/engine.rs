@@ -10,7 +10,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::adapter::generation::Lease;
-use crate::adapter::registry::{AdapterRegistry, RegistryLimits, Wanted};
+use crate::adapter::limits::RegistryLimits;
+use crate::adapter::registry::{AdapterRegistry, Wanted};
 use crate::adapter::{AdapterInfo, AdapterLoader, AdapterSource, LoadOptions, reload};
 use crate::codec::TextCodec;
 use crate::config::{BLOCK_SIZE_TOKENS, EngineConfig};
@@ -48,6 +49,7 @@ impl Shared {
         let num_slots = config.num_slots.unwrap_or(limits.num_slots).min(limits.num_slots);
         let registry = AdapterRegistry::new(RegistryLimits {
             max_host_bytes: config.max_adapters_host_bytes,
+            max_device_bytes: config.max_adapters_device_bytes.unwrap_or(u64::MAX),
             max_adapters: config.max_adapters,
             max_name_bytes: config.limits.max_name_bytes,
             num_slots,

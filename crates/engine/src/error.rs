@@ -182,6 +182,40 @@ pub enum AdapterError {
         /// The limit of the host tier.
         limit_bytes: u64,
     },
+    /// The adapter is larger than what the device may hold of adapters that are not pinned.
+    #[error(
+        "adapter `{name}` needs {needed_bytes} bytes on the device; {available_bytes} of {limit_bytes} are not kept \
+         by pinned adapters"
+    )]
+    DeviceMemory {
+        /// Name of the adapter.
+        name: String,
+        /// Bytes that this adapter needs.
+        needed_bytes: u64,
+        /// Bytes that pinned adapters leave.
+        available_bytes: u64,
+        /// The limit of the device tier.
+        limit_bytes: u64,
+    },
+    /// Pinning this adapter would leave another one no room on the device for ever.
+    #[error(
+        "pinning adapter `{name}` would leave the others {left_bytes} of {limit_bytes} bytes on the device, and \
+         `{other}` (generation {generation}) needs {needed_bytes}"
+    )]
+    PinnedMemory {
+        /// Name of the adapter that was to be pinned.
+        name: String,
+        /// Bytes that pinned adapters would leave.
+        left_bytes: u64,
+        /// The limit of the device tier.
+        limit_bytes: u64,
+        /// Name of the adapter that would not fit; the same name, if requests still hold what is to be replaced.
+        other: String,
+        /// The other's generation.
+        generation: GenerationId,
+        /// Bytes that the other needs.
+        needed_bytes: u64,
+    },
     /// Pinning this adapter would leave no slot for the others.
     #[error("at most {limit} adapters can be pinned with {num_slots} slots")]
     TooManyPinned {

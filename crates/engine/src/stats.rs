@@ -29,6 +29,8 @@ pub struct EngineStats {
     pub total_slots: usize,
     /// Slots that hold an adapter.
     pub bound_slots: usize,
+    /// Bytes on the device of the adapters in slots.
+    pub bound_bytes: u64,
     /// Slots whose adapter has running sequences.
     pub leased_slots: usize,
     /// Names of adapters with running sequences, sorted, each once.

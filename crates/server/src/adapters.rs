@@ -127,6 +127,7 @@ fn card(state: &ServerState, info: AdapterInfo) -> AdapterCard {
         rank: info.rank,
         num_modules: info.num_modules,
         host_bytes: info.host_bytes,
+        device_bytes: info.device_bytes,
         level: info.level.name(),
         pinned: info.pinned,
         open_requests: info.open_requests,

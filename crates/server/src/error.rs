@@ -231,6 +231,10 @@ impl ApiError {
         let text = error.to_string();
         let invalid = |code| Self::bad_request(text.clone()).with_code(code);
         let conflict = |code| Self::new(StatusCode::CONFLICT, INVALID, text.clone()).with_code(code);
+        let full = |code| {
+            let error = Self::new(StatusCode::INSUFFICIENT_STORAGE, SERVER, text.clone()).with_code(code);
+            Self { no_retry: true, ..error }
+        };
         match error {
             AdapterError::InvalidName { .. } => invalid("invalid_adapter_name").with_param("lora_name"),
             AdapterError::AlreadyLoaded { .. } => invalid("adapter_already_loaded").with_param("lora_name"),
@@ -247,13 +251,10 @@ impl ApiError {
             }
             AdapterError::ContentChanged { .. } => conflict("adapter_content_changed"),
             AdapterError::TooManyPinned { .. } => conflict("too_many_pinned").with_param("pinned"),
+            AdapterError::PinnedMemory { .. } => conflict("pinned_memory_full").with_param("pinned"),
             AdapterError::TooMany { .. } => conflict("too_many_adapters"),
-            AdapterError::HostMemory { .. } => {
-                let status = StatusCode::INSUFFICIENT_STORAGE;
-                let mut error = Self::new(status, SERVER, text).with_code("adapter_memory_full");
-                error.no_retry = true;
-                error
-            }
+            AdapterError::HostMemory { .. } => full("adapter_memory_full"),
+            AdapterError::DeviceMemory { .. } => full("adapter_device_memory_full"),
             AdapterError::NotRunning { .. } => Self::unavailable(text, "engine_not_running"),
             AdapterError::Io { .. } => Self::internal(text).with_code("adapter_unreadable"),
             _ => Self::internal(text),

@@ -75,6 +75,23 @@ fn adapters() {
             507,
             "adapter_memory_full",
         ),
+        (
+            AdapterError::DeviceMemory { name: text(), needed_bytes: 2, available_bytes: 1, limit_bytes: 1 },
+            507,
+            "adapter_device_memory_full",
+        ),
+        (
+            AdapterError::PinnedMemory {
+                name: text(),
+                left_bytes: 1,
+                limit_bytes: 2,
+                other: text(),
+                generation,
+                needed_bytes: 2,
+            },
+            409,
+            "pinned_memory_full",
+        ),
         (AdapterError::Io { reason: text() }, 500, "adapter_unreadable"),
         (AdapterError::NotRunning { reason: text() }, 503, "engine_not_running"),
     ];

@@ -18,7 +18,7 @@ pub struct MemoryPlan {
     pub kv_tokens: u64,
     /// Intermediate results of one step.
     pub arena_bytes: u64,
-    /// The most that loaded adapters may take.
+    /// The most that loaded adapters may take, those on the device included: the CPU computes with the same memory.
     pub max_adapters_bytes: u64,
 }
 

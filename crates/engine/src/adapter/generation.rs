@@ -18,6 +18,7 @@ pub(crate) struct Generation {
     pub rank: usize,
     pub num_modules: usize,
     pub host_bytes: u64,
+    pub device_bytes: u64,
     pub max_context_tokens: Option<usize>,
     pub rope_idx: u32,
     pub source: AdapterSource,
@@ -61,6 +62,11 @@ impl Entry {
         !self.hidden && (self.pinned || matches!(self.generation.source, AdapterSource::InProcess { .. }))
     }
 
+    /// Whether a slot that holds it must be kept.
+    pub(super) fn keeps_slot(&self) -> bool {
+        self.pinned && !self.hidden
+    }
+
     /// What is seen of it from outside.
     pub(super) fn info(&self) -> AdapterInfo {
         let generation = &self.generation;
@@ -71,6 +77,7 @@ impl Entry {
             rank: generation.rank,
             num_modules: generation.num_modules,
             host_bytes: generation.host_bytes,
+            device_bytes: generation.device_bytes,
             max_context_tokens: generation.max_context_tokens,
             source: generation.source.clone(),
             level: match (self.in_slot, &self.tier) {

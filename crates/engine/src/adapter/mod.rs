@@ -5,6 +5,7 @@
 //! [`registry`] owns names, leases and the host tier; the device slots belong to the engine thread.
 
 pub(crate) mod generation;
+pub(crate) mod limits;
 pub(crate) mod registry;
 pub(crate) mod reload;
 
@@ -22,6 +23,9 @@ use crate::ids::{Digest, GenerationId};
 pub trait PreparedAdapter: Send + Sync + Any {
     /// Bytes of host memory it holds.
     fn host_bytes(&self) -> u64;
+    /// Bytes of device memory that it takes while it is in a slot. Where the device computes in host memory and a slot
+    /// refers to what the host tier holds, these are the same bytes as [`PreparedAdapter::host_bytes`], there once.
+    fn device_bytes(&self) -> u64;
     /// Digest of everything that changes what it computes.
     fn digest(&self) -> Digest;
     /// Its (largest) rank.
@@ -124,6 +128,8 @@ pub struct AdapterInfo {
     pub num_modules: usize,
     /// Bytes that it takes in host memory.
     pub host_bytes: u64,
+    /// Bytes that it takes on the device while it is in a slot.
+    pub device_bytes: u64,
     /// The context it was trained for, where it brings its own; `None` is the base's.
     pub max_context_tokens: Option<usize>,
     /// Where it came from.

@@ -7,7 +7,8 @@
 //! Invariants:
 //! - a generation lives while its name points at it or a lease holds it, and no longer;
 //! - a leased generation that is in host memory stays there until its last lease drops;
-//! - `host_bytes` is the sum over generations in host memory and never exceeds the limit after a call.
+//! - `host_bytes` is the sum over generations in host memory and never exceeds the limit after a call;
+//! - every living generation fits on the device beside all that are pinned.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,21 +16,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use super::generation::{Entry, Generation, Lease, Residency, Tier};
+use super::limits::{Placement, RegistryLimits};
 use super::{AdapterInfo, AdapterSource, LoadOptions, PreparedAdapter};
 use crate::error::{AdapterError, SubmitError};
 use crate::ids::GenerationId;
 
 /// An adapter's name, and the generation at which it has to be.
 pub(crate) type Wanted<'a> = (&'a str, Option<GenerationId>);
-
-/// Limits of the registry.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct RegistryLimits {
-    pub max_host_bytes: u64,
-    pub max_adapters: usize,
-    pub max_name_bytes: usize,
-    pub num_slots: usize,
-}
 
 #[derive(Default)]
 struct State {
@@ -99,21 +92,8 @@ impl AdapterRegistry {
 
     /// Refuses a load that could not be published, before anything is read.
     pub fn check_load(&self, name: &str, options: &LoadOptions) -> Result<(), AdapterError> {
-        self.check_name(name)?;
+        self.limits.check_name(name)?;
         self.check_target(&self.lock(), name, options)
-    }
-
-    fn check_name(&self, name: &str) -> Result<(), AdapterError> {
-        let reason = if name.trim().is_empty() {
-            "is empty"
-        } else if name.len() > self.limits.max_name_bytes {
-            "is too long"
-        } else if name.chars().any(char::is_control) {
-            "has control characters"
-        } else {
-            return Ok(());
-        };
-        Err(AdapterError::InvalidName { name: name.chars().take(64).collect(), reason })
     }
 
     fn check_target(&self, state: &State, name: &str, options: &LoadOptions) -> Result<(), AdapterError> {
@@ -136,18 +116,11 @@ impl AdapterRegistry {
             None if state.names.len() >= self.limits.max_adapters => {
                 Err(AdapterError::TooMany { limit: self.limits.max_adapters })
             }
-            _ if is_to_be_pinned(state, name, options) => self.check_pin(state, name),
+            _ if is_to_be_pinned(state, name, options) => {
+                self.limits.check_num_pinned(state.entries.values(), name)
+            }
             _ => Ok(()),
         }
-    }
-
-    fn check_pin(&self, state: &State, name: &str) -> Result<(), AdapterError> {
-        let others = state.entries.values().filter(|e| e.pinned && !e.hidden && e.generation.name != name);
-        let limit = self.limits.num_slots.saturating_sub(1);
-        if others.count() >= limit {
-            return Err(AdapterError::TooManyPinned { limit, num_slots: self.limits.num_slots });
-        }
-        Ok(())
     }
 
     /// Points `name` at a new generation of this content.
@@ -158,11 +131,16 @@ impl AdapterRegistry {
         adapter: Arc<dyn PreparedAdapter>,
         options: &LoadOptions,
     ) -> Result<AdapterInfo, AdapterError> {
-        self.check_name(name)?;
+        self.limits.check_name(name)?;
         let mut state = self.lock();
         self.check_target(&state, name, options)?;
         let pinned = is_to_be_pinned(&state, name, options);
         let old = state.names.get(name).copied();
+        let device_bytes = adapter.device_bytes();
+        // What it replaces stays, and needs a slot, as long as requests hold it.
+        let ends = old.filter(|id| state.entries.get(id).is_some_and(|entry| entry.leases == 0));
+        let entries = state.entries.iter().filter(|(id, _)| Some(**id) != ends).map(|(_, entry)| entry);
+        self.limits.check_device_bytes(entries, &Placement { name, device_bytes, pinned })?;
         self.make_room(&mut state, adapter.host_bytes(), old)?;
         state.last_generation += 1;
         let id = GenerationId(state.last_generation);
@@ -173,6 +151,7 @@ impl AdapterRegistry {
             rank: adapter.rank(),
             num_modules: adapter.num_modules(),
             host_bytes: adapter.host_bytes(),
+            device_bytes,
             max_context_tokens: adapter.max_context_tokens(),
             rope_idx: adapter.rope_idx(),
             source,
@@ -294,8 +273,13 @@ impl AdapterRegistry {
         let Some(id) = state.names.get(name).copied() else {
             return Err(AdapterError::NotLoaded { name: name.to_owned() });
         };
+        let Some(device_bytes) = state.entries.get(&id).map(|entry| entry.generation.device_bytes) else {
+            return Err(AdapterError::NotLoaded { name: name.to_owned() });
+        };
         if pinned {
-            self.check_pin(&state, name)?;
+            self.limits.check_num_pinned(state.entries.values(), name)?;
+            let others = state.entries.iter().filter(|(other, _)| **other != id).map(|(_, entry)| entry);
+            self.limits.check_device_bytes(others, &Placement { name, device_bytes, pinned })?;
         }
         let Some(entry) = state.entries.get_mut(&id) else {
             return Err(AdapterError::NotLoaded { name: name.to_owned() });
@@ -380,7 +364,12 @@ impl AdapterRegistry {
 
     /// Whether a slot that holds it must be kept.
     pub fn is_pinned(&self, id: GenerationId) -> bool {
-        self.lock().entries.get(&id).is_some_and(|entry| entry.pinned && !entry.hidden)
+        self.lock().entries.get(&id).is_some_and(Entry::keeps_slot)
+    }
+
+    /// The most bytes that the adapters in slots may take together.
+    pub fn max_device_bytes(&self) -> u64 {
+        self.limits.max_device_bytes
     }
 
     /// Notes whether it is in a slot.
@@ -422,7 +411,9 @@ impl AdapterRegistry {
             return;
         }
         let same = |adapter: &Arc<dyn PreparedAdapter>| {
-            adapter.digest() == generation.digest && adapter.host_bytes() == generation.host_bytes
+            adapter.digest() == generation.digest
+                && adapter.host_bytes() == generation.host_bytes
+                && adapter.device_bytes() == generation.device_bytes
         };
         let tier = match result {
             Err(error) => Tier::Failed(error),

@@ -14,6 +14,9 @@ impl PreparedAdapter for Fake {
     fn host_bytes(&self) -> u64 {
         self.bytes
     }
+    fn device_bytes(&self) -> u64 {
+        self.bytes
+    }
     fn digest(&self) -> Digest {
         [self.digest; 32]
     }
@@ -26,8 +29,13 @@ impl PreparedAdapter for Fake {
 }
 
 fn registry(max_host_bytes: u64) -> Arc<AdapterRegistry> {
+    registry_within(max_host_bytes, u64::MAX)
+}
+
+fn registry_within(max_host_bytes: u64, max_device_bytes: u64) -> Arc<AdapterRegistry> {
     Arc::new(AdapterRegistry::new(RegistryLimits {
         max_host_bytes,
+        max_device_bytes,
         max_adapters: 4,
         max_name_bytes: 64,
         num_slots: 3,
@@ -155,6 +163,81 @@ fn a_replacement_is_pinned_as_what_it_replaces_unless_told_otherwise() {
     assert!(load(3, None));
     assert!(!load(4, Some(false)));
     assert!(!load(5, None));
+}
+
+#[test]
+fn what_does_not_fit_on_the_device_is_refused_at_load() {
+    let registry = registry_within(1000, 50);
+    registry.publish("a", path("a"), fake(50, 1), &LoadOptions::default()).unwrap();
+    let error = registry.publish("b", path("b"), fake(51, 2), &LoadOptions::default()).unwrap_err();
+    let name = "b".to_owned();
+    let refused = AdapterError::DeviceMemory { name, needed_bytes: 51, available_bytes: 50, limit_bytes: 50 };
+    assert_eq!(error, refused);
+    for part in ["`b`", "51", "50 of 50"] {
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    // A refused replacement leaves what was there.
+    let before = registry.list()[0].generation;
+    assert!(registry.publish("a", path("a"), fake(u64::MAX, 2), &replace()).is_err());
+    assert_eq!(registry.list()[0].generation, before);
+    registry.publish("b", path("b"), fake(50, 2), &LoadOptions::default()).unwrap();
+}
+
+#[test]
+fn pinned_adapters_leave_room_on_the_device_for_each_of_the_others() {
+    let registry = registry_within(1000, 100);
+    let pinned = LoadOptions { pinned: Some(true), ..LoadOptions::default() };
+    registry.publish("a", path("a"), fake(40, 1), &pinned).unwrap();
+    let other = registry.publish("b", path("b"), fake(60, 2), &LoadOptions::default()).unwrap();
+    let error = registry.publish("c", path("c"), fake(61, 3), &LoadOptions::default()).unwrap_err();
+    let name = "c".to_owned();
+    let refused =
+        AdapterError::DeviceMemory { name, needed_bytes: 61, available_bytes: 60, limit_bytes: 100 };
+    assert_eq!(error, refused);
+
+    // Beside what is pinned, c has to leave 60 bytes to b.
+    let error = registry.publish("c", path("c"), fake(1, 3), &pinned).unwrap_err();
+    let refused = AdapterError::PinnedMemory {
+        name: "c".to_owned(),
+        left_bytes: 59,
+        limit_bytes: 100,
+        other: other.name,
+        generation: other.generation,
+        needed_bytes: 60,
+    };
+    assert_eq!(error, refused);
+    registry.publish("c", path("c"), fake(1, 3), &LoadOptions::default()).unwrap();
+    assert_eq!(registry.pin("c", true).unwrap_err(), refused);
+    // Alone with a it fits: what is pinned itself needs no further room.
+    registry.pin("b", true).unwrap_err();
+    registry.unload("c", None).unwrap();
+    registry.pin("b", true).unwrap();
+    registry.pin("a", true).unwrap();
+}
+
+#[test]
+fn generations_that_requests_hold_keep_their_room_on_the_device() {
+    let registry = registry_within(1000, 70);
+    let pinned = LoadOptions { pinned: Some(true), ..replace() };
+    registry.publish("a", path("a"), fake(40, 1), &pinned).unwrap();
+    // Nobody holds what is replaced: it goes.
+    let other = registry.publish("a", path("a"), fake(40, 2), &pinned).unwrap();
+    let held = registry.lease("a", None).unwrap();
+    let error = registry.publish("a", path("a"), fake(40, 3), &pinned).unwrap_err();
+    let refused = AdapterError::PinnedMemory {
+        name: "a".to_owned(),
+        left_bytes: 30,
+        limit_bytes: 70,
+        other: other.name,
+        generation: other.generation,
+        needed_bytes: 40,
+    };
+    assert_eq!(error, refused);
+    let unpinned = LoadOptions { pinned: Some(false), ..replace() };
+    registry.publish("a", path("a"), fake(40, 3), &unpinned).unwrap();
+    assert_eq!(registry.pin("a", true).unwrap_err(), refused);
+    drop(held);
+    registry.pin("a", true).unwrap();
 }
 
 #[test]

@@ -275,7 +275,9 @@ impl Core {
     fn publish_stats(&mut self) {
         let counters = self.scheduler.counters();
         let kv = self.scheduler.kv();
-        let (total_slots, bound_slots, leased_slots) = self.scheduler.slots().counts();
+        let slots = self.scheduler.slots();
+        let (total_slots, bound_slots, leased_slots) = slots.counts();
+        let bound_bytes = slots.bound_bytes();
         let (running_adapters, waiting_adapters) = self.scheduler.adapter_names();
         self.stats = EngineStats {
             running_sequences: self.scheduler.num_running(),
@@ -286,6 +288,7 @@ impl Core {
             cached_blocks: kv.num_cached(),
             total_slots,
             bound_slots,
+            bound_bytes,
             leased_slots,
             running_adapters,
             waiting_adapters,

@@ -18,10 +18,13 @@ use crate::stats::StepRecord;
 impl Core {
     /// Plans and computes one step. `false` if there was nothing to do.
     pub(super) fn step(&mut self, now: Instant) -> bool {
-        let Schedule { mut rows, binds, failed, preempted } = self.scheduler.schedule();
+        let Schedule { mut rows, clears, binds, failed, preempted } = self.scheduler.schedule();
         let acted = preempted || !failed.is_empty() || !binds.is_empty();
         for (sequence, error) in failed {
             self.end_sequence(sequence, Finish::Error { message: error.to_string() });
+        }
+        for slot in clears {
+            self.executor.clear_slot(slot);
         }
         for bind in binds {
             if let Err(error) = self.bind(bind) {
@@ -61,12 +64,7 @@ impl Core {
 
     /// Puts an adapter into its slot. If only that fails, the slot's sequences end; `Err` is a lost device.
     fn bind(&mut self, bind: SlotBind) -> Result<(), String> {
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            if bind.clear_first {
-                self.executor.clear_slot(bind.slot);
-            }
-            self.executor.bind_slot(bind.slot, &bind.adapter)
-        }));
+        let result = catch_unwind(AssertUnwindSafe(|| self.executor.bind_slot(bind.slot, &bind.adapter)));
         match result.unwrap_or_else(|payload| Err(lost_by_panic(payload.as_ref()))) {
             Ok(()) => Ok(()),
             Err(ExecutorError::DeviceLost { reason }) => Err(reason),

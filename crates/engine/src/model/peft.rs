@@ -109,6 +109,11 @@ impl PreparedAdapter for PreparedLora {
         self.0.size_bytes() as u64
     }
 
+    fn device_bytes(&self) -> u64 {
+        // The loader put the factors where the device computes with them: a slot refers to the same memory.
+        self.host_bytes()
+    }
+
     fn digest(&self) -> Digest {
         *self.0.digest().as_bytes()
     }

@@ -36,6 +36,8 @@ pub(crate) struct Row {
 #[derive(Default)]
 pub(crate) struct Schedule {
     pub rows: Vec<Row>,
+    /// Slots to empty before anything is put into one.
+    pub clears: Vec<SlotIdx>,
     /// Adapters to put into slots first.
     pub binds: Vec<SlotBind>,
     /// Waiting sequences whose adapter cannot be had.
@@ -72,11 +74,15 @@ struct Draft {
 }
 
 impl Draft {
-    /// Adds a bind. One of the same slot that was drafted before did not happen yet, and now never will.
-    fn bind(&mut self, mut bind: SlotBind) {
-        let binds = &mut self.schedule.binds;
-        if let Some(idx) = binds.iter().position(|earlier| earlier.slot == bind.slot) {
-            bind.clear_first = binds.remove(idx).clear_first;
+    /// Adds a bind, and the slots that are emptied for it. A bind of such a slot that was drafted before did not happen
+    /// yet, and now never will.
+    fn bind(&mut self, bind: SlotBind, clears: &[SlotIdx]) {
+        let Schedule { binds, clears: drafted, .. } = &mut self.schedule;
+        for slot in clears {
+            match binds.iter().position(|earlier| earlier.slot == *slot) {
+                Some(idx) => drop(binds.remove(idx)),
+                None => drafted.push(*slot),
+            }
         }
         binds.push(bind);
     }
@@ -221,7 +227,7 @@ impl Scheduler {
                 continue;
             }
             let mut outcome = self.take_slot(rank.1, draft);
-            if matches!(outcome, SlotOutcome::NoneFree) && self.free_held_slot(draft) {
+            if matches!(outcome, SlotOutcome::NoneFree) && self.free_held_slots(rank.1, draft) {
                 outcome = self.take_slot(rank.1, draft);
             }
             match outcome {
@@ -277,9 +283,9 @@ impl Scheduler {
         let Some(lease) = &sequence.lease else { return SlotOutcome::Taken };
         match self.slots.acquire(lease) {
             SlotAnswer::Ready(slot) => sequence.slot = Some(slot),
-            SlotAnswer::Bind(bind) => {
+            SlotAnswer::Bind { bind, clears } => {
                 sequence.slot = Some(bind.slot);
-                draft.bind(bind);
+                draft.bind(bind, &clears);
             }
             SlotAnswer::NoneFree => return SlotOutcome::NoneFree,
             SlotAnswer::NotResident => return SlotOutcome::Skip,
@@ -291,21 +297,24 @@ impl Scheduler {
         SlotOutcome::Taken
     }
 
-    /// Preempts the sequences of a slot that only slow readers use.
-    fn free_held_slot(&mut self, draft: &mut Draft) -> bool {
+    /// Preempts the sequences of slots that only slow readers use, if that makes room for this sequence's adapter.
+    fn free_held_slots(&mut self, id: SequenceId, draft: &mut Draft) -> bool {
         let mut users: BTreeMap<SlotIdx, Vec<&Sequence>> = BTreeMap::new();
         for sequence in self.running.iter().filter_map(|rank| self.sequences.get(&rank.1)) {
             if let Some(slot) = sequence.slot {
                 users.entry(slot).or_default().push(sequence);
             }
         }
-        let Some(held) = users.into_values().find(|users| users.iter().all(|sequence| sequence.held)) else {
+        users.retain(|_, users| users.iter().all(|sequence| sequence.held));
+        let Some(lease) = self.sequences.get(&id).and_then(|sequence| sequence.lease.as_ref()) else {
             return false;
         };
-        for rank in held.into_iter().map(Sequence::rank).collect::<Vec<_>>() {
+        let in_the_way = self.slots.in_the_way(lease, |slot| users.contains_key(&slot));
+        let victims = in_the_way.iter().filter_map(|slot| users.get(slot)).flatten();
+        for rank in victims.map(|sequence| sequence.rank()).collect::<Vec<_>>() {
             self.preempt(rank, draft);
         }
-        true
+        !in_the_way.is_empty()
     }
 
     /// Gives a waiting sequence the blocks of all its tokens, from the prefix cache as far as it goes.

@@ -1,11 +1,18 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::adapter::registry::{AdapterRegistry, RegistryLimits};
+use crate::adapter::limits::RegistryLimits;
+use crate::adapter::registry::AdapterRegistry;
 use crate::kv::prefix::{PrefixKey, PrefixRoot};
 
 fn scheduler(num_blocks: usize, config: &EngineConfig) -> Scheduler {
-    let limits = RegistryLimits { max_host_bytes: 1, max_adapters: 1, max_name_bytes: 1, num_slots: 0 };
+    let limits = RegistryLimits {
+        max_host_bytes: 1,
+        max_device_bytes: 1,
+        max_adapters: 1,
+        max_name_bytes: 1,
+        num_slots: 0,
+    };
     let slots = SlotTable::new(0, Arc::new(AdapterRegistry::new(limits)));
     Scheduler::new(config, KvCache::new(num_blocks, true), slots)
 }

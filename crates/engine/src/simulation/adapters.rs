@@ -16,6 +16,8 @@ pub struct SimAdapter {
     pub digest: Digest,
     /// Bytes that it claims to take.
     pub host_bytes: u64,
+    /// Bytes that it claims to take in a slot.
+    pub device_bytes: u64,
     /// Its rank.
     pub rank: usize,
     /// The context that it claims to bring.
@@ -31,7 +33,7 @@ impl SimAdapter {
         for (byte, value) in digest.iter_mut().zip(content.to_le_bytes()) {
             *byte = value;
         }
-        Self { digest, host_bytes: 1024, rank: 8, max_context_tokens: None, rope_idx: 0 }
+        Self { digest, host_bytes: 1024, device_bytes: 1024, rank: 8, max_context_tokens: None, rope_idx: 0 }
     }
 
     /// A source that hands this adapter over in process.
@@ -43,6 +45,9 @@ impl SimAdapter {
 impl PreparedAdapter for SimAdapter {
     fn host_bytes(&self) -> u64 {
         self.host_bytes
+    }
+    fn device_bytes(&self) -> u64 {
+        self.device_bytes
     }
     fn digest(&self) -> Digest {
         self.digest

@@ -85,6 +85,8 @@ pub struct SimExecutor {
     limits: ExecutorLimits,
     blocks: Vec<[Option<Cell>; BLOCK_SIZE_TOKENS]>,
     slots: Vec<Option<SimAdapter>>,
+    /// The most bytes that the adapters in slots may take.
+    max_device_bytes: u64,
     control: SimControl,
 }
 
@@ -103,8 +105,15 @@ impl SimExecutor {
             limits,
             blocks: vec![[None; BLOCK_SIZE_TOKENS]; num_blocks],
             slots: vec![None; num_slots],
+            max_device_bytes: u64::MAX,
             control: SimControl::default(),
         }
+    }
+
+    /// Makes it a violation that adapters in slots take more bytes than this.
+    pub fn with_max_device_bytes(mut self, max_device_bytes: u64) -> Self {
+        self.max_device_bytes = max_device_bytes;
+        self
     }
 
     /// The handle that steers this executor.
@@ -298,6 +307,10 @@ impl Executor for SimExecutor {
             (Some(place @ None), Some(adapter)) => *place = Some(adapter.clone()),
             (Some(None), None) => return self.violated("the adapter is not a simulated one".to_owned()),
             _ => return self.violated(format!("slot {slot} is bound twice or does not exist")),
+        }
+        let bound_bytes: u64 = self.slots.iter().flatten().map(|adapter| adapter.device_bytes).sum();
+        if bound_bytes > self.max_device_bytes {
+            return self.violated(format!("{bound_bytes} bytes of adapters for {}", self.max_device_bytes));
         }
         Ok(())
     }

@@ -46,6 +46,7 @@ pub(crate) struct AdapterCard {
     pub rank: usize,
     pub num_modules: usize,
     pub host_bytes: u64,
+    pub device_bytes: u64,
     pub level: &'static str,
     pub pinned: bool,
     pub open_requests: usize,

@@ -70,6 +70,9 @@ impl PreparedAdapter for FakeAdapter {
     fn host_bytes(&self) -> u64 {
         1000
     }
+    fn device_bytes(&self) -> u64 {
+        1000
+    }
     fn digest(&self) -> Digest {
         [self.letter; 32]
     }

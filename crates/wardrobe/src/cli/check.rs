@@ -20,6 +20,7 @@ fn flag(field: &str) -> Option<&'static str> {
         "kv_memory" | "executor.num_blocks" => "--kv-memory",
         "executor.max_context_tokens" => "--max-context",
         "executor.num_slots" => "--max-slots",
+        "max_adapters_device_bytes" => "--max-adapters-device-memory",
         "body_limit_bytes" => "--max-body",
         "request_timeout" => "--request-timeout-seconds",
         "api_keys" => "--api-key-file",

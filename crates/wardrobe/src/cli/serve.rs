@@ -222,6 +222,8 @@ impl Banner<'_> {
         let adapters = self.engine.adapters();
         let adapter_bytes: u64 = adapters.iter().map(|adapter| adapter.host_bytes).sum();
         let config = self.engine.config();
+        let on_device = config.max_adapters_device_bytes;
+        let on_device = on_device.map(|bytes| format!(", on the device {}", output::mib(bytes)));
         let mut rows = vec![
             row("device", self.model.device().name()),
             row("memory", format!("{} weights", output::mib(plan.weight_bytes))),
@@ -233,10 +235,11 @@ impl Banner<'_> {
             row(
                 "",
                 format!(
-                    "{} adapters ({} loaded; at most {})",
+                    "{} adapters ({} loaded; at most {}{})",
                     output::mib(adapter_bytes),
                     adapters.len(),
-                    output::mib(plan.max_adapters_bytes)
+                    output::mib(plan.max_adapters_bytes),
+                    on_device.unwrap_or_default()
                 ),
             ),
             row(

@@ -140,6 +140,16 @@ pub struct Settings {
         help_heading = "Adapters"
     )]
     pub max_adapters_memory: Option<ByteSize>,
+    /// Memory for adapters on the device, where --max-slots alone would let in more; on the CPU it is a part of
+    /// --max-adapters-memory [default: no limit]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "WARDROBE_MAX_ADAPTERS_DEVICE_MEMORY",
+        hide_env = true,
+        help_heading = "Adapters"
+    )]
+    pub max_adapters_device_memory: Option<ByteSize>,
     /// Largest rank of an adapter [default: 256]
     #[arg(long, value_name = "N", env = "WARDROBE_MAX_RANK", hide_env = true, help_heading = "Adapters")]
     pub max_rank: Option<usize>,
@@ -253,6 +263,7 @@ impl Settings {
             adapter_root: self.adapter_root.or(other.adapter_root),
             max_slots: self.max_slots.or(other.max_slots),
             max_adapters_memory: self.max_adapters_memory.or(other.max_adapters_memory),
+            max_adapters_device_memory: self.max_adapters_device_memory.or(other.max_adapters_device_memory),
             max_rank: self.max_rank.or(other.max_rank),
             allow_noop: self.allow_noop.or(other.allow_noop),
             device: self.device.or(other.device),
@@ -324,6 +335,7 @@ impl Settings {
                 max_adapters_host_bytes: self
                     .max_adapters_memory
                     .map_or(config.max_adapters_host_bytes, |s| s.0),
+                max_adapters_device_bytes: self.max_adapters_device_memory.map(|s| s.0),
                 ..config
             },
             kv_bytes: self.kv_memory.map_or(base.kv_bytes, ByteSize::to_usize),
@@ -407,11 +419,13 @@ mod tests {
     #[test]
     fn what_is_set_nearer_wins() {
         let flags = Settings { port: Some(1), ..Settings::default() };
-        let file = file("port = 2\nqueue = 3\nkv_memory = \"64MiB\"").unwrap();
+        let file = file("port = 2\nqueue = 3\nkv_memory = \"64MiB\"\nmax_adapters_device_memory = \"2MiB\"")
+            .unwrap();
         let all = flags.resolve(file);
         assert_eq!((all.port, all.queue, all.host.as_deref()), (Some(1), Some(3), Some("127.0.0.1")));
         assert_eq!(all.engine_options().kv_bytes, 64 << 20);
         assert_eq!(all.engine_options().config.queue_capacity, 3);
+        assert_eq!(all.engine_options().config.max_adapters_device_bytes, Some(2 << 20));
     }
 
     #[test]

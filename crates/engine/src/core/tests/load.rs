@@ -4,7 +4,7 @@ use super::*;
 use crate::request::SamplingParams;
 use crate::response::Finish;
 use crate::simulation::SimFailure;
-use crate::{GenerationId, SubmitError};
+use crate::{AdapterError, GenerationId, SubmitError};
 
 /// SplitMix64.
 struct Random(u64);
@@ -24,6 +24,8 @@ impl Random {
 }
 
 const NAMES: [&str; 5] = ["ada", "bob", "cyd", "dot", "eve"];
+/// What the smallest adapter takes on the device.
+const MIN_DEVICE_BYTES: u64 = 10;
 
 /// A request in the test's hands.
 struct Client {
@@ -81,16 +83,26 @@ fn random_request(random: &mut Random) -> Request {
 /// Contents of generations, to find the reference for an answer.
 type Contents = std::collections::BTreeMap<GenerationId, u64>;
 
-fn load_random(bench: &Bench, random: &mut Random, contents: &mut Contents, next_content: &mut u64) {
+fn load_random(
+    bench: &Bench,
+    random: &mut Random,
+    contents: &mut Contents,
+    next_content: &mut u64,
+    seen: &mut Seen,
+) {
     let name = NAMES[random.below(5) as usize];
     *next_content += 1;
     let path = format!("/adapters/{next_content}");
-    let sim = SimAdapter { host_bytes: 10 + random.below(20), ..adapter(*next_content) };
+    // On the device it may take more than on the host, or less.
+    let (host_bytes, device_bytes) = (10 + random.below(20), MIN_DEVICE_BYTES + random.below(20));
+    let sim = SimAdapter { host_bytes, device_bytes, ..adapter(*next_content) };
     bench.loader.put(&path, sim.clone());
     let in_process = random.one_in(8);
     let source = if in_process { sim.in_process("trained") } else { source(&path) };
-    // Refusals for lack of host memory are expected.
-    let _ = bench.load(name, source, true);
+    // Refusals for lack of memory are expected.
+    if let Err(AdapterError::DeviceMemory { .. }) = bench.load(name, source, true) {
+        seen.refused_by_device_bytes += 1;
+    }
     for info in bench.shared.registry.list() {
         let content = u64::from_le_bytes(info.digest[..8].try_into().unwrap());
         contents.insert(info.generation, content);
@@ -128,6 +140,11 @@ struct Seen {
     hits: u64,
     failed: u64,
     cancelled: u64,
+    /// Adapters too large for the device beside what is pinned.
+    refused_by_device_bytes: u64,
+    pins_refused_by_device_bytes: u64,
+    /// Turns in which bytes ran short before slots did.
+    short_of_device_bytes: u64,
 }
 
 fn run(scenario: &Scenario) -> Seen {
@@ -135,6 +152,7 @@ fn run(scenario: &Scenario) -> Seen {
     let mut bench = Bench::new(scenario.size, scenario.config.clone());
     let (mut contents, mut next_content) = (Contents::new(), scenario.seed * 1000);
     let mut clients: Vec<Client> = Vec::new();
+    let mut seen = Seen::default();
     let mut turns = 0;
     loop {
         turns += 1;
@@ -157,9 +175,16 @@ fn run(scenario: &Scenario) -> Seen {
         }
         if submitting {
             match random.below(40) {
-                0..=3 => load_random(&bench, &mut random, &mut contents, &mut next_content),
+                0..=3 => load_random(&bench, &mut random, &mut contents, &mut next_content, &mut seen),
                 4 => drop(bench.shared.registry.unload(NAMES[random.below(5) as usize], None)),
-                5 => drop(bench.shared.registry.pin(NAMES[random.below(5) as usize], true)),
+                5 => {
+                    let pinned = bench.shared.registry.pin(NAMES[random.below(5) as usize], true);
+                    let refused = matches!(
+                        pinned,
+                        Err(AdapterError::DeviceMemory { .. } | AdapterError::PinnedMemory { .. })
+                    );
+                    seen.pins_refused_by_device_bytes += u64::from(refused);
+                }
                 6..=8 => drop(bench.shared.registry.pin(NAMES[random.below(5) as usize], false)),
                 9 => {
                     // An adapter changes on disk: what was read before must not be served from it.
@@ -184,6 +209,11 @@ fn run(scenario: &Scenario) -> Seen {
         }
         let next = bench.turn();
         assert_ne!(next, Next::Stop);
+        let stats = bench.stats();
+        let limit_bytes = scenario.config.max_adapters_device_bytes;
+        let is_short = limit_bytes.is_some_and(|limit| stats.bound_bytes + MIN_DEVICE_BYTES > limit);
+        let waits = !stats.waiting_adapters.is_empty() && stats.bound_slots < stats.total_slots;
+        seen.short_of_device_bytes += u64::from(is_short && waits);
         if let Next::Wait(until) = next {
             // Time passes; it must never wait for ever while requests are open and readable.
             bench.now += Duration::from_millis(5);
@@ -196,13 +226,10 @@ fn run(scenario: &Scenario) -> Seen {
     }
     bench.assert_at_rest();
     let stats = bench.stats();
-    let mut seen = Seen {
-        preemptions: stats.preemptions,
-        hits: stats.prefix_hit_tokens,
-        failed: stats.finished_error,
-        cancelled: stats.finished_cancelled,
-        ..Seen::default()
-    };
+    seen.preemptions = stats.preemptions;
+    seen.hits = stats.prefix_hit_tokens;
+    seen.failed = stats.finished_error;
+    seen.cancelled = stats.finished_cancelled;
     for client in &mut clients {
         client.read();
         if client.stream.is_none() {
@@ -257,7 +284,9 @@ fn every_answer_equals_the_one_given_alone() {
             num_slots: 1 + seed as usize % 3,
             max_context_tokens: 112,
         };
-        let config = EngineConfig { prefix_cache: seed != 5, ..tight() };
+        // From less than the largest adapter takes to nearly what two of them do; every fourth run has no limit.
+        let max_adapters_device_bytes = (seed % 4 != 0).then(|| 20 + Random(seed).below(36));
+        let config = EngineConfig { prefix_cache: seed != 5, max_adapters_device_bytes, ..tight() };
         let seen = run(&Scenario { seed, requests: 100, size, config, failures: seed % 2 == 0 });
         total.compared += seen.compared;
         total.partial += seen.partial;
@@ -265,15 +294,24 @@ fn every_answer_equals_the_one_given_alone() {
         total.hits += seen.hits;
         total.failed += seen.failed;
         total.cancelled += seen.cancelled;
+        total.refused_by_device_bytes += seen.refused_by_device_bytes;
+        total.pins_refused_by_device_bytes += seen.pins_refused_by_device_bytes;
+        total.short_of_device_bytes += seen.short_of_device_bytes;
     }
     println!(
         "{} answers equal, {} cut off, {} preemptions, {} tokens from the prefix cache, {} failed, {} cancelled",
         total.compared, total.partial, total.preemptions, total.hits, total.failed, total.cancelled
     );
+    println!(
+        "bytes on the device: {} adapters and {} pins refused, {} turns short of them",
+        total.refused_by_device_bytes, total.pins_refused_by_device_bytes, total.short_of_device_bytes
+    );
     // The scenarios must really have met what they are about.
     assert!(total.compared > 500, "{} compared", total.compared);
     assert!(total.partial > 50, "{} cut off", total.partial);
     assert!(total.preemptions > 200, "{} preemptions", total.preemptions);
+    assert!(total.refused_by_device_bytes > 10 && total.pins_refused_by_device_bytes > 5);
+    assert!(total.short_of_device_bytes > 100, "{} turns", total.short_of_device_bytes);
     assert!(total.hits > 1000, "{} tokens from the prefix cache", total.hits);
     assert!(
         total.failed > 50 && total.cancelled > 50,

@@ -1,6 +1,7 @@
 //! The engine thread under simulation: no threads, virtual time, every random choice from one seed.
 
 mod behaviour;
+mod device_bytes;
 mod load;
 
 use super::*;
@@ -36,7 +37,8 @@ pub(super) const ROOMY: Size = Size { num_blocks: 256, num_slots: 4, max_context
 
 impl Bench {
     pub fn new(size: Size, config: EngineConfig) -> Self {
-        let executor = SimExecutor::new(size.num_blocks, size.num_slots, VOCAB, size.max_context_tokens);
+        let executor = SimExecutor::new(size.num_blocks, size.num_slots, VOCAB, size.max_context_tokens)
+            .with_max_device_bytes(config.max_adapters_device_bytes.unwrap_or(u64::MAX));
         let control = executor.control();
         let config = EngineConfig { eos_token_ids: vec![SIM_EOS], ..config };
         let shared = Arc::new(Shared::new(executor.limits(), Arc::new(SimCodec), config).unwrap());
@@ -68,6 +70,8 @@ impl Bench {
         self.last = self.core.turn(mail, self.now);
         self.now += Duration::from_millis(1);
         assert_eq!(self.control.violation(), None);
+        let limit_bytes = self.shared.config.max_adapters_device_bytes;
+        assert!(limit_bytes.is_none_or(|limit| self.stats().bound_bytes <= limit), "{:?}", self.stats());
         self.last
     }
 
