@@ -184,8 +184,8 @@ pub enum AdapterError {
     },
     /// The adapter is larger than what the device may hold of adapters that are not pinned.
     #[error(
-        "adapter `{name}` needs {needed_bytes} bytes on the device; {available_bytes} of {limit_bytes} are not kept \
-         by pinned adapters"
+        "adapter `{name}` needs {needed_bytes} bytes on the device; pinned adapters leave {available_bytes} of \
+         {limit_bytes}"
     )]
     DeviceMemory {
         /// Name of the adapter.
