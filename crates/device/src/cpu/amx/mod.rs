@@ -67,7 +67,7 @@ struct Scratch {
 /// [`super::activations::Activations::stored_blocks`] says.
 pub(crate) unsafe fn run<F: BlockFormat>(gemm: QuantisedGemm<F>) {
     let config = TileConfig::new::<F>();
-    // Every part is written before it is read.
+    // What counts is written before it is read.
     let mut scratch = MaybeUninit::<Scratch>::uninit();
     // SAFETY: the configuration is valid, and nothing else in this program uses tile registers; the rest is the
     // caller's.
@@ -127,8 +127,8 @@ impl<F: BlockFormat> TileGemm<'_, F> {
         unsafe { (&raw mut (*self.scratch).sums).cast::<f32>().add(tile * LANES * TILE_ROWS) }
     }
 
-    /// The chunk that starts at block `first`, times the tile that starts at `row`. A short chunk has its last operands
-    /// again, or what lies behind its quants: those products are formed and not used.
+    /// The chunk that starts at block `first`, times the tile that starts at `row`. A short chunk takes what lies behind
+    /// its operands, and one without a second tile its own again: those products are formed and not used.
     #[inline(always)]
     unsafe fn part(&self, panel: usize, first: usize, place: usize, row: usize) -> Part {
         let num_blocks = self.gemm.x.num_blocks;
@@ -190,7 +190,8 @@ impl<F: BlockFormat> TileGemm<'_, F> {
             // Not between the tiles: while they are busy, the processor has half its units for floats.
             for panel in self.panels.0..self.panels.1 {
                 for row in (self.rows.0..self.rows.1).step_by(TILE_ROWS) {
-                    if self.rows.1 - row <= TILE_ROWS / 2 {
+                    // A second tile is added whole, see `split`.
+                    if self.rows.1 - self.rows.0 <= TILE_ROWS / 2 {
                         self.begin::<{ TILE_ROWS / 2 }>(panel, row);
                     } else {
                         self.begin::<TILE_ROWS>(panel, row);
