@@ -4,7 +4,7 @@
 //! layout, and ADAPTER a LoRA folder as PEFT writes it.
 
 use wardrobe::{
-    AdapterSource, EngineOptions, LoadOptions, LoraLimits, Message, Model, ModelOptions, PeftAdapter,
+    AdapterSource, EngineOptions, LoadOptions, LoraOptions, Message, Model, ModelOptions, PeftAdapter,
     Request, SamplingParams, adapter_from_tensors, adapter_source, adapter_tensors,
 };
 
@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // Logits out: [tokens, vocab_size], of the base and of the adapter.
     let peft = PeftAdapter::open(adapter_path.as_ref())?;
-    let adapter = model.fit_adapter(&peft, &LoraLimits::default())?;
+    let adapter = model.fit_adapter(&peft, &LoraOptions::default())?;
     for (name, adapter) in [("base", None), ("tuned", Some(&adapter))] {
         let logits = model.logits(&prompt, adapter)?;
         let next = logits.get(prompt.len() - 1)?.argmax(0)?.to_scalar::<u32>()?;

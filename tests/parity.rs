@@ -18,8 +18,8 @@ use support::reference::{Logits, Reference, argmax, log_softmax};
 use support::tiny::TinyModel;
 use support::{answer, assert_nothing_is_held, smollm2};
 use wardrobe::{
-    AdapterSource, DType, Engine, EngineOptions, LoraLimits, Message, Model, ModelOptions, Request,
-    SamplingParams, TokenId, WeightPrecision, adapter_source,
+    AdapterPrecision, AdapterSource, DType, Engine, EngineOptions, LoraOptions, Message, Model, ModelOptions,
+    Request, SamplingParams, TokenId, WeightPrecision, adapter_source,
 };
 use wardrobe_formats::{ModelFiles, PeftAdapter, StorageType};
 use wardrobe_models::{RopeSpec, rope_table};
@@ -97,7 +97,8 @@ fn logits_difference(
     texts: &[Vec<TokenId>],
     logits: &Logits,
 ) -> f64 {
-    let adapter = adapter.map(|a| model.fit_adapter(a, &LoraLimits::default()).unwrap());
+    let exact = LoraOptions { precision: AdapterPrecision::AsStored, ..LoraOptions::default() };
+    let adapter = adapter.map(|a| model.fit_adapter(a, &exact).unwrap());
     let mut max = 0.0f64;
     for (text, wanted) in texts.iter().zip(logits) {
         let got = model.logits(text, adapter.as_ref()).unwrap();
@@ -160,6 +161,44 @@ fn a_head_of_its_own_in_every_float_type() {
         let tiny = TinyModel { tied: false, num_kv_heads: 4, storage, seed, ..TinyModel::default() };
         check_tiny(&format!("own head, {storage}"), &tiny, Reference::logits);
     }
+}
+
+/// Logits of a text with an adapter whose factors are held in `precision`, and the bytes that these take.
+fn held_logits(
+    model: &Model,
+    adapter: &PeftAdapter,
+    precision: AdapterPrecision,
+    text: &[TokenId],
+) -> (Vec<f32>, usize) {
+    let options = LoraOptions { precision, ..LoraOptions::default() };
+    let lora = model.fit_adapter(adapter, &options).unwrap();
+    let logits = model.logits(text, Some(&lora)).unwrap();
+    (logits.flatten_all().unwrap().to_vec1().unwrap(), lora.size_bytes())
+}
+
+#[test]
+fn factors_held_in_f16_keep_their_digits_however_small() {
+    let tiny = TinyModel::default().write();
+    let model = open(tiny.path(), WeightPrecision::F32);
+    let text = random_texts(320).pop().unwrap();
+    // 2^20 times smaller factors B under as much larger a scale: of these f16 alone would keep one or two digits.
+    let kind = RandomLora { strength: 1.0, alpha: 0.5, ..RandomLora::default() };
+    let shrunk = RandomLora { alpha: kind.alpha * f64::from(1 << 20), ..kind.clone() };
+    let (plain, shrunk) = (kind.build(model.config()), shrunk.build(model.config()));
+    let (exact, exact_bytes) = held_logits(&model, &plain, AdapterPrecision::AsStored, &text);
+    let (auto, auto_bytes) = held_logits(&model, &plain, AdapterPrecision::Auto, &text);
+    assert_eq!((auto, auto_bytes), (exact.clone(), exact_bytes), "weights in f32 ask for no rounding");
+    let (held, held_bytes) = held_logits(&model, &plain, AdapterPrecision::F16, &text);
+    assert!(held_bytes * 2 <= exact_bytes + 64 * 14, "{held_bytes} bytes of {exact_bytes}");
+    let largest = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let rounding = largest(&held, &exact);
+    assert!(rounding > 0.0, "nothing was rounded");
+    // Rounded by the file's own type, the factors are the same.
+    let stored = RandomLora { storage: StorageType::F16, ..kind.clone() }.build(model.config());
+    let (stored, _) = held_logits(&model, &stored, AdapterPrecision::AsStored, &text);
+    assert!(largest(&held, &stored) < 1e-3 && largest(&held, &stored) < rounding / 10.0);
+    let (held_shrunk, _) = held_logits(&model, &shrunk, AdapterPrecision::F16, &text);
+    assert_eq!(held_shrunk, held, "powers of two change no digit");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use wardrobe_engine::{
     Completion, Engine, EngineConfig, Executor as _, Finish, Request, SamplingParams, SubmitError, TokenId,
 };
 use wardrobe_formats::{HiddenAct, ModelConfig, RopeScaling};
-use wardrobe_models::{Decoder, ForwardState, LoraLimits, Module};
+use wardrobe_models::{Decoder, ForwardState, LoraOptions, Module};
 
 const HIDDEN: usize = 32;
 const VOCAB: usize = 64;
@@ -146,7 +146,7 @@ fn executor(identity: [u8; 32], kv_dtype: DType) -> (ModelExecutor, PeftLoader) 
         max_num_sequences: 16,
         max_context_tokens: 128,
     };
-    let loader = PeftLoader::new(device.clone(), model.clone(), LoraLimits::default());
+    let loader = PeftLoader::new(device.clone(), model.clone(), LoraOptions::default());
     (ModelExecutor::new(device, model, identity, &config).unwrap(), loader)
 }
 

@@ -18,7 +18,8 @@ use std::sync::Arc;
 
 use wardrobe_device::{Ctx, KvCache, LoraTable, ModuleIdx, RopeTables, Step, Tensor, Weight};
 
-pub use adapters::lora::{LoraAdapter, LoraLimits, adapter_table};
+pub use adapters::held::AdapterPrecision;
+pub use adapters::lora::{LoraAdapter, LoraOptions, adapter_table};
 pub use arch::load;
 pub use error::{ModelError, Result};
 pub use loader::{LoadOptions, LoadProgress, WeightPrecision};

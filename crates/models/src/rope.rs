@@ -1,5 +1,6 @@
 //! Cosines and sines of rotary positions, for every scaling.
 
+use wardrobe_formats::peft::AdapterRope;
 use wardrobe_formats::{ModelConfig, RopeScaling};
 
 /// What determines a RoPE table.
@@ -20,6 +21,15 @@ impl RopeSpec {
             theta: config.rope_theta,
             rotary_dim: config.head_dim,
             scaling: config.rope_scaling.clone(),
+        }
+    }
+
+    /// What an adapter brings for a model.
+    pub fn of_adapter(config: &ModelConfig, rope: &AdapterRope) -> Self {
+        RopeSpec {
+            theta: rope.theta.unwrap_or(config.rope_theta),
+            rotary_dim: config.head_dim,
+            scaling: rope.scaling.clone(),
         }
     }
 

@@ -6,7 +6,7 @@ mod support;
 use support::{HIDDEN, LAYERS, TinyModel, ctx};
 use wardrobe_formats::peft::{LoraModule, ModuleSelector, PeftContents, PeftLimits};
 use wardrobe_formats::{AdapterConfig, AdapterTensor, PeftAdapter};
-use wardrobe_models::{Decoder, LoadOptions, LoraAdapter, LoraLimits};
+use wardrobe_models::{Decoder, LoadOptions, LoraAdapter, LoraOptions};
 
 const BLOCK: [&str; 7] = [
     "self_attn.q_proj",
@@ -52,9 +52,10 @@ fn fit(
         pattern.map_or(config.r, |(_, rank)| *rank)
     };
     let modules: Vec<LoraModule> = paths.into_iter().map(|p| factors(p.as_ref(), rank(p.as_ref()))).collect();
-    let contents = PeftContents { config, modules: &modules, embeddings: &[], saved: &[], extra_files: &[] };
+    let contents =
+        PeftContents { config, modules: &modules, embeddings: &[], saved: &[], rope: None, extra_files: &[] };
     let adapter = PeftAdapter::from_contents("memory", &contents, &PeftLimits::default()).unwrap();
-    let lora = LoraAdapter::new(&mut ctx(), model, &adapter, &LoraLimits::default());
+    let lora = LoraAdapter::new(&mut ctx(), model, &adapter, &LoraOptions::default());
     lora.map(|lora| lora.num_modules()).map_err(|error| error.to_string())
 }
 

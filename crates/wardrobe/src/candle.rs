@@ -14,7 +14,7 @@ use wardrobe_engine::model::{HEAD_ROWS, arena_bytes};
 use wardrobe_engine::{AdapterSource, TokenId};
 use wardrobe_formats::peft::{LoraModule, PeftContents, PeftLimits};
 use wardrobe_formats::{AdapterConfig, AdapterTensor, PeftAdapter, StorageType};
-use wardrobe_models::{ForwardState, LoraAdapter, LoraLimits, RopeSpec, adapter_table, rope_table};
+use wardrobe_models::{ForwardState, LoraAdapter, LoraOptions, RopeSpec, adapter_table, rope_table};
 
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -38,8 +38,10 @@ impl Model {
     /// [`Error::Setting`] for no tokens or more than the model's context, [`Error::Device`].
     pub fn logits(&self, tokens: &[TokenId], adapter: Option<&LoraAdapter>) -> Result<Tensor> {
         let c = self.config();
-        if tokens.is_empty() || tokens.len() > c.max_position_embeddings {
-            let (n, max) = (tokens.len(), c.max_position_embeddings);
+        let own = adapter.and_then(LoraAdapter::rope);
+        let max = own.map_or(c.max_position_embeddings, |rope| rope.max_position_embeddings);
+        if tokens.is_empty() || tokens.len() > max {
+            let n = tokens.len();
             return Err(Error::Setting(format!("logits of {n} tokens; the model takes 1 to {max}")));
         }
         let (max_rows, num_blocks) = (tokens.len().min(MAX_CHUNK_TOKENS), tokens.len().div_ceil(BLOCK_SIZE));
@@ -53,7 +55,7 @@ impl Model {
             head_dim: c.head_dim,
             dtype: DType::F32,
         })?;
-        let spec = RopeSpec::of(c);
+        let spec = own.map_or_else(|| RopeSpec::of(c), |rope| RopeSpec::of_adapter(c, rope));
         let shape = [tokens.len(), spec.rotary_dim / 2, 2];
         let table = ctx.upload_f32("the RoPE table", shape, &rope_table(&spec, tokens.len()))?;
         let rope = RopeTables { tables: vec![table] };
@@ -109,7 +111,7 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::Model`] naming the module or tensor that does not fit.
-    pub fn fit_adapter(&self, adapter: &PeftAdapter, limits: &LoraLimits) -> Result<LoraAdapter> {
+    pub fn fit_adapter(&self, adapter: &PeftAdapter, limits: &LoraOptions) -> Result<LoraAdapter> {
         let step = StepLimits { max_rows: 1, max_seqs: 1, max_blocks: 1 };
         let mut ctx = Ctx::new(self.device().clone(), CtxConfig { arena_bytes: 0, step })?;
         Ok(LoraAdapter::new(&mut ctx, self.decoder().as_ref(), adapter, limits)?)
@@ -156,7 +158,8 @@ pub fn adapter_from_tensors(
             _ => Err(Error::Setting(format!("{label}: module {module_path} has not both of A and B"))),
         })
         .collect::<Result<Vec<_>>>()?;
-    let contents = PeftContents { config, modules: &modules, embeddings: &[], saved: &[], extra_files: &[] };
+    let contents =
+        PeftContents { config, modules: &modules, embeddings: &[], saved: &[], rope: None, extra_files: &[] };
     Ok(PeftAdapter::from_contents(label, &contents, &PeftLimits::default())?)
 }
 

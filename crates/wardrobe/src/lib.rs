@@ -62,5 +62,5 @@ pub use wardrobe_engine::{
     TokenId, Update,
 };
 pub use wardrobe_formats::{AdapterConfig, PeftAdapter};
-pub use wardrobe_models::{LoraAdapter, LoraLimits, ModelConfig, WeightPrecision};
+pub use wardrobe_models::{AdapterPrecision, LoraAdapter, LoraOptions, ModelConfig, WeightPrecision};
 pub use wardrobe_text::{ChatInput, ChatTemplate, Message, Tokenizer};

@@ -7,7 +7,7 @@ use wardrobe_device::{Ctx, CtxConfig, DType, Device, StepLimits};
 use wardrobe_engine::model::{ModelExecutor, ModelExecutorConfig, PeftLoader};
 use wardrobe_engine::{Engine, EngineConfig, TokenId};
 use wardrobe_formats::ModelFiles;
-use wardrobe_models::{Decoder, LoadOptions, LoraLimits, ModelConfig, WeightPrecision};
+use wardrobe_models::{Decoder, LoadOptions, LoraOptions, ModelConfig, WeightPrecision};
 use wardrobe_text::{
     ChatInput, ChatTemplate, GgufVocab, Message, TemplateLimits, Tokenizer, TokenizerConfig,
 };
@@ -41,10 +41,10 @@ pub struct EngineOptions {
     pub kv_dtype: DType,
     /// Adapters that can be used in one step.
     pub num_slots: usize,
-    /// Longest context, in tokens; `None` takes the model's.
+    /// Longest context, in tokens; `None` takes the model's. More than that is for adapters that bring RoPE scaling.
     pub max_context_tokens: Option<usize>,
-    /// What adapters may be.
-    pub lora: LoraLimits,
+    /// What adapters may be, and how they are held.
+    pub lora: LoraOptions,
 }
 
 impl Default for EngineOptions {
@@ -55,7 +55,7 @@ impl Default for EngineOptions {
             kv_dtype: DType::F16,
             num_slots: 16,
             max_context_tokens: None,
-            lora: LoraLimits::default(),
+            lora: LoraOptions::default(),
         }
     }
 }
@@ -182,8 +182,10 @@ impl Model {
                 max_context_tokens: options.max_context_tokens.unwrap_or(model_context),
             },
         )?;
-        let loader = PeftLoader::new(self.device.clone(), self.decoder.clone(), options.lora)
-            .with_model_names(self.names.clone());
+        let lora = LoraOptions { precision: options.lora.precision.beside(options.kv_dtype), ..options.lora };
+        let loader = PeftLoader::new(self.device.clone(), self.decoder.clone(), lora)
+            .with_model_names(self.names.clone())
+            .with_max_context(executor.max_positions());
         Ok(Engine::start(Box::new(executor), Arc::new(loader), Arc::new(self.tokenizer.clone()), config)?)
     }
 }

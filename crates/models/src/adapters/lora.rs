@@ -6,24 +6,27 @@
 use std::collections::HashSet;
 
 use wardrobe_device::{Ctx, DType, LoraFactors, LoraModules, LoraTable, Reservation, Tensor};
-use wardrobe_formats::peft::LoraModule;
-use wardrobe_formats::{AdapterTensor, Digest, PeftAdapter, StorageType};
+use wardrobe_formats::peft::{AdapterRope, LoraModule};
+use wardrobe_formats::{Digest, PeftAdapter};
 
+use super::held::{AdapterPrecision, HeldFactor, held_dtype, transpose};
 use crate::error::{ModelError, Result};
 use crate::{Decoder, Module};
 
-/// What an adapter may at most be, and whether one that does nothing is allowed.
+/// What an adapter may be, and how it is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LoraLimits {
+pub struct LoraOptions {
     /// Largest rank.
     pub max_rank: usize,
     /// Accept an adapter whose B factors are all zero: it changes nothing, which is rarely meant.
     pub allow_noop: bool,
+    /// In which precision its factors are held.
+    pub precision: AdapterPrecision,
 }
 
-impl Default for LoraLimits {
+impl Default for LoraOptions {
     fn default() -> Self {
-        LoraLimits { max_rank: 256, allow_noop: false }
+        LoraOptions { max_rank: 256, allow_noop: false, precision: AdapterPrecision::default() }
     }
 }
 
@@ -36,6 +39,7 @@ pub fn adapter_table(model: &dyn Decoder, num_slots: usize) -> LoraTable {
 #[derive(Debug, Clone)]
 pub struct LoraAdapter {
     modules: LoraModules,
+    rope: Option<AdapterRope>,
     digest: Digest,
     max_rank: usize,
     size_bytes: usize,
@@ -50,7 +54,7 @@ impl LoraAdapter {
         ctx: &mut Ctx,
         model: &dyn Decoder,
         adapter: &PeftAdapter,
-        limits: &LoraLimits,
+        options: &LoraOptions,
     ) -> Result<Self> {
         let refuse =
             |reason: String| ModelError::Adapter { adapter: adapter.path().display().to_string(), reason };
@@ -64,7 +68,7 @@ impl LoraAdapter {
         if adapter.modules().is_empty() {
             return Err(refuse("has no factors".to_owned()));
         }
-        if adapter.is_noop() && !limits.allow_noop {
+        if adapter.is_noop() && !options.allow_noop {
             return Err(refuse("all its B factors are zero, so it would change nothing".to_owned()));
         }
         let mut parts = Vec::with_capacity(adapter.modules().len());
@@ -73,9 +77,9 @@ impl LoraAdapter {
             let Some(module) = module else {
                 return Err(refuse(format!("module {} does not exist in the model", part.module_path)));
             };
-            if part.rank > limits.max_rank {
+            if part.rank > options.max_rank {
                 let reason =
-                    format!("rank {} of {} exceeds the limit {}", part.rank, module.path, limits.max_rank);
+                    format!("rank {} of {} exceeds the limit {}", part.rank, module.path, options.max_rank);
                 return Err(refuse(reason));
             }
             let (out, input) = (module.weight.rows(), module.weight.cols());
@@ -95,15 +99,19 @@ impl LoraAdapter {
         check_complete(model, adapter, &parts)?.map_or(Ok(()), |reason| Err(refuse(reason)))?;
         // Side by side in the order of use: layers that share an input need all their A, then all their B.
         parts.sort_by_key(|(module, _)| module.idx.0);
-        let size: usize = parts.iter().map(|(module, part)| held_bytes(module, part)).sum();
+        let precision = options.precision;
+        let size: usize = parts.iter().map(|(module, part)| held_bytes(module, part, precision)).sum();
         let mut reservation = ctx.reserve("an adapter", size)?;
         let mut modules = vec![None; model.modules().len()];
         let (mut max_rank, mut size_bytes) = (0, 0);
         let a = parts
             .iter()
             .map(|(module, part)| {
-                let shape = [part.rank, module.weight.cols()];
-                Ok(ctx.upload_to(&mut reservation, shape, held_dtype(part), &held(part, &part.a)?)?)
+                let dtype = held_dtype(module, part, precision);
+                let held = HeldFactor::new(&part.a, dtype)?;
+                let a =
+                    ctx.upload_to(&mut reservation, [part.rank, module.weight.cols()], dtype, &held.bytes)?;
+                Ok((a, held.scale))
             })
             .collect::<Result<Vec<_>>>()?;
         for ((module, part), a) in parts.into_iter().zip(a) {
@@ -115,12 +123,23 @@ impl LoraAdapter {
                 *entry = Some(factors);
             }
         }
-        Ok(LoraAdapter { modules: modules.into(), digest: adapter.digest(), max_rank, size_bytes })
+        Ok(LoraAdapter {
+            modules: modules.into(),
+            rope: adapter.rope().cloned(),
+            digest: adapter.digest(),
+            max_rank,
+            size_bytes,
+        })
     }
 
     /// Factors by module, to be bound to a slot.
     pub fn modules(&self) -> &LoraModules {
         &self.modules
+    }
+
+    /// Rotary positions that it brings, in the place of the model's.
+    pub fn rope(&self) -> Option<&AdapterRope> {
+        self.rope.as_ref()
     }
 
     /// Modules that it adapts.
@@ -187,46 +206,25 @@ fn shown(name: &str) -> String {
     name.chars().take(128).collect()
 }
 
-/// The element type in which both factors are held: their own if it is one and the same.
-fn held_dtype(part: &LoraModule) -> DType {
-    match (part.a.storage(), part.b.storage()) {
-        (StorageType::F16, StorageType::F16) => DType::F16,
-        (StorageType::BF16, StorageType::BF16) => DType::BF16,
-        _ => DType::F32,
-    }
-}
-
 /// Bytes that a module's factors take of a reservation.
-fn held_bytes(module: &Module, part: &LoraModule) -> usize {
-    let (out, input, size) = (module.weight.rows(), module.weight.cols(), held_dtype(part).size_bytes());
+fn held_bytes(module: &Module, part: &LoraModule, precision: AdapterPrecision) -> usize {
+    let (out, input) = (module.weight.rows(), module.weight.cols());
+    let size = held_dtype(module, part, precision).size_bytes();
     let out_scale = part.magnitude.as_ref().map_or(0, |_| 4 * out);
     [part.rank * input * size, part.rank * out * size, out_scale].map(Reservation::bytes_for).iter().sum()
 }
 
-/// A factor's bytes in the element type in which it is held.
-fn held(part: &LoraModule, factor: &AdapterTensor) -> Result<Vec<u8>> {
-    let held = held_dtype(part);
-    let is_held = match factor.storage() {
-        StorageType::F16 => held == DType::F16,
-        StorageType::BF16 => held == DType::BF16,
-        stored => stored == StorageType::F32,
-    };
-    if is_held {
-        return Ok(factor.bytes().to_vec());
-    }
-    Ok(factor.to_f32()?.iter().flat_map(|v| v.to_le_bytes()).collect())
-}
-
-/// A module's factors, of which `a` is on the device already.
+/// A module's factors, of which `a` is on the device already, with what it is to be multiplied with.
 fn factors(
     ctx: &mut Ctx,
     reservation: &mut Reservation,
     module: &Module,
     part: &LoraModule,
-    a: Tensor,
+    (a, a_scale): (Tensor, f64),
 ) -> Result<LoraFactors> {
-    let (out, rank, dtype) = (module.weight.rows(), part.rank, held_dtype(part));
-    let b_t = transpose(&held(part, &part.b)?, out, rank, dtype.size_bytes());
+    let (out, rank, dtype) = (module.weight.rows(), part.rank, a.dtype());
+    let held = HeldFactor::new(&part.b, dtype)?;
+    let b_t = transpose(&held.bytes, out, rank, dtype.size_bytes());
     let b_t = ctx.upload_to(reservation, [rank, out], dtype, &b_t)?;
     let out_scale = match &part.magnitude {
         Some(m) => {
@@ -236,21 +234,7 @@ fn factors(
         }
         None => None,
     };
-    Ok(LoraFactors { a, b_t, scale: part.scale as f32, out_scale })
-}
-
-/// `[rows, cols]` to `[cols, rows]`, for elements of `size` bytes.
-fn transpose(bytes: &[u8], rows: usize, cols: usize, size: usize) -> Vec<u8> {
-    fn of<const N: usize>(bytes: &[u8], rows: usize, cols: usize) -> Vec<u8> {
-        let elements = bytes.as_chunks::<N>().0;
-        let mut out = Vec::with_capacity(rows * cols * N);
-        for c in 0..cols {
-            let column = elements.iter().skip(c).step_by(cols.max(1));
-            out.extend(column.flatten());
-        }
-        out
-    }
-    if size == 2 { of::<2>(bytes, rows, cols) } else { of::<4>(bytes, rows, cols) }
+    Ok(LoraFactors { a, b_t, scale: (part.scale * a_scale * held.scale) as f32, out_scale })
 }
 
 /// `m / ‖W + scale B A‖` per output (Liu et al., arXiv 2402.09353, equation 5): the norm runs over the inputs.

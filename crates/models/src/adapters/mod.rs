@@ -1,3 +1,4 @@
-//! The adapter kinds, one file each.
+//! The adapter kinds, one file each, and how their factors are held.
 
+pub mod held;
 pub mod lora;

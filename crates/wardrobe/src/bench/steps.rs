@@ -12,6 +12,7 @@ use wardrobe_engine::{
     AdapterLoader as _, AdapterSource, BLOCK_SIZE_TOKENS, BlockId, Executor as _, ExecutorError,
     PreparedAdapter, SampleSpec, SequenceChunk, SequenceId, SlotIdx, StepPlan, TokenId,
 };
+use wardrobe_models::{AdapterPrecision, LoraOptions};
 
 use super::adapters::{f32_ops_per_row, random_adapter};
 use super::report::{AdapterResult, StepResult};
@@ -257,7 +258,11 @@ impl StepBench {
     fn adapters(&mut self, model: &Model, options: &StepOptions) -> Result<AdapterResult> {
         let StepOptions { rounds, num_adapters, rank, .. } = *options;
         let decoder = model.decoder().as_ref();
-        let lora = wardrobe_models::LoraLimits { max_rank: rank, ..Default::default() };
+        let lora = LoraOptions {
+            max_rank: rank,
+            precision: AdapterPrecision::Auto.beside(options.kv_dtype),
+            ..Default::default()
+        };
         let loader = PeftLoader::new(model.device().clone(), model.decoder().clone(), lora);
         let mut prepared = Vec::new();
         for i in 0..num_adapters {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use serde_json::json;
-use wardrobe::{AdapterSource, LoraLimits};
+use wardrobe::{AdapterSource, LoraOptions};
 use wardrobe_engine::AdapterLoader as _;
 use wardrobe_engine::model::PeftLoader;
 use wardrobe_formats::PeftAdapter;
@@ -68,7 +68,7 @@ pub fn run(command: &AdapterCommand) -> anyhow::Result<()> {
 fn fits(args: &InspectArgs, model: &str) -> anyhow::Result<Result<String, String>> {
     let found = open::find(model)?;
     let model = open::open(&found, &args.compute.model_options())?;
-    let loader = PeftLoader::new(model.device().clone(), model.decoder().clone(), LoraLimits::default());
+    let loader = PeftLoader::new(model.device().clone(), model.decoder().clone(), LoraOptions::default());
     Ok(match loader.load(&AdapterSource::Path(args.path.clone())) {
         Ok(prepared) => Ok(format!(
             "{} of {} modules of {}",
@@ -285,7 +285,7 @@ fn notes(adapter: &PeftAdapter, kinds: &[Kind]) -> Vec<String> {
             saved.module_path, saved.parameter
         ));
     }
-    let limit = LoraLimits::default().max_rank;
+    let limit = LoraOptions::default().max_rank;
     if adapter.max_rank() > limit {
         notes.push(format!("rank {} is over the limit of {limit}; --max-rank raises it", adapter.max_rank()));
     }

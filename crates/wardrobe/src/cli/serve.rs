@@ -166,7 +166,11 @@ fn note_limits(settings: &Settings, model: &Model, engine: &Engine, style: Style
     let holds = engine.max_context_tokens();
     if let Some(asked) = settings.max_context.filter(|asked| *asked > holds) {
         let of_model = model.config().max_position_embeddings;
-        let reason = if of_model <= holds { "the model's" } else { "all that --kv-memory has room for" };
+        let reason = if of_model <= holds {
+            "the model's; adapters with RoPE scaling may use more"
+        } else {
+            "all that --kv-memory has room for"
+        };
         output::note(&format!("{} --max-context {asked} becomes {holds}, {reason}", style.note("note:")));
     }
     let plan = model.memory_plan(&settings.engine_options());

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
-use wardrobe::{CpuOptions, EngineConfig, EngineOptions, LoraLimits, ModelOptions};
+use wardrobe::{CpuOptions, EngineConfig, EngineOptions, LoraOptions, ModelOptions};
 use wardrobe_server::ServerConfig;
 
 use super::sources;
-use super::values::{AdapterSpec, ByteSize, Device, KvDtype, Weights};
+use super::values::{AdapterSpec, Adapters, ByteSize, Device, KvDtype, Weights};
 
 /// Connections beside those whose requests run or wait: for probes, metrics and adapters.
 const SPARE_CONNECTIONS: usize = 64;
@@ -153,6 +153,16 @@ pub struct Settings {
     /// Largest rank of an adapter [default: 256]
     #[arg(long, value_name = "N", env = "WARDROBE_MAX_RANK", hide_env = true, help_heading = "Adapters")]
     pub max_rank: Option<usize>,
+    /// Precision of their factors: f16 halves what steps read, as-stored is exact, auto is f16 but beside weights or keys
+    /// and values in f32 [default: auto]
+    #[arg(
+        long,
+        value_name = "PRECISION",
+        env = "WARDROBE_ADAPTER_PRECISION",
+        hide_env = true,
+        help_heading = "Adapters"
+    )]
+    pub adapter_precision: Option<Adapters>,
     /// Accept adapters that change nothing (all B factors zero) [default: false]
     #[arg(long, value_name = "BOOL", env = "WARDROBE_ALLOW_NOOP", hide_env = true, num_args = 0..=1,
         require_equals = true, default_missing_value = "true", help_heading = "Adapters")]
@@ -179,7 +189,7 @@ pub struct Settings {
     /// Element type of keys and values: f16 or f32 [default: f16]
     #[arg(long, value_name = "TYPE", env = "WARDROBE_KV_DTYPE", hide_env = true, help_heading = "Engine")]
     pub kv_dtype: Option<KvDtype>,
-    /// Longest context, prompt and answer together [default: the model's]
+    /// Longest context, prompt and answer together; beyond the model's for adapters with RoPE scaling [default: the model's]
     #[arg(
         long,
         value_name = "TOKENS",
@@ -265,6 +275,7 @@ impl Settings {
             max_adapters_memory: self.max_adapters_memory.or(other.max_adapters_memory),
             max_adapters_device_memory: self.max_adapters_device_memory.or(other.max_adapters_device_memory),
             max_rank: self.max_rank.or(other.max_rank),
+            adapter_precision: self.adapter_precision.or(other.adapter_precision),
             allow_noop: self.allow_noop.or(other.allow_noop),
             device: self.device.or(other.device),
             threads: self.threads.or(other.threads),
@@ -295,6 +306,7 @@ impl Settings {
             max_slots: Some(engine.num_slots),
             max_adapters_memory: Some(ByteSize(config.max_adapters_host_bytes)),
             max_rank: Some(engine.lora.max_rank),
+            adapter_precision: Some(Adapters(engine.lora.precision)),
             allow_noop: Some(engine.lora.allow_noop),
             device: Some(Device::default()),
             weights: Some(Weights::default()),
@@ -342,9 +354,10 @@ impl Settings {
             kv_dtype: self.kv_dtype.map_or(base.kv_dtype, |dtype| dtype.0),
             num_slots: self.max_slots.unwrap_or(base.num_slots),
             max_context_tokens: self.max_context,
-            lora: LoraLimits {
+            lora: LoraOptions {
                 max_rank: self.max_rank.unwrap_or(base.lora.max_rank),
                 allow_noop: self.allow_noop.unwrap_or(base.lora.allow_noop),
+                precision: self.adapter_precision.unwrap_or_default().0,
             },
         }
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use wardrobe::{DType, DeviceSpec, WeightPrecision};
+use wardrobe::{AdapterPrecision, DType, DeviceSpec, WeightPrecision};
 
 /// Reads and writes a type in settings files as the text that options have.
 macro_rules! serde_as_text {
@@ -25,7 +25,7 @@ macro_rules! serde_as_text {
     )*};
 }
 
-serde_as_text!(Device, KvDtype, Weights, AdapterSpec);
+serde_as_text!(Device, KvDtype, Weights, Adapters, AdapterSpec);
 
 /// A number of bytes: `512MiB`, `2GB`, `1.5GiB`, `1048576`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,6 +176,33 @@ impl fmt::Display for Weights {
     }
 }
 
+/// Precision of the adapters' factors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Adapters(pub AdapterPrecision);
+
+impl FromStr for Adapters {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Adapters(AdapterPrecision::Auto)),
+            "as-stored" => Ok(Adapters(AdapterPrecision::AsStored)),
+            "f16" => Ok(Adapters(AdapterPrecision::F16)),
+            _ => Err(format!("unknown precision {text:?}: auto, as-stored or f16")),
+        }
+    }
+}
+
+impl fmt::Display for Adapters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            AdapterPrecision::Auto => "auto",
+            AdapterPrecision::AsStored => "as-stored",
+            AdapterPrecision::F16 => "f16",
+        })
+    }
+}
+
 /// An adapter and the name that requests use for it: `NAME=PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdapterSpec {
@@ -246,6 +273,9 @@ mod tests {
         }
         for text in ["f16", "f32"] {
             assert_eq!(text.parse::<KvDtype>().unwrap().to_string(), text);
+        }
+        for text in ["auto", "as-stored", "f16"] {
+            assert_eq!(text.parse::<Adapters>().unwrap().to_string(), text);
         }
         for text in ["as-stored", "f32"] {
             assert_eq!(text.parse::<Weights>().unwrap().to_string(), text);
