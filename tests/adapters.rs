@@ -14,7 +14,7 @@ use support::{answer, assert_nothing_is_held};
 use tempfile::TempDir;
 use wardrobe::{
     AdapterConfig, AdapterError, AdapterSource, DType, Engine, EngineOptions, Event, Finish, LoadOptions,
-    LoraLimits, Model, ModelConfig, ModelOptions, Request, SamplingParams, SubmitError, TokenId,
+    LoraOptions, Model, ModelConfig, ModelOptions, Request, SamplingParams, SubmitError, TokenId,
     adapter_source, adapter_tensors,
 };
 use wardrobe_formats::peft::{CONFIG_FILE, LoraModule, PeftContents, SavedModule, WEIGHTS_FILE};
@@ -29,7 +29,7 @@ fn tiny() -> (TempDir, Model) {
     (folder, model)
 }
 
-fn engine(model: &Model, lora: LoraLimits) -> Engine {
+fn engine(model: &Model, lora: LoraOptions) -> Engine {
     let options = EngineOptions {
         kv_bytes: 16 << 20,
         kv_dtype: DType::F32,
@@ -40,8 +40,8 @@ fn engine(model: &Model, lora: LoraLimits) -> Engine {
     model.engine(&options).unwrap()
 }
 
-fn limits() -> LoraLimits {
-    LoraLimits { max_rank: MAX_RANK, ..LoraLimits::default() }
+fn limits() -> LoraOptions {
+    LoraOptions { max_rank: MAX_RANK, ..LoraOptions::default() }
 }
 
 fn load(engine: &Engine, name: &str, dir: &Path) -> Result<wardrobe::AdapterInfo, AdapterError> {
@@ -78,7 +78,7 @@ fn spoil_last_element(dir: &Path, value: f32) {
 }
 
 fn write_with(dir: &Path, config: &AdapterConfig, modules: &[LoraModule], saved: &[SavedModule]) {
-    let contents = PeftContents { config, modules, embeddings: &[], saved, extra_files: &[] };
+    let contents = PeftContents { config, modules, embeddings: &[], saved, rope: None, extra_files: &[] };
     wardrobe_formats::peft::write_peft(dir, &contents, true).unwrap();
 }
 
@@ -287,7 +287,7 @@ fn bad_adapters_are_refused_with_the_reason_and_leave_nothing_behind() {
 #[test]
 fn an_adapter_without_effect_is_served_where_that_is_allowed() {
     let (_folder, model) = tiny();
-    let engine = engine(&model, LoraLimits { allow_noop: true, ..limits() });
+    let engine = engine(&model, LoraOptions { allow_noop: true, ..limits() });
     let adapter = RandomLora { strength: 0.0, ..RandomLora::default() }.build(model.config());
     engine.load_adapter("noop", adapter_source(adapter), LoadOptions::default()).unwrap();
     let base = answer(&engine, greedy(None, prompt(20), 16)).choices;
@@ -391,6 +391,7 @@ fn a_request_can_scale_its_adapter() {
             modules: &adapter,
             embeddings: &[],
             saved: &[],
+            rope: None,
             extra_files: &[],
         };
         let scaled = PeftAdapter::from_contents("scaled", &contents, &Default::default()).unwrap();

@@ -1,7 +1,7 @@
 //! Random adapters of every kind that is served.
 
 use wardrobe::ModelConfig;
-use wardrobe_formats::peft::{LoraModule, ModuleSelector, PeftContents, PeftLimits};
+use wardrobe_formats::peft::{AdapterRope, LoraModule, ModuleSelector, PeftContents, PeftLimits};
 use wardrobe_formats::{AdapterConfig, AdapterTensor, PeftAdapter, StorageType, convert};
 
 use super::random::Rng;
@@ -24,6 +24,8 @@ pub struct RandomLora {
     pub rank_pattern: Vec<(String, usize)>,
     pub alpha_pattern: Vec<(String, f64)>,
     pub storage: StorageType,
+    /// Rotary positions of its own.
+    pub rope: Option<AdapterRope>,
     pub seed: u64,
 }
 
@@ -39,6 +41,7 @@ impl Default for RandomLora {
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
             storage: StorageType::F32,
+            rope: None,
             seed: 1,
         }
     }
@@ -122,6 +125,7 @@ impl RandomLora {
             modules: &modules,
             embeddings: &[],
             saved: &[],
+            rope: self.rope.as_ref(),
             extra_files: &[],
         };
         PeftAdapter::from_contents("random", &contents, &PeftLimits::default()).unwrap()
@@ -129,12 +133,23 @@ impl RandomLora {
 
     /// Writes its folder `dir`.
     pub fn write(&self, model: &ModelConfig, dir: &std::path::Path) {
-        write(&self.config(), &self.modules(model), dir);
+        let (config, modules) = (self.config(), self.modules(model));
+        let rope = self.rope.as_ref();
+        let contents = PeftContents {
+            config: &config,
+            modules: &modules,
+            embeddings: &[],
+            saved: &[],
+            rope,
+            extra_files: &[],
+        };
+        wardrobe_formats::peft::write_peft(dir, &contents, true).unwrap();
     }
 }
 
 /// Writes an adapter folder.
 pub fn write(config: &AdapterConfig, modules: &[LoraModule], dir: &std::path::Path) {
-    let contents = PeftContents { config, modules, embeddings: &[], saved: &[], extra_files: &[] };
+    let contents =
+        PeftContents { config, modules, embeddings: &[], saved: &[], rope: None, extra_files: &[] };
     wardrobe_formats::peft::write_peft(dir, &contents, true).unwrap();
 }

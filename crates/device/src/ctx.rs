@@ -275,6 +275,13 @@ impl Ctx {
         Ok(out)
     }
 
+    /// Forgets the steps that were recorded. They refer to weights, RoPE tables and cache as they were: whoever
+    /// exchanges one of these calls this. Adapters are found anew at each step.
+    pub fn forget_steps(&mut self) {
+        self.recorded.clear();
+        self.ops.forget_steps();
+    }
+
     /// The inputs of the step that ran last.
     pub fn step(&self) -> Option<&Step> {
         self.step.as_ref()

@@ -126,6 +126,11 @@ impl Ops for FakeAsyncOps {
         Ok(())
     }
 
+    fn forget_steps(&mut self) {
+        self.recording = None;
+        self.graphs.clear();
+    }
+
     unsafe fn replay(&mut self, key: &GraphKey) -> Result<()> {
         match self.graphs.get_mut(key) {
             Some(ops) => ops.iter_mut().try_for_each(|op| op(self.inner.as_mut())),

@@ -106,6 +106,9 @@ pub trait Ops: Send {
         Ok(())
     }
 
+    /// Forgets all that was recorded.
+    fn forget_steps(&mut self) {}
+
     /// Runs again what was recorded under `key`.
     unsafe fn replay(&mut self, key: &GraphKey) -> Result<()>;
 

@@ -259,3 +259,29 @@ fn an_adapter_that_does_not_fit_its_layers_is_refused() {
     // The slot holds what it held.
     assert_eq!(step(&mut ctx, &mut model), before);
 }
+
+#[test]
+fn no_step_refers_to_a_rope_table_that_was_exchanged() {
+    let run = |device: Arc<dyn Device>| {
+        let (mut ctx, mut model) = open(device);
+        let mut logits = Vec::new();
+        for (turn, factor) in [4.0, 9.0, 2.0].into_iter().enumerate() {
+            model.exchange_rope(&mut ctx, factor);
+            for _ in 0..2 {
+                let chunk = Chunk { rope_idx: 1, ..Chunk::of(vec![turn as u32 + 3], 0, vec![7]) };
+                let prompt = Chunk { rope_idx: 1, ..Chunk::of(vec![5, 6], 1, vec![7]) };
+                for chunk in [chunk, prompt, Chunk { rope_idx: 1, ..Chunk::of(vec![9], 3, vec![7]) }] {
+                    let inputs = TinyBatch { chunks: vec![chunk] }.inputs();
+                    let out = run_step(&mut ctx, &inputs, |ctx, step| model.forward(ctx, step));
+                    logits.push(ctx.read_f32(&out.unwrap()).unwrap());
+                }
+            }
+        }
+        logits
+    };
+    let want = run(plain());
+    assert!(want[2] != want[8] && want[8] != want[14], "the tables matter");
+    for device in [recording(), Arc::new(CpuDevice::new(CpuOptions::default()).unwrap())] {
+        assert_eq!(bits(&want), bits(&run(device)));
+    }
+}

@@ -118,6 +118,7 @@ fn adapters_from_peft_open_and_survive_rewriting() {
             modules: adapter.modules(),
             embeddings: adapter.embeddings(),
             saved: adapter.saved(),
+            rope: None,
             extra_files: &[],
         };
         let copy = out.path().join(dir.file_name().unwrap());

@@ -32,7 +32,7 @@ fn adapter_card(state: &ServerState, adapter: &AdapterInfo) -> ModelCard {
         owned_by: "wardrobe",
         root: shown_source(state, &adapter.source),
         parent: Some(state.model.model_id.clone()),
-        max_model_len: None,
+        max_model_len: adapter.max_context_tokens,
         generation: Some(adapter.generation.0),
     }
 }

@@ -116,6 +116,11 @@ impl Ops for CpuOps {
         Ok(())
     }
 
+    fn forget_steps(&mut self) {
+        self.recording = None;
+        self.programs.clear();
+    }
+
     unsafe fn replay(&mut self, key: &GraphKey) -> Result<()> {
         match self.programs.iter().find(|(k, _)| k == key) {
             Some((_, program)) => {

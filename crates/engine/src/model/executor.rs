@@ -1,6 +1,6 @@
 //! Turns a step's plan into one forward pass over a mixed batch, and its logits into sampled tokens.
 //!
-//! Owns the context, the KV cache's memory, the RoPE tables and the adapter slots; knows nothing of requests.
+//! Owns the context, the KV cache's memory, the bound RoPE tables and the adapter slots; knows nothing of requests.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -8,11 +8,12 @@ use std::sync::Arc;
 use sha2::{Digest as _, Sha256};
 use wardrobe_device::{
     BLOCK_SIZE, Ctx, CtxConfig, DType, Device, DeviceError, KvCache, KvConfig, LogprobRow, LoraTable,
-    NULL_SLOT, RopeTables, SampleRow, Step, StepBounds, StepInputs, StepLimits, Tensor, TokenLogprobs,
+    NULL_SLOT, SampleRow, Step, StepBounds, StepInputs, StepLimits, Tensor, TokenLogprobs,
 };
-use wardrobe_models::{Decoder, ForwardState, RopeSpec, adapter_table, rope_table};
+use wardrobe_models::{Decoder, ForwardState, RopeSpec, adapter_table};
 
 use super::peft::PreparedLora;
+use super::rope::{self, AdapterRopeTable, BoundRope};
 use crate::adapter::PreparedAdapter;
 use crate::error::{EngineError, ExecutorError};
 use crate::executor::{ChunkOutput, Executor, ExecutorLimits, SampleSpec, Sampled, StepOutput, StepPlan};
@@ -37,7 +38,7 @@ pub struct ModelExecutorConfig {
     pub max_batch_tokens: usize,
     /// Sequences in a step.
     pub max_num_sequences: usize,
-    /// Longest context; at most the model's.
+    /// Longest context of a sequence. Without an adapter that brings RoPE scaling of its own, at most the model's.
     pub max_context_tokens: usize,
 }
 
@@ -47,9 +48,11 @@ pub struct ModelExecutor {
     model: Arc<dyn Decoder>,
     ctx: Ctx,
     kv: KvCache,
-    rope: RopeTables,
+    rope: BoundRope,
     lora: Arc<LoraTable>,
     limits: ExecutorLimits,
+    /// Longest context of a sequence with any adapter.
+    max_positions: usize,
 }
 
 impl ModelExecutor {
@@ -65,7 +68,6 @@ impl ModelExecutor {
         config: &ModelExecutorConfig,
     ) -> Result<Self, EngineError> {
         let c = model.config();
-        let max_context_tokens = config.max_context_tokens.min(c.max_position_embeddings);
         let mut kv_config = KvConfig {
             num_layers: c.num_layers,
             num_blocks: 1,
@@ -78,39 +80,49 @@ impl ModelExecutor {
             let reason = format!("is {} bytes; one block takes {}", config.kv_bytes, kv_config.block_bytes());
             return Err(EngineError::Config { field: "kv_memory", reason });
         }
+        let max_positions = config.max_context_tokens.min(kv_config.num_blocks.saturating_mul(BLOCK_SIZE));
         let refused = |e: DeviceError| EngineError::Config { field: "device", reason: e.to_string() };
         let step = StepLimits {
             max_rows: config.max_batch_tokens,
             max_seqs: config.max_num_sequences,
-            max_blocks: max_context_tokens.div_ceil(BLOCK_SIZE),
+            max_blocks: max_positions.div_ceil(BLOCK_SIZE),
         };
         let arena_bytes = arena_bytes(model.as_ref(), config.max_batch_tokens);
         let mut ctx = Ctx::new(device, CtxConfig { arena_bytes, step }).map_err(refused)?;
         let kv = ctx.kv_cache(kv_config).map_err(refused)?;
-        let spec = RopeSpec::of(c);
-        let table = rope_table(&spec, max_context_tokens);
-        let shape = [max_context_tokens, spec.rotary_dim / 2, 2];
-        let table = ctx.upload_f32("the RoPE table", shape, &table).map_err(refused)?;
+        let table = rope::upload(&mut ctx, &RopeSpec::of(c), max_positions).map_err(refused)?;
         let limits = ExecutorLimits {
             num_blocks: kv_config.num_blocks,
             block_size_tokens: BLOCK_SIZE,
             vocab_size: c.vocab_size,
-            max_context_tokens,
+            max_context_tokens: max_positions.min(c.max_position_embeddings),
             num_slots: config.num_slots,
             model_digest: computation_digest(identity, model.as_ref(), config.kv_dtype),
         };
         let lora = Arc::new(adapter_table(model.as_ref(), config.num_slots));
-        Ok(ModelExecutor { model, ctx, kv, rope: RopeTables { tables: vec![table] }, lora, limits })
+        let rope = BoundRope::new(table, config.num_slots);
+        Ok(ModelExecutor { model, ctx, kv, rope, lora, limits, max_positions })
+    }
+
+    /// Longest context of a sequence with any adapter, for the loader of these.
+    pub fn max_positions(&self) -> usize {
+        self.max_positions
     }
 
     fn bounds(&self) -> StepBounds {
         StepBounds {
             vocab_size: self.limits.vocab_size,
-            max_positions: self.limits.max_context_tokens,
-            num_rope_tables: self.rope.tables.len(),
+            max_positions: self.max_positions,
+            num_rope_tables: self.rope.tables.tables.len(),
             num_slots: self.limits.num_slots,
             num_blocks: self.limits.num_blocks,
             block_size: self.limits.block_size_tokens,
+        }
+    }
+
+    fn set_rope(&mut self, slot: SlotIdx, table: Option<Arc<AdapterRopeTable>>) {
+        if self.rope.set(slot.0 as usize, table) {
+            self.ctx.forget_steps();
         }
     }
 
@@ -135,12 +147,12 @@ impl ModelExecutor {
     }
 
     fn run(&mut self, plan: &StepPlan) -> Result<StepOutput, Failure> {
-        let (inputs, wanted) = inputs(plan, self.limits.max_context_tokens.div_ceil(BLOCK_SIZE));
+        let (inputs, wanted) = inputs(plan, self.max_positions.div_ceil(BLOCK_SIZE));
         let bounds = self.bounds();
         let Self { model, ctx, kv, rope, lora, .. } = self;
         let lora = inputs.key().with_lora.then_some(&*lora);
         let hidden = ctx.run_step(&inputs, &bounds, |ctx, step| {
-            model.forward(ctx, step, ForwardState { kv, rope, lora })
+            model.forward(ctx, step, ForwardState { kv, rope: &rope.tables, lora })
         })?;
         let mut output = StepOutput { chunks: vec![ChunkOutput::default(); plan.chunks.len()] };
         let Some(step) = ctx.step().cloned() else { return Ok(output) };
@@ -357,12 +369,14 @@ impl Executor for ModelExecutor {
 
     fn bind_slot(&mut self, slot: SlotIdx, adapter: &Arc<dyn PreparedAdapter>) -> Result<(), ExecutorError> {
         let adapter: &dyn Any = adapter.as_ref();
-        let Some(PreparedLora(lora)) = adapter.downcast_ref() else {
+        let Some(PreparedLora { lora, rope }) = adapter.downcast_ref() else {
             return Err(ExecutorError::Slot { reason: "an adapter of another loader".to_owned() });
         };
         self.lora
             .bind(slot.0, lora.modules().clone())
-            .map_err(|e| ExecutorError::Slot { reason: e.to_string() })
+            .map_err(|e| ExecutorError::Slot { reason: e.to_string() })?;
+        self.set_rope(slot, rope.as_ref().map(|rope| rope.table.clone()));
+        Ok(())
     }
 
     fn clear_slot(&mut self, slot: SlotIdx) {
@@ -370,5 +384,6 @@ impl Executor for ModelExecutor {
         if let Err(error) = self.lora.clear(slot.0) {
             tracing::error!(%error, "clearing an adapter slot");
         }
+        self.set_rope(slot, None);
     }
 }

@@ -2,6 +2,7 @@
 
 mod executor;
 mod peft;
+mod rope;
 
 pub use executor::{HEAD_ROWS, ModelExecutor, ModelExecutorConfig, arena_bytes};
 pub use peft::PeftLoader;

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use wardrobe_device::{Ctx, CtxConfig, Device, StepLimits};
-use wardrobe_formats::peft::PeftLimits;
+use wardrobe_formats::peft::{AdapterRope, PeftLimits};
 use wardrobe_formats::{FormatError, PeftAdapter};
-use wardrobe_models::{Decoder, LoraAdapter, LoraLimits, ModelError};
+use wardrobe_models::{Decoder, LoraAdapter, LoraOptions, ModelError, RopeSpec};
+
+use super::rope::{self, AdapterRopeTable, AdapterScalings};
 
 use crate::adapter::{AdapterLoader, AdapterSource, PreparedAdapter};
 use crate::error::AdapterError;
@@ -17,7 +19,10 @@ pub struct PeftLoader {
     device: Arc<dyn Device>,
     model: Arc<dyn Decoder>,
     files: PeftLimits,
-    limits: LoraLimits,
+    options: LoraOptions,
+    scalings: AdapterScalings,
+    /// Positions that RoPE tables have.
+    max_positions: usize,
     /// What the model is called; empty if that is not known.
     model_names: Vec<String>,
 }
@@ -36,9 +41,17 @@ fn may_be_same(a: &str, b: &str) -> bool {
 
 impl PeftLoader {
     /// A loader for adapters of `model` on `device`.
-    pub fn new(device: Arc<dyn Device>, model: Arc<dyn Decoder>, limits: LoraLimits) -> Self {
-        let files = PeftLimits { max_rank: limits.max_rank, ..PeftLimits::default() };
-        PeftLoader { device, model, files, limits, model_names: Vec::new() }
+    pub fn new(device: Arc<dyn Device>, model: Arc<dyn Decoder>, options: LoraOptions) -> Self {
+        let files = PeftLimits { max_rank: options.max_rank, ..PeftLimits::default() };
+        let max_positions = model.config().max_position_embeddings;
+        let scalings = AdapterScalings::default();
+        PeftLoader { device, model, files, options, scalings, max_positions, model_names: Vec::new() }
+    }
+
+    /// Sets the longest context of any sequence, for adapters that bring RoPE scaling: as the executor's.
+    pub fn with_max_context(mut self, max_context_tokens: usize) -> Self {
+        self.max_positions = max_context_tokens;
+        self
     }
 
     /// Tells what the model is called, so that adapters of another one are noticed.
@@ -81,8 +94,36 @@ impl AdapterLoader for PeftLoader {
         let step = StepLimits { max_rows: 1, max_seqs: 1, max_blocks: 1 };
         let mut ctx = Ctx::new(self.device.clone(), CtxConfig { arena_bytes: 0, step })
             .map_err(|e| AdapterError::Io { reason: e.to_string() })?;
-        let lora = LoraAdapter::new(&mut ctx, self.model.as_ref(), adapter, &self.limits);
-        Ok(Arc::new(PreparedLora(lora.map_err(model_error)?)))
+        let lora = LoraAdapter::new(&mut ctx, self.model.as_ref(), adapter, &self.options);
+        let lora = lora.map_err(model_error)?;
+        let rope = lora.rope().map(|rope| self.rope(&mut ctx, source, rope)).transpose()?;
+        Ok(Arc::new(PreparedLora { lora, rope }))
+    }
+}
+
+impl PeftLoader {
+    fn rope(
+        &self,
+        ctx: &mut Ctx,
+        source: &AdapterSource,
+        rope: &AdapterRope,
+    ) -> Result<PreparedRope, AdapterError> {
+        let (own, most) = (rope.max_position_embeddings, self.max_positions);
+        if own > most {
+            tracing::warn!(
+                adapter = %source, context_tokens = own, served_tokens = most,
+                "the adapter was trained for a longer context than is served; the setting max_context raises it"
+            );
+        }
+        let spec = RopeSpec::of_adapter(self.model.config(), rope);
+        let table = self.scalings.table(ctx, spec, most);
+        let table = table.map_err(|e| AdapterError::Io { reason: e.to_string() })?.ok_or_else(|| {
+            let most = rope::MAX_SCALINGS;
+            let reason =
+                format!("brings a RoPE scaling of its own, of which {most} different ones were loaded");
+            AdapterError::Refused { reason }
+        })?;
+        Ok(PreparedRope { table, max_context_tokens: own.min(most) })
     }
 }
 
@@ -102,11 +143,22 @@ fn model_error(error: ModelError) -> AdapterError {
 }
 
 /// A LoRA adapter ready to be bound.
-pub(super) struct PreparedLora(pub(super) LoraAdapter);
+pub(super) struct PreparedLora {
+    pub(super) lora: LoraAdapter,
+    pub(super) rope: Option<PreparedRope>,
+}
+
+/// Positions that an adapter brings.
+pub(super) struct PreparedRope {
+    pub(super) table: Arc<AdapterRopeTable>,
+    max_context_tokens: usize,
+}
 
 impl PreparedAdapter for PreparedLora {
+    /// With the RoPE table, also where another adapter shares it.
     fn host_bytes(&self) -> u64 {
-        self.0.size_bytes() as u64
+        let rope = self.rope.as_ref().map_or(0, |rope| rope.table.tensor.size_bytes());
+        (self.lora.size_bytes() + rope) as u64
     }
 
     fn device_bytes(&self) -> u64 {
@@ -115,15 +167,23 @@ impl PreparedAdapter for PreparedLora {
     }
 
     fn digest(&self) -> Digest {
-        *self.0.digest().as_bytes()
+        *self.lora.digest().as_bytes()
     }
 
     fn rank(&self) -> usize {
-        self.0.max_rank()
+        self.lora.max_rank()
     }
 
     fn num_modules(&self) -> usize {
-        self.0.num_modules()
+        self.lora.num_modules()
+    }
+
+    fn max_context_tokens(&self) -> Option<usize> {
+        self.rope.as_ref().map(|rope| rope.max_context_tokens)
+    }
+
+    fn rope_idx(&self) -> u32 {
+        self.rope.as_ref().map_or(rope::BASE, |rope| rope.table.idx)
     }
 }
 

@@ -121,7 +121,7 @@ fn rope_of(keys: &Keys<'_>, max_position: usize) -> Result<(f64, RopeScaling)> {
     let outer_theta = keys.f64("rope_theta")?;
     let Some(parameters) = keys.object("rope_parameters")? else {
         let scaling = match keys.object("rope_scaling")? {
-            Some(scaling) => rope::from_hf(&scaling, max_position)?,
+            Some(scaling) => rope::from_hf(&scaling, Some(max_position))?,
             None => RopeScaling::None,
         };
         return Ok((outer_theta.unwrap_or(DEFAULT_THETA), scaling));
@@ -134,7 +134,7 @@ fn rope_of(keys: &Keys<'_>, max_position: usize) -> Result<(f64, RopeScaling)> {
         ));
     }
     let theta = parameters.f64("rope_theta")?.or(outer_theta).unwrap_or(DEFAULT_THETA);
-    Ok((theta, rope::from_hf(&parameters, max_position)?))
+    Ok((theta, rope::from_hf(&parameters, Some(max_position))?))
 }
 
 fn hidden_act(keys: &Keys<'_>) -> Result<HiddenAct> {

@@ -8,7 +8,7 @@
 mod gguf;
 mod hf;
 mod keys;
-mod rope;
+pub(crate) mod rope;
 
 use std::path::Path;
 
@@ -20,17 +20,17 @@ pub(crate) use keys::{Keys, describe};
 
 /// Bounds for what a file may claim: far over every published model, and small enough that products of any three
 /// fit 64 bits.
-mod bounds {
-    pub(super) const HIDDEN_SIZE: usize = 1 << 18;
-    pub(super) const INTERMEDIATE_SIZE: usize = 1 << 20;
-    pub(super) const NUM_LAYERS: usize = 2048;
-    pub(super) const NUM_HEADS: usize = 4096;
-    pub(super) const HEAD_DIM: usize = 2048;
-    pub(super) const VOCAB_SIZE: usize = 1 << 24;
-    pub(super) const POSITIONS: usize = 1 << 28;
-    pub(super) const ROPE_THETA: f64 = 1e15;
-    pub(super) const ROPE_FACTOR: f64 = 1e6;
-    pub(super) const EOS_TOKENS: usize = 64;
+pub(crate) mod bounds {
+    pub(crate) const HIDDEN_SIZE: usize = 1 << 18;
+    pub(crate) const INTERMEDIATE_SIZE: usize = 1 << 20;
+    pub(crate) const NUM_LAYERS: usize = 2048;
+    pub(crate) const NUM_HEADS: usize = 4096;
+    pub(crate) const HEAD_DIM: usize = 2048;
+    pub(crate) const VOCAB_SIZE: usize = 1 << 24;
+    pub(crate) const POSITIONS: usize = 1 << 28;
+    pub(crate) const ROPE_THETA: f64 = 1e15;
+    pub(crate) const ROPE_FACTOR: f64 = 1e6;
+    pub(crate) const EOS_TOKENS: usize = 64;
 }
 
 /// The function between the two halves of a gated MLP.

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde_json::{Value, json};
+
 use super::{Keys, bounds};
 use crate::error::{FormatError, Result};
 
@@ -50,7 +52,38 @@ pub enum RopeScaling {
 }
 
 impl RopeScaling {
-    pub(super) fn check(&self, path: &Path, head_dim: usize) -> Result<()> {
+    /// As `rope_scaling` of a `config.json`; `None` if there is nothing to say, or no such name for it.
+    pub(crate) fn to_hf(&self) -> Option<Value> {
+        Some(match self {
+            Self::None | Self::FrequencyFactors(_) => return None,
+            Self::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
+            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position } => json!({
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": low_freq_factor,
+                "high_freq_factor": high_freq_factor,
+                "original_max_position_embeddings": original_max_position,
+            }),
+            Self::Yarn {
+                factor,
+                original_max_position,
+                beta_fast,
+                beta_slow,
+                attention_factor,
+                truncate,
+            } => json!({
+                "rope_type": "yarn",
+                "factor": factor,
+                "original_max_position_embeddings": original_max_position,
+                "beta_fast": beta_fast,
+                "beta_slow": beta_slow,
+                "attention_factor": attention_factor,
+                "truncate": truncate,
+            }),
+        })
+    }
+
+    pub(crate) fn check(&self, path: &Path, head_dim: usize) -> Result<()> {
         let factor_ok = |factor: f64| {
             if (1.0..=bounds::ROPE_FACTOR).contains(&factor) {
                 return Ok(());
@@ -110,8 +143,9 @@ impl RopeScaling {
     }
 }
 
-/// Reads `rope_scaling`, or `rope_parameters` as transformers 5 writes it; `max_position` is the configuration's.
-pub(super) fn from_hf(keys: &Keys<'_>, max_position: usize) -> Result<RopeScaling> {
+/// Reads `rope_scaling`, or `rope_parameters` as transformers 5 writes it; `max_position` is the configuration's, if it is
+/// that of the original context.
+pub(crate) fn from_hf(keys: &Keys<'_>, max_position: Option<usize>) -> Result<RopeScaling> {
     let rope_type = match keys.str("rope_type")? {
         Some(name) => name,
         None => keys.str("type")?.unwrap_or("default"),
@@ -138,7 +172,7 @@ pub(super) fn from_hf(keys: &Keys<'_>, max_position: usize) -> Result<RopeScalin
     }
 }
 
-fn yarn_from_hf(keys: &Keys<'_>, max_position: usize) -> Result<RopeScaling> {
+fn yarn_from_hf(keys: &Keys<'_>, max_position: Option<usize>) -> Result<RopeScaling> {
     let factor = keys.require_f64("factor")?;
     let temperature = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
     let attention_factor =
@@ -151,7 +185,10 @@ fn yarn_from_hf(keys: &Keys<'_>, max_position: usize) -> Result<RopeScaling> {
         };
     Ok(RopeScaling::Yarn {
         factor,
-        original_max_position: keys.usize("original_max_position_embeddings")?.unwrap_or(max_position),
+        original_max_position: match (keys.usize("original_max_position_embeddings")?, max_position) {
+            (Some(given), _) | (None, Some(given)) => given,
+            (None, None) => keys.require_usize("original_max_position_embeddings")?,
+        },
         beta_fast: keys.f64("beta_fast")?.unwrap_or(32.0),
         beta_slow: keys.f64("beta_slow")?.unwrap_or(1.0),
         attention_factor,

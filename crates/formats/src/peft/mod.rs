@@ -1,4 +1,5 @@
-//! LoRA adapters as PEFT writes them: `adapter_config.json` and `adapter_model.safetensors`.
+//! LoRA adapters as PEFT writes them: `adapter_config.json` and `adapter_model.safetensors`; and beside these, if an
+//! adapter has RoPE scaling of its own, our `wardrobe.json`.
 //!
 //! Purpose: read an adapter that nobody vouches for into checked host memory, and write one.
 //! State owned: [`PeftAdapter`] holds all tensors of the adapter.
@@ -15,18 +16,22 @@ mod contents;
 mod key;
 mod matching;
 mod read;
+mod record;
 mod write;
 
 pub use config::{AdapterConfig, ModuleSelector};
 pub use contents::{AdapterTensor, LoraEmbedding, LoraModule, SavedModule};
 pub use matching::Targets;
 pub use read::{PeftAdapter, PeftLimits};
+pub use record::AdapterRope;
 pub use write::{PeftContents, write_peft};
 
 /// File name of an adapter's configuration.
 pub const CONFIG_FILE: &str = "adapter_config.json";
 /// File name of an adapter's tensors.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+/// File name of what an adapter says beyond that: [`AdapterRope`].
+pub const RECORD_FILE: &str = "wardrobe.json";
 
 /// A check of a configuration's text alone, as far as it goes without tensors: parse it and compile its patterns.
 ///

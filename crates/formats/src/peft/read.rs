@@ -7,6 +7,7 @@ use super::config::AdapterConfig;
 use super::contents::{AdapterTensor, LoraEmbedding, LoraModule, SavedModule};
 use super::key::{self, Key};
 use super::matching::{Matcher, Targets};
+use super::record::{self, AdapterRope};
 use super::write::{PeftContents, named_tensors};
 use super::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::digest::{Digest, DigestBuilder};
@@ -43,6 +44,7 @@ pub struct PeftAdapter {
     modules: Vec<LoraModule>,
     embeddings: Vec<LoraEmbedding>,
     saved: Vec<SavedModule>,
+    rope: Option<AdapterRope>,
     digest: Digest,
 }
 
@@ -83,7 +85,8 @@ impl PeftAdapter {
         let parts = Parts::sort(&file)?;
         let assembled = parts.assemble(&file, &matcher, &config)?;
         drop(matcher);
-        Self::finish(&weights_path, dir, config, assembled, limits)
+        let rope = record::read(dir)?;
+        Self::finish(&weights_path, dir, (config, rope), assembled, limits)
     }
 
     /// An adapter from tensors in memory, under the same checks; `name` stands for the path in messages.
@@ -120,13 +123,16 @@ impl PeftAdapter {
             check_saved(path, &matcher, &saved.module_path)?;
         }
         drop(matcher);
-        Self::finish(path, path, config, assembled, limits)
+        if let Some(rope) = contents.rope {
+            rope.check(path)?;
+        }
+        Self::finish(path, path, (config, contents.rope.cloned()), assembled, limits)
     }
 
     fn finish(
         file: &Path,
         dir: &Path,
-        config: AdapterConfig,
+        (config, rope): (AdapterConfig, Option<AdapterRope>),
         mut parts: Assembled,
         limits: &PeftLimits,
     ) -> Result<Self> {
@@ -162,11 +168,12 @@ impl PeftAdapter {
                 modules: &modules,
                 embeddings: &embeddings,
                 saved: &saved,
+                rope: rope.as_ref(),
                 extra_files: &[],
             };
             content_digest(&contents)
         };
-        Ok(Self { path: dir.to_owned(), config, modules, embeddings, saved, digest })
+        Ok(Self { path: dir.to_owned(), config, modules, embeddings, saved, rope, digest })
     }
 
     /// The folder, or the name given to [`PeftAdapter::from_contents`].
@@ -203,8 +210,13 @@ impl PeftAdapter {
         &self.saved
     }
 
-    /// SHA-256 over the configuration (as far as it is read) and all tensors with their names, types and shapes: the
-    /// same for an adapter in memory and after writing and reading it.
+    /// Rotary positions that it brings, in the place of the model's.
+    pub fn rope(&self) -> Option<&AdapterRope> {
+        self.rope.as_ref()
+    }
+
+    /// SHA-256 over the configuration (as far as it is read), RoPE scaling, and all tensors with their names, types and
+    /// shapes: the same for an adapter in memory and after writing and reading it.
     pub fn digest(&self) -> Digest {
         self.digest
     }
@@ -313,6 +325,9 @@ fn check_factors(
 fn content_digest(contents: &PeftContents<'_>) -> Digest {
     let mut builder = DigestBuilder::new("wardrobe adapter content 1");
     builder.part(contents.config.to_json().to_string().as_bytes());
+    if let Some(record) = record::to_json(contents.rope) {
+        builder.part(record.to_string().as_bytes());
+    }
     let mut tensors: Vec<_> = named_tensors(contents).collect();
     tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
     for (name, tensor) in tensors {

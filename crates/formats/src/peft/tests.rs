@@ -341,6 +341,7 @@ fn writing_and_reading_gives_the_same_adapter() {
         modules: adapter.modules(),
         embeddings: adapter.embeddings(),
         saved: adapter.saved(),
+        rope: None,
         extra_files: &[("parity.json", b"{}")],
     };
     let root = tempdir().unwrap();
@@ -365,7 +366,7 @@ fn writing_and_reading_gives_the_same_adapter() {
     let left: Vec<_> =
         std::fs::read_dir(root.path().join("sub")).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left, ["adapter"], "temporary folders stay behind");
-    for name in ["../x", "a/b", "/x", CONFIG_FILE] {
+    for name in ["../x", "a/b", "/x", CONFIG_FILE, RECORD_FILE] {
         let contents = PeftContents { extra_files: &[(name, b"")], ..contents };
         assert!(write_peft(&root.path().join("y"), &contents, false).is_err(), "{name}");
         assert!(!root.path().join("y").exists());
@@ -390,6 +391,7 @@ fn contents_in_memory_are_checked_as_files_are() {
             modules: &modules,
             embeddings: &[],
             saved: &[],
+            rope: None,
             extra_files: &[],
         };
         PeftAdapter::from_contents("trained", &contents, &PeftLimits::default())

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use super::config::AdapterConfig;
 use super::contents::{AdapterTensor, LoraEmbedding, LoraModule, SavedModule};
 use super::key::PREFIX;
-use super::{CONFIG_FILE, WEIGHTS_FILE};
+use super::record::{self, AdapterRope};
+use super::{CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE};
 use crate::error::{FormatError, Result};
 use crate::paths;
 use crate::safetensors::{self, TensorData};
@@ -24,6 +25,8 @@ pub struct PeftContents<'a> {
     pub embeddings: &'a [LoraEmbedding],
     /// Parameters stored whole.
     pub saved: &'a [SavedModule],
+    /// Rotary positions of its own.
+    pub rope: Option<&'a AdapterRope>,
     /// Further files of the folder: plain names and contents.
     pub extra_files: &'a [(&'a str, &'a [u8])],
 }
@@ -97,13 +100,13 @@ pub fn write_peft(dir: &Path, contents: &PeftContents<'_>, replace: bool) -> Res
 }
 
 fn write_files(dir: &Path, contents: &PeftContents<'_>) -> Result<()> {
-    let config_path = dir.join(CONFIG_FILE);
-    let config = serde_json::to_vec_pretty(&contents.config.to_json())
-        .map_err(|source| FormatError::Json { path: config_path.clone(), source })?;
-    write_file(&config_path, &config)?;
+    write_json(&dir.join(CONFIG_FILE), &contents.config.to_json())?;
+    if let Some(record) = record::to_json(contents.rope) {
+        write_json(&dir.join(RECORD_FILE), &record)?;
+    }
     for (name, bytes) in contents.extra_files {
         paths::check_relative(dir, name)?;
-        if name.contains('/') || [CONFIG_FILE, WEIGHTS_FILE].contains(name) {
+        if name.contains('/') || [CONFIG_FILE, WEIGHTS_FILE, RECORD_FILE].contains(name) {
             return Err(FormatError::Escapes { path: dir.to_owned(), name: (*name).to_owned() });
         }
         write_file(&dir.join(name), bytes)?;
@@ -115,6 +118,12 @@ fn write_files(dir: &Path, contents: &PeftContents<'_>) -> Result<()> {
         .collect();
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     safetensors::write(&dir.join(WEIGHTS_FILE), &tensors, &metadata)
+}
+
+fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
+    let text = serde_json::to_vec_pretty(value)
+        .map_err(|source| FormatError::Json { path: path.to_owned(), source })?;
+    write_file(path, &text)
 }
 
 fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {

@@ -1,0 +1,105 @@
+//! What an adapter says beyond PEFT's files, in `wardrobe.json` beside them.
+//!
+//! PEFT has no place for it: a base model is trained at a longer context by changing *its* configuration. So whoever
+//! serves such an adapter must be told, and other runtimes need the same setting by hand.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::RECORD_FILE;
+use crate::config::{Keys, RopeScaling, bounds, rope};
+use crate::error::{FormatError, Result};
+use crate::paths;
+
+const MAX_RECORD_BYTES: u64 = 16 << 20;
+const VERSION: u64 = 1;
+
+/// Rotary positions that an adapter was trained with, in the place of the base model's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterRope {
+    /// Base of the frequencies; `None` keeps the model's.
+    pub theta: Option<f64>,
+    /// Scaling of the frequencies.
+    pub scaling: RopeScaling,
+    /// Longest sequence that the adapter is meant for, in tokens.
+    pub max_position_embeddings: usize,
+}
+
+impl AdapterRope {
+    /// Whether every number is within bounds; `path` is for messages.
+    ///
+    /// # Errors
+    /// [`FormatError::Key`] naming the field.
+    pub fn check(&self, path: &Path) -> Result<()> {
+        if let Some(theta) = self.theta
+            && !(theta > 0.0 && theta <= bounds::ROPE_THETA)
+        {
+            let expected = format!("a number over 0 and up to {:e}", bounds::ROPE_THETA);
+            return Err(FormatError::key(path, "rope.rope_theta", expected, theta));
+        }
+        if !(1..=bounds::POSITIONS).contains(&self.max_position_embeddings) {
+            let expected = format!("an integer from 1 to {}", bounds::POSITIONS);
+            let key = "rope.max_position_embeddings";
+            return Err(FormatError::key(path, key, expected, self.max_position_embeddings));
+        }
+        if matches!(self.scaling, RopeScaling::FrequencyFactors(_)) {
+            let what = "frequency factors of one's own in an adapter";
+            return Err(FormatError::unsupported(path, what));
+        }
+        self.scaling.check(path, 0)
+    }
+
+    fn from_json(keys: &Keys<'_>) -> Result<Self> {
+        let known = ["rope_theta", "rope_scaling", "max_position_embeddings"];
+        if let Some(key) = keys.map().keys().find(|key| !known.contains(&key.as_str())) {
+            return Err(keys.error(key, "no such key", "one"));
+        }
+        Ok(AdapterRope {
+            theta: keys.f64("rope_theta")?,
+            scaling: match keys.object("rope_scaling")? {
+                Some(scaling) => rope::from_hf(&scaling, None)?,
+                None => RopeScaling::None,
+            },
+            max_position_embeddings: keys.require_usize("max_position_embeddings")?,
+        })
+    }
+
+    fn to_json(&self) -> Value {
+        let mut map = Map::new();
+        if let Some(theta) = self.theta {
+            map.insert("rope_theta".to_owned(), json!(theta));
+        }
+        if let Some(scaling) = self.scaling.to_hf() {
+            map.insert("rope_scaling".to_owned(), scaling);
+        }
+        map.insert("max_position_embeddings".to_owned(), json!(self.max_position_embeddings));
+        Value::Object(map)
+    }
+}
+
+/// The record's text, if there is anything to record.
+pub(super) fn to_json(rope: Option<&AdapterRope>) -> Option<Value> {
+    rope.map(|rope| json!({ "version": VERSION, "rope": rope.to_json() }))
+}
+
+/// Reads the record of the adapter folder `dir`, if it has one.
+pub(super) fn read(dir: &Path) -> Result<Option<AdapterRope>> {
+    if !paths::exists(dir, RECORD_FILE) {
+        return Ok(None);
+    }
+    let path = paths::confined(dir, RECORD_FILE)?;
+    let map = paths::read_json_object(&path, MAX_RECORD_BYTES)?;
+    let keys = Keys::new(&path, &map);
+    match keys.get("version").and_then(Value::as_u64) {
+        Some(VERSION) => {}
+        found => {
+            let found = found.map_or("none".to_owned(), |version| version.to_string());
+            return Err(keys.error("version", "1, the only one that is known", found));
+        }
+    }
+    let Some(rope) = keys.object("rope")? else { return Ok(None) };
+    let rope = AdapterRope::from_json(&rope)?;
+    rope.check(&path)?;
+    Ok(Some(rope))
+}
