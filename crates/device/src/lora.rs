@@ -16,10 +16,10 @@ pub struct ModuleIdx(pub u32);
 /// The factors of one adapter for one linear layer.
 #[derive(Clone, Debug)]
 pub struct LoraFactors {
-    /// `[rank, in]`: F32, F16 or BF16.
+    /// A transposed, `[in, rank]`: F32, F16 or BF16. See [`LoraFactors::pack_a`].
     pub a: Tensor,
-    /// B transposed, `[rank, out]`: same element type as `a`.
-    pub b_t: Tensor,
+    /// `[out, rank]` in panels of 16 outputs: same element type as `a`. See [`LoraFactors::pack_b`].
+    pub b: Tensor,
     /// `alpha / rank` (or `alpha / sqrt(rank)` for rank-stabilised LoRA).
     pub scale: f32,
     /// DoRA's factor per output, `[out]` F32: `m / ‖W + scale B A‖` (Liu et al., arXiv 2402.09353, eq. 5). It
@@ -30,35 +30,66 @@ pub struct LoraFactors {
 impl LoraFactors {
     /// Rank of the update.
     pub fn rank(&self) -> usize {
-        self.a.shape().rows()
+        self.a.shape().row_len()
+    }
+
+    /// The bytes of [`LoraFactors::a`] from those of A, `[rank, in]`, whose elements take `element_bytes`: a step reads
+    /// all ranks of one input after the other.
+    pub fn pack_a(a: &[u8], rank: usize, element_bytes: usize) -> Vec<u8> {
+        let mut packed = Vec::with_capacity(a.len());
+        transpose(a, rank, element_bytes, &mut packed);
+        packed
+    }
+
+    /// The bytes of [`LoraFactors::b`] from those of B, `[out, rank]`: 16 outputs after the other (fewer at the end),
+    /// and of these all outputs of one rank after the other, so that a step reads 16 outputs at once and all in order.
+    pub fn pack_b(b: &[u8], rank: usize, element_bytes: usize) -> Vec<u8> {
+        let mut packed = Vec::with_capacity(b.len());
+        let row_bytes = (rank * element_bytes).max(1);
+        for panel in b.chunks(PANEL_OUTPUTS * row_bytes) {
+            transpose(panel, panel.len() / row_bytes, element_bytes, &mut packed);
+        }
+        packed
     }
 
     /// Whether these are factors for a layer `[out, in]`.
     fn check(&self, layer: Shape) -> Result<()> {
         let op = "LoraFactors";
-        if self.a.shape().dims().len() != 2 || self.b_t.shape().dims().len() != 2 {
+        if self.a.shape().dims().len() != 2 || self.b.shape().dims().len() != 2 {
             return invalid(op, "A and B must be matrices");
         }
-        if self.b_t.shape().rows() != self.rank() || self.rank() == 0 {
-            return invalid(op, format!("A is {} but B transposed is {}", self.a.shape(), self.b_t.shape()));
+        if self.b.shape().row_len() != self.rank() || self.rank() == 0 {
+            return invalid(op, format!("A transposed is {} but B is {}", self.a.shape(), self.b.shape()));
         }
-        let actual = Shape::from([self.b_t.shape().row_len(), self.a.shape().row_len()]);
+        let actual = Shape::from([self.b.shape().rows(), self.a.shape().rows()]);
         if actual != layer {
             return Err(DeviceError::Shape { op, operand: "B and A", expected: layer, actual });
         }
-        if self.a.dtype() != self.b_t.dtype() || self.a.dtype() == DType::U32 {
-            return invalid(op, format!("A is {:?} and B is {:?}", self.a.dtype(), self.b_t.dtype()));
+        if self.a.dtype() != self.b.dtype() || self.a.dtype() == DType::U32 {
+            return invalid(op, format!("A is {:?} and B is {:?}", self.a.dtype(), self.b.dtype()));
         }
         if let Some(s) = &self.out_scale
-            && (s.dtype() != DType::F32 || s.shape().numel() != self.b_t.shape().row_len())
+            && (s.dtype() != DType::F32 || s.shape().numel() != self.b.shape().rows())
         {
-            return invalid(
-                op,
-                format!("output scale {} for {} outputs", s.shape(), self.b_t.shape().row_len()),
-            );
+            return invalid(op, format!("output scale {} for {} outputs", s.shape(), self.b.shape().rows()));
         }
         Ok(())
     }
+}
+
+/// Outputs of a panel of [`LoraFactors::b`].
+const PANEL_OUTPUTS: usize = 16;
+
+/// Appends the transpose of a matrix of `rows` rows.
+fn transpose(matrix: &[u8], rows: usize, element_bytes: usize, to: &mut Vec<u8>) {
+    fn of<const N: usize>(matrix: &[u8], rows: usize, to: &mut Vec<u8>) {
+        let elements = matrix.as_chunks::<N>().0;
+        let cols = elements.len() / rows.max(1);
+        for c in 0..cols {
+            to.extend(elements.iter().skip(c).step_by(cols).flatten());
+        }
+    }
+    if element_bytes == 2 { of::<2>(matrix, rows, to) } else { of::<4>(matrix, rows, to) }
 }
 
 /// One adapter's factors by module, `None` where it leaves a module alone.
@@ -175,8 +206,8 @@ mod tests {
         let ctx = Ctx::new(Arc::new(device), CtxConfig { arena_bytes: 0, step }).unwrap();
         let factors = |[rank_a, cols]: [usize; 2], [rank_b, rows]: [usize; 2], dtype_b: DType| {
             Some(LoraFactors {
-                a: ctx.persistent("A", [rank_a, cols], DType::F32).unwrap(),
-                b_t: ctx.persistent("B", [rank_b, rows], dtype_b).unwrap(),
+                a: ctx.persistent("A", [cols, rank_a], DType::F32).unwrap(),
+                b: ctx.persistent("B", [rows, rank_b], dtype_b).unwrap(),
                 scale: 1.0,
                 out_scale: None,
             })

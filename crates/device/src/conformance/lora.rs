@@ -22,8 +22,8 @@ pub(super) struct HostFactors {
     rank: usize,
     /// `[rank, in]`.
     a: Vec<f32>,
-    /// `[rank, out]`.
-    b_t: Vec<f32>,
+    /// `[out, rank]`.
+    b: Vec<f32>,
     scale: f32,
     out_scale: Option<Vec<f32>>,
 }
@@ -48,33 +48,38 @@ impl HostFactors {
                 })
                 .collect()
         };
-        let (a, b_t) = (rounded(rank * cols), rounded(rank * rows));
+        let (a, b) = (rounded(rank * cols), rounded(rows * rank));
         let out_scale = dora.then(|| (0..rows).map(|_| random.range(0.5..1.5)).collect());
-        HostFactors { dtype, rank, a, b_t, scale: random.range(0.5..2.0), out_scale }
+        HostFactors { dtype, rank, a, b, scale: random.range(0.5..2.0), out_scale }
     }
 
     pub(super) fn upload(&self, ctx: &mut Ctx) -> LoraFactors {
-        let mut factor = |values: &[f32]| -> Tensor {
-            let bytes: Vec<u8> = match self.dtype {
+        let bytes = |values: &[f32]| -> Vec<u8> {
+            match self.dtype {
                 DType::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
                 DType::BF16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
                 DType::F32 | DType::U32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            };
-            ctx.upload("a factor", [self.rank, values.len() / self.rank], self.dtype, &bytes).unwrap()
+            }
         };
-        let (a, b_t) = (factor(&self.a), factor(&self.b_t));
+        let (rank, size) = (self.rank, self.dtype.size_bytes());
+        let a = LoraFactors::pack_a(&bytes(&self.a), rank, size);
+        let b = LoraFactors::pack_b(&bytes(&self.b), rank, size);
+        let mut factor = |packed: &[u8]| -> Tensor {
+            ctx.upload("a factor", [packed.len() / size / rank, rank], self.dtype, packed).unwrap()
+        };
+        let (a, b) = (factor(&a), factor(&b));
         let out_scale = self.out_scale.as_ref().map(|s| upload(ctx, [s.len()], s));
-        LoraFactors { a, b_t, scale: self.scale, out_scale }
+        LoraFactors { a, b, scale: self.scale, out_scale }
     }
 
     /// Adds the update of one row to the base product.
     fn apply(&self, x: &[f32], row_scale: f32, out: &mut [Expected]) {
-        let features = out.len();
         let scale = f64::from(self.scale) * f64::from(row_scale);
-        for (a, b) in self.a.chunks(x.len()).zip(self.b_t.chunks(features)) {
+        for (r, a) in self.a.chunks(x.len()).enumerate() {
             let mut low = Expected::default();
             a.iter().zip(x).for_each(|(&a, &x)| low.add(f64::from(a) * f64::from(x)));
-            for (sum, &b) in out.iter_mut().zip(b) {
+            for (sum, b) in out.iter_mut().zip(self.b.chunks(self.rank)) {
+                let b = b[r];
                 sum.value += scale * low.value * f64::from(b);
                 sum.magnitude += (scale * low.magnitude * f64::from(b)).abs();
             }

@@ -182,7 +182,9 @@ impl Linear {
                     (None, Some(adapted)) => {
                         let idx = first(owner) + i - base(owner).len();
                         if let Some(update) = self.update(env, adapted, idx) {
-                            update.shrink(isa, &operand, adapted.scales.get());
+                            let next = self.update(env, adapted, idx + 1);
+                            let next = next.and_then(|next| next.factors).map(|f| &f.a);
+                            update.shrink(isa, &operand, adapted.scales.get(), next);
                         }
                     }
                     (None, None) => {}
@@ -205,7 +207,10 @@ impl Linear {
             // SAFETY: the caller's; tasks write disjoint vectors of disjoint rows.
             unsafe {
                 if let Some(update) = self.update(env, adapted, i / pieces) {
-                    update.expand(env.cpu.isa, update.target.is_scaled(adapted), (i % pieces, pieces));
+                    // With several pieces nobody knows which thread takes the next.
+                    let next = self.update(env, adapted, i + 1).filter(|_| pieces == 1);
+                    let next = next.and_then(|next| next.factors).map(|f| &f.b);
+                    update.expand(env.cpu.isa, update.target.is_scaled(adapted), (i % pieces, pieces), next);
                 }
             }
         })
@@ -234,9 +239,14 @@ impl Target {
     }
 }
 
+/// Where a factor lies; null for none.
+fn place(factor: Option<&Tensor>) -> *const u8 {
+    factor.and_then(|t| ptr::<u8>(t, "linear", "factor").ok()).map_or(std::ptr::null(), |p| p.0.cast_const())
+}
+
 impl Update<'_> {
     /// `low = scale x Aᵀ`.
-    unsafe fn shrink(&self, isa: Isa, operand: &Operand, row_scales: *const f32) {
+    unsafe fn shrink(&self, isa: Isa, operand: &Operand, row_scales: *const f32, next: Option<&Tensor>) {
         let Some(factors) = self.factors else { return };
         let Ok(a) = ptr::<u8>(&factors.a, "linear", "A") else { return };
         let (first, end) = self.group.rows;
@@ -255,14 +265,20 @@ impl Update<'_> {
                     low: self.low,
                     rank,
                     rows: end - first,
-                    ranks: (0, rank),
+                    next: place(next),
                 },
             );
         }
     }
 
     /// Adds `low Bᵀ`, and bias and residual if they were `deferred`: one of `pieces` parts of the features.
-    unsafe fn expand(&self, isa: Isa, deferred: bool, (piece, pieces): (usize, usize)) {
+    unsafe fn expand(
+        &self,
+        isa: Isa,
+        deferred: bool,
+        (piece, pieces): (usize, usize),
+        next: Option<&Tensor>,
+    ) {
         let Epilogue { bias, residual, out, features } = self.target.epilogue;
         let per_piece = features.div_ceil(pieces).next_multiple_of(LANES).max(MIN_PIECE);
         let first = piece * per_piece;
@@ -270,13 +286,13 @@ impl Update<'_> {
             return;
         }
         let address = |t: &Tensor, name| ptr::<u8>(t, "linear", name).map(|p| p.0.cast_const());
-        let (b_t, out_scale, dtype, rank) = match self.factors {
+        let (b, out_scale, dtype, rank) = match self.factors {
             Some(f) => {
-                let Ok(b_t) = address(&f.b_t, "B") else { return };
+                let Ok(b) = address(&f.b, "B") else { return };
                 let out_scale =
                     f.out_scale.as_ref().map_or(Ok(std::ptr::null()), |s| address(s, "output scale"));
                 let Ok(out_scale) = out_scale else { return };
-                (b_t, out_scale.cast(), f.b_t.dtype(), f.rank())
+                (b, out_scale.cast(), f.b.dtype(), f.rank())
             }
             None => (std::ptr::null(), std::ptr::null(), crate::DType::F32, 0),
         };
@@ -284,7 +300,7 @@ impl Update<'_> {
         let args = ExpandArgs {
             low: self.low,
             rank,
-            b_t,
+            b,
             out_scale,
             bias: if deferred { bias } else { std::ptr::null() },
             residual: if deferred && !residual.is_null() {
@@ -296,6 +312,7 @@ impl Update<'_> {
             features,
             rows: self.group.rows.1 - self.group.rows.0,
             piece: (first, features.min(first + per_piece)),
+            next: place(next),
         };
         // SAFETY: shapes were checked when the adapter was bound.
         unsafe { expand(isa, dtype, args) };

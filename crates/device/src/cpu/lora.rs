@@ -1,22 +1,56 @@
 //! Low-rank updates of the rows that use an adapter: `x Aᵀ` (shrink), then `+ scale (…) Bᵀ` (expand).
 //!
-//! Both factors are read as they lie in memory, each element once per group of rows; ranks are exact. A step reads
-//! each factor once and none is long, so what comes next is asked for by hand: the processor would notice too late.
+//! Both factors lie in memory in the order in which they are read (see [`crate::LoraFactors`]): once from first to last
+//! for each tile of rows, a vector of 16 ranks or outputs at a time, and nothing has to be added across lanes. Ranks are
+//! exact. A step reads each factor once and none is long, so what comes next is asked for by hand: the processor would
+//! notice too late.
 
 use std::marker::PhantomData;
-use std::mem::MaybeUninit;
 
 use super::gemm::{BF16, Element, F16, F32};
 use super::isa::{Isa, Kernel};
 use super::simd::{LANES, Simd, load, store};
 use crate::DType;
 
-/// Rows handled at once, and ranks.
-const TILE: usize = 4;
+/// How far ahead factors are asked for, in bytes: what two threads read while memory answers.
+const AHEAD_BYTES: usize = 4096;
+const LINE_BYTES: usize = 64;
 
-/// `low[row, r] = scale * scales[row] * Σ_k x[row, k] a[r, k]`.
+/// Rows of the next tile when `left` are left: as many as the registers hold the sums of.
+#[inline(always)]
+fn tile_rows<S: Simd>(left: usize) -> usize {
+    match left {
+        4.. if S::REGISTERS >= 16 => 4,
+        2.. => 2,
+        _ => 1,
+    }
+}
+
+/// Asks for `vectors` vectors of elements that will be read in a while: those `ahead` bytes after `p`.
+#[inline(always)]
+unsafe fn fetch<S: Simd, E: Element>(p: *const u8, ahead: isize, vectors: usize) {
+    let mut at = 0;
+    while at < vectors * LANES * E::BYTES {
+        // SAFETY: the caller's, for the CPU features; the address need not be valid.
+        unsafe { S::prefetch(p.wrapping_offset(ahead).wrapping_add(at)) };
+        at += LINE_BYTES;
+    }
+}
+
+/// A factor of `bytes` bytes at `factor` in two parts: the steps, each of `step_bytes`, during which its own bytes are
+/// asked for, and all up to `steps`, during which those of `next` are; each part's end, and how far ahead that is.
+#[inline(always)]
+fn parts(factor: *const u8, next: *const u8, step_bytes: usize, steps: usize) -> [(usize, isize); 2] {
+    let ahead = AHEAD_BYTES as isize;
+    let own = steps.saturating_sub(AHEAD_BYTES / step_bytes.max(1));
+    let end = factor.wrapping_add(steps * step_bytes);
+    let gap = if next.is_null() { 0 } else { (next as isize).wrapping_sub(end as isize) };
+    [(own, ahead), (steps, ahead.wrapping_add(gap))]
+}
+
+/// `low[row, r] = scale * scales[row] * Σ_k x[row, k] a[k, r]`.
 ///
-/// The sum runs in 16 interleaved chains, one a lane, which are then added in halves.
+/// The sum runs in two chains, of even and of odd `k`.
 #[derive(Clone, Copy)]
 pub(crate) struct Shrink<E> {
     element: PhantomData<E>,
@@ -29,7 +63,7 @@ pub(crate) struct ShrinkArgs {
     /// `[rows, cols]`.
     pub(crate) x: *const f32,
     pub(crate) cols: usize,
-    /// `[rank, cols]`.
+    /// `[cols, rank]`.
     pub(crate) a: *const u8,
     /// Factor per row.
     pub(crate) scales: *const f32,
@@ -38,41 +72,55 @@ pub(crate) struct ShrinkArgs {
     pub(crate) low: *mut f32,
     pub(crate) rank: usize,
     pub(crate) rows: usize,
-    /// Ranks to compute.
-    pub(crate) ranks: (usize, usize),
+    /// The factor that will be read after this one, or null.
+    pub(crate) next: *const u8,
 }
 
 impl<E: Element> Shrink<E> {
+    /// The 16 ranks from `rank` on, or as many as there are, of `M` rows.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const M: usize, const R: usize>(&self, row: usize, rank: usize) {
-        let ShrinkArgs { x, cols, a, scales, scale, low, .. } = self.args;
+    unsafe fn tile<S: Simd, const M: usize>(&self, row: usize, rank: usize) {
+        let ShrinkArgs { x, cols, a, scales, scale, low, rank: num_ranks, next, .. } = self.args;
+        let n = (num_ranks - rank).min(LANES);
+        // Loads of whole vectors may reach into the next `k`, but not beyond the last one.
+        let whole =
+            (cols * num_ranks).checked_sub(rank + LANES).map_or(0, |last| last / num_ranks + 1).min(cols);
         // SAFETY: rows, ranks and their extents are the caller's; all loads stay within them.
         unsafe {
-            let mut sums = [[S::splat(0.0); R]; M];
-            let whole = cols - cols % LANES;
+            let x = x.add(row * cols);
+            let mut p = a.add(rank * E::BYTES);
+            let stride = num_ranks * E::BYTES;
+            let mut sums = [[S::splat(0.0); 2]; M];
             let mut k = 0;
-            while k < cols {
-                let n = cols - k;
-                let mut av = [S::splat(0.0); R];
-                for (r, av) in av.iter_mut().enumerate() {
-                    let p = a.add(((rank + r) * cols + k) * E::BYTES);
-                    S::prefetch(p.wrapping_add(R * cols * E::BYTES));
-                    *av = if k < whole { E::load::<S>(p) } else { E::load_part::<S>(p, n) };
+            for (end, ahead) in parts(a, next, 2 * stride, whole / 2) {
+                while k < 2 * end {
+                    fetch::<S, E>(p, ahead, 2);
+                    let (even, odd) = (E::load::<S>(p), E::load::<S>(p.add(stride)));
+                    for (m, sums) in sums.iter_mut().enumerate() {
+                        let x = x.add(m * cols + k);
+                        sums[0] = S::fma(S::splat(*x), even, sums[0]);
+                        sums[1] = S::fma(S::splat(*x.add(1)), odd, sums[1]);
+                    }
+                    p = p.add(2 * stride);
+                    k += 2;
                 }
+            }
+            while k < cols {
+                let av = if k < whole { E::load::<S>(p) } else { E::load_part::<S>(p, n) };
                 for (m, sums) in sums.iter_mut().enumerate() {
-                    let p = x.add((row + m) * cols + k);
-                    let xv = if k < whole { S::load(p) } else { S::load_part(p, n) };
-                    for (sum, av) in sums.iter_mut().zip(av) {
-                        *sum = S::fma(xv, av, *sum);
+                    let xv = S::splat(*x.add(m * cols + k));
+                    if k.is_multiple_of(2) {
+                        sums[0] = S::fma(xv, av, sums[0]);
+                    } else {
+                        sums[1] = S::fma(xv, av, sums[1]);
                     }
                 }
-                k += LANES;
+                p = p.add(stride);
+                k += 1;
             }
-            for (m, sums) in sums.into_iter().enumerate() {
-                let factor = scale * *scales.add(row + m);
-                for (r, sum) in sums.into_iter().enumerate() {
-                    *low.add((row + m) * self.args.rank + rank + r) = factor * S::reduce_add(sum);
-                }
+            for (m, [even, odd]) in sums.into_iter().enumerate() {
+                let factor = S::splat(scale * *scales.add(row + m));
+                store::<S>(low.add((row + m) * num_ranks + rank), S::mul(factor, S::add(even, odd)), n);
             }
         }
     }
@@ -81,47 +129,28 @@ impl<E: Element> Shrink<E> {
 impl<E: Element> Kernel for Shrink<E> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let ShrinkArgs { rows, ranks, .. } = self.args;
-        let mut rank = ranks.0;
-        while rank < ranks.1 {
-            let r = ranks_at_once(rows, ranks.1 - rank);
+        for rank in (0..self.args.rank).step_by(LANES) {
             let mut row = 0;
-            while row < rows {
-                let m = tile_len(rows - row);
+            while row < self.args.rows {
+                let m = tile_rows::<S>(self.args.rows - row);
                 // SAFETY: the caller's; tiles stay within rows and ranks.
                 unsafe {
-                    match (m, r) {
-                        (TILE, TILE) => self.tile::<S, TILE, TILE>(row, rank),
-                        (TILE, _) => self.tile::<S, TILE, 1>(row, rank),
-                        (_, TILE) => self.tile::<S, 1, TILE>(row, rank),
-                        _ => self.tile::<S, 1, 1>(row, rank),
+                    match m {
+                        4 => self.tile::<S, 4>(row, rank),
+                        2 => self.tile::<S, 2>(row, rank),
+                        _ => self.tile::<S, 1>(row, rank),
                     }
                 }
                 row += m;
             }
-            rank += r;
         }
     }
 }
 
-/// Length of the next tile when `left` are left.
-#[inline(always)]
-fn tile_len(left: usize) -> usize {
-    if left >= TILE { TILE } else { 1 }
-}
-
-/// Ranks of the next tile when `left` are left. Few rows wait for memory: they read the factor as one stream, which the
-/// processor foresees best. Many rows make use of what several ranks share.
-#[inline(always)]
-fn ranks_at_once(rows: usize, left: usize) -> usize {
-    if rows <= TILE { 1 } else { tile_len(left) }
-}
-
-/// `out[row, o] = out_scale[o] * (out[row, o] + Σ_r low[row, r] b_t[r, o]) + bias[o] + residual[row, o]`, where
+/// `out[row, o] = out_scale[o] * (out[row, o] + Σ_r low[row, r] b[o, r]) + bias[o] + residual[row, o]`, where
 /// absent parts are left out.
 ///
-/// `b_t` is read along its rows, some at a time and far enough for the processor to foresee the next bytes; the sums of
-/// some rows and a piece of the features wait in the first-level cache meanwhile. Each is one chain over the ranks.
+/// Each sum is one chain over the ranks.
 #[derive(Clone, Copy)]
 pub(crate) struct Expand<E> {
     element: PhantomData<E>,
@@ -134,8 +163,8 @@ pub(crate) struct ExpandArgs {
     /// `[rows, rank]`.
     pub(crate) low: *const f32,
     pub(crate) rank: usize,
-    /// `[rank, features]`.
-    pub(crate) b_t: *const u8,
+    /// `[features, rank]` in panels of 16 features, each `[rank, 16]`.
+    pub(crate) b: *const u8,
     /// `[features]` or null.
     pub(crate) out_scale: *const f32,
     /// `[features]` or null: added here only if the base product left it out.
@@ -148,107 +177,99 @@ pub(crate) struct ExpandArgs {
     pub(crate) rows: usize,
     /// Features to compute; the first is a multiple of 16.
     pub(crate) piece: (usize, usize),
+    /// The factor that will be read after this piece, or null.
+    pub(crate) next: *const u8,
 }
 
-/// Most features whose sums are kept at once.
-const PIECE: usize = 1536;
 impl<E: Element> Expand<E> {
-    /// Adds `R` ranks to the sums of `M` rows, for the `len` features from `first` on.
+    /// `M` rows of `P` panels from `feature` on; `n` features of the last.
     #[inline(always)]
-    unsafe fn ranks<S: Simd, const M: usize, const R: usize>(
+    unsafe fn tile<S: Simd, const M: usize, const P: usize>(
         &self,
-        (row, rank): (usize, usize),
-        (first, len): (usize, usize),
-        sums: *mut f32,
+        row: usize,
+        (feature, n): (usize, usize),
+        ahead: isize,
     ) {
-        let ExpandArgs { low, b_t, features, .. } = self.args;
+        let ExpandArgs { low, rank, b, .. } = self.args;
         // SAFETY: rows, ranks and features are the caller's; all loads stay within them.
         unsafe {
-            let low = low.add(row * self.args.rank + rank);
-            let b_t = b_t.add((rank * features + first) * E::BYTES);
-            let mut factors = [[S::splat(0.0); R]; M];
-            for (m, factors) in factors.iter_mut().enumerate() {
-                for (r, factor) in factors.iter_mut().enumerate() {
-                    *factor = S::splat(*low.add(m * self.args.rank + r));
+            let low = low.add(row * rank);
+            let panel_bytes = LANES * rank * E::BYTES;
+            let b = b.add(feature * rank * E::BYTES);
+            let mut sums = [[S::splat(0.0); P]; M];
+            for r in 0..rank {
+                // The panels lie one after the other, and so do those to come.
+                fetch::<S, E>(b.wrapping_add(r * P * LANES * E::BYTES), ahead, P);
+                let mut bv = [S::splat(0.0); P];
+                for (i, bv) in bv.iter_mut().enumerate() {
+                    let panel = b.add(i * panel_bytes);
+                    *bv = if n == LANES {
+                        E::load::<S>(panel.add(r * LANES * E::BYTES))
+                    } else {
+                        E::load_part::<S>(panel.add(r * n * E::BYTES), n)
+                    };
                 }
-            }
-            let mut at = 0;
-            while at < len {
-                let n = (len - at).min(LANES);
-                let mut b = [S::splat(0.0); R];
-                for (r, b) in b.iter_mut().enumerate() {
-                    let p = b_t.add((r * features + at) * E::BYTES);
-                    S::prefetch(p.wrapping_add(R * features * E::BYTES));
-                    *b = if n == LANES { E::load::<S>(p) } else { E::load_part::<S>(p, n) };
-                }
-                for (m, factors) in factors.iter().enumerate() {
-                    let kept = sums.add(m * PIECE + at);
-                    let mut sum = S::load(kept);
-                    for (factor, b) in factors.iter().zip(b) {
-                        sum = S::fma(*factor, b, sum);
+                for (m, sums) in sums.iter_mut().enumerate() {
+                    let factor = S::splat(*low.add(m * rank + r));
+                    for (sum, b) in sums.iter_mut().zip(bv) {
+                        *sum = S::fma(factor, b, *sum);
                     }
-                    S::store(kept, sum);
                 }
-                at += LANES;
+            }
+            for (m, sums) in sums.into_iter().enumerate() {
+                for (i, sum) in sums.into_iter().enumerate() {
+                    self.finish::<S>(row + m, feature + i * LANES, n, sum);
+                }
             }
         }
     }
 
-    /// `M` rows and the `len` features from `first` on, at most [`PIECE`].
+    /// Adds a sum, and what the base product left out in the order that it would have had.
     #[inline(always)]
-    unsafe fn rows<S: Simd, const M: usize>(&self, row: usize, (first, len): (usize, usize), sums: *mut f32) {
-        // SAFETY: as many rows, and no more features, than there is room for.
-        unsafe {
-            for m in 0..M {
-                sums.add(m * PIECE).write_bytes(0, len.next_multiple_of(LANES));
-            }
-        }
-        let mut rank = 0;
-        while rank < self.args.rank {
-            let r = ranks_at_once(self.args.rows, self.args.rank - rank);
-            // SAFETY: the caller's; no more ranks are taken than are left.
-            unsafe {
-                match r {
-                    TILE => self.ranks::<S, M, TILE>((row, rank), (first, len), sums),
-                    _ => self.ranks::<S, M, 1>((row, rank), (first, len), sums),
-                }
-            }
-            rank += r;
-        }
-        for m in 0..M {
-            // SAFETY: the caller's.
-            unsafe { self.finish::<S>(row + m, (first, len), sums.add(m * PIECE)) };
-        }
-    }
-
-    /// Adds a row's sums, and what the base product left out in the order that it would have had.
-    #[inline(always)]
-    unsafe fn finish<S: Simd>(&self, row: usize, (first, len): (usize, usize), sums: *const f32) {
+    unsafe fn finish<S: Simd>(&self, row: usize, feature: usize, n: usize, sum: S::F) {
         let ExpandArgs { out_scale, bias, residual, out, features, .. } = self.args;
-        let mut done = 0;
-        while done < len {
-            let n = (len - done).min(LANES);
-            let feature = first + done;
-            let at = row * features + feature;
-            // SAFETY: the caller's.
-            unsafe {
-                let mut y = load::<S>(out.add(at), n);
-                let sum = S::load(sums.add(done));
-                if !out_scale.is_null() {
-                    y = S::mul(S::add(y, sum), load::<S>(out_scale.add(feature), n));
-                }
-                if !bias.is_null() {
-                    y = S::add(y, load::<S>(bias.add(feature), n));
-                }
-                if !residual.is_null() {
-                    y = S::add(y, load::<S>(residual.add(at), n));
-                }
-                if out_scale.is_null() {
-                    y = S::add(y, sum);
-                }
-                store::<S>(out.add(at), y, n);
+        let at = row * features + feature;
+        // SAFETY: the caller's.
+        unsafe {
+            let mut y = load::<S>(out.add(at), n);
+            if !out_scale.is_null() {
+                y = S::mul(S::add(y, sum), load::<S>(out_scale.add(feature), n));
             }
-            done += LANES;
+            if !bias.is_null() {
+                y = S::add(y, load::<S>(bias.add(feature), n));
+            }
+            if !residual.is_null() {
+                y = S::add(y, load::<S>(residual.add(at), n));
+            }
+            if out_scale.is_null() {
+                y = S::add(y, sum);
+            }
+            store::<S>(out.add(at), y, n);
+        }
+    }
+
+    /// All panels of `M` rows.
+    #[inline(always)]
+    unsafe fn rows<S: Simd, const M: usize>(&self, row: usize) {
+        let (mut feature, end) = self.args.piece;
+        // SAFETY: the caller's; panels stay within the piece.
+        unsafe {
+            let pair_bytes = 2 * LANES * self.args.rank * E::BYTES;
+            let first = self.args.b.add(feature * self.args.rank * E::BYTES);
+            let pairs = (end - feature) / (2 * LANES);
+            let mut pair = 0;
+            for (end, ahead) in parts(first, self.args.next, pair_bytes, pairs) {
+                while pair < end {
+                    self.tile::<S, M, 2>(row, (feature, LANES), ahead);
+                    feature += 2 * LANES;
+                    pair += 1;
+                }
+            }
+            while feature < end {
+                let n = (end - feature).min(LANES);
+                self.tile::<S, M, 1>(row, (feature, n), AHEAD_BYTES as isize);
+                feature += n;
+            }
         }
     }
 }
@@ -256,26 +277,18 @@ impl<E: Element> Expand<E> {
 impl<E: Element> Kernel for Expand<E> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let ExpandArgs { rows, piece, .. } = self.args;
-        // Cleared as far as it is used.
-        let mut sums = MaybeUninit::<[[f32; PIECE]; TILE]>::uninit();
-        let sums = sums.as_mut_ptr().cast::<f32>();
-        let mut first = piece.0;
-        while first < piece.1 {
-            let len = (piece.1 - first).min(PIECE);
-            let mut row = 0;
-            while row < rows {
-                let m = tile_len(rows - row);
-                // SAFETY: the caller's; tiles stay within rows and features.
-                unsafe {
-                    match m {
-                        TILE => self.rows::<S, TILE>(row, (first, len), sums),
-                        _ => self.rows::<S, 1>(row, (first, len), sums),
-                    }
+        let mut row = 0;
+        while row < self.args.rows {
+            let m = tile_rows::<S>(self.args.rows - row);
+            // SAFETY: the caller's; tiles stay within the rows.
+            unsafe {
+                match m {
+                    4 => self.rows::<S, 4>(row),
+                    2 => self.rows::<S, 2>(row),
+                    _ => self.rows::<S, 1>(row),
                 }
-                row += m;
             }
-            first += len;
+            row += m;
         }
     }
 }
@@ -283,7 +296,7 @@ impl<E: Element> Kernel for Expand<E> {
 /// Runs a [`Shrink`].
 ///
 /// # Safety
-/// Pointers and extents as in [`ShrinkArgs`], of the element type `dtype`; no two calls at once write the same ranks.
+/// Pointers and extents as in [`ShrinkArgs`], of the element type `dtype`; no two calls at once write the same rows.
 pub(crate) unsafe fn shrink(isa: Isa, dtype: DType, args: ShrinkArgs) {
     // SAFETY: the caller's.
     unsafe {

@@ -36,7 +36,10 @@ impl HostMemory {
         // alignments are served by fresh pages that are zero already.
         let is_huge = len_bytes >= HUGE_PAGE_BYTES;
         let align = if is_huge { HUGE_PAGE_BYTES } else { ALIGN };
-        let padded = len_bytes.max(1).checked_add(align).ok_or_else(oom)?;
+        // A last page that is half used is worth the rest of it.
+        let tail = len_bytes % HUGE_PAGE_BYTES;
+        let spare = if is_huge && tail >= HUGE_PAGE_BYTES / 2 { HUGE_PAGE_BYTES - tail } else { 0 };
+        let padded = len_bytes.max(1).checked_add(align + spare).ok_or_else(oom)?;
         let layout = Layout::from_size_align(padded, 16).map_err(|_| oom())?;
         // SAFETY: the layout is not empty.
         let base = unsafe { alloc_zeroed(layout) };
@@ -50,7 +53,7 @@ impl HostMemory {
             // SAFETY: the range is ours and the advice leaves its contents alone. A system without huge pages refuses,
             // which costs nothing but the speed.
             let _ = unsafe {
-                let whole = len_bytes - len_bytes % HUGE_PAGE_BYTES;
+                let whole = (len_bytes + spare) / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
                 rustix::mm::madvise(memory.ptr().cast(), whole, rustix::mm::Advice::LinuxHugepage)
             };
         }

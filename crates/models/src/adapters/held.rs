@@ -1,4 +1,4 @@
-//! Factors as a device holds them: in which element type, and turned as it reads them.
+//! In which element type a device holds factors.
 //!
 //! Steps with many adapters wait for the factors' bytes. In f16 they are half of what PEFT writes, and rounding to 11
 //! bits is lost beside quantised weights and keys in f16. Each factor is multiplied with a power of two first, which
@@ -93,18 +93,4 @@ fn f16_exponent(values: &[f32]) -> i32 {
         return 0;
     }
     (13 - f64::from(largest).log2().floor() as i32).min(40)
-}
-
-/// `[rows, cols]` to `[cols, rows]`, for elements of `size` bytes.
-pub(super) fn transpose(bytes: &[u8], rows: usize, cols: usize, size: usize) -> Vec<u8> {
-    fn of<const N: usize>(bytes: &[u8], rows: usize, cols: usize) -> Vec<u8> {
-        let elements = bytes.as_chunks::<N>().0;
-        let mut out = Vec::with_capacity(rows * cols * N);
-        for c in 0..cols {
-            let column = elements.iter().skip(c).step_by(cols.max(1));
-            out.extend(column.flatten());
-        }
-        out
-    }
-    if size == 2 { of::<2>(bytes, rows, cols) } else { of::<4>(bytes, rows, cols) }
 }

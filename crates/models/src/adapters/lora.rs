@@ -9,7 +9,7 @@ use wardrobe_device::{Ctx, DType, LoraFactors, LoraModules, LoraTable, Reservati
 use wardrobe_formats::peft::{AdapterRope, LoraModule};
 use wardrobe_formats::{Digest, PeftAdapter};
 
-use super::held::{AdapterPrecision, HeldFactor, held_dtype, transpose};
+use super::held::{AdapterPrecision, HeldFactor, held_dtype};
 use crate::error::{ModelError, Result};
 use crate::{Decoder, Module};
 
@@ -109,15 +109,15 @@ impl LoraAdapter {
             .map(|(module, part)| {
                 let dtype = held_dtype(module, part, precision);
                 let held = HeldFactor::new(&part.a, dtype)?;
-                let a =
-                    ctx.upload_to(&mut reservation, [part.rank, module.weight.cols()], dtype, &held.bytes)?;
+                let a = LoraFactors::pack_a(&held.bytes, part.rank, dtype.size_bytes());
+                let a = ctx.upload_to(&mut reservation, [module.weight.cols(), part.rank], dtype, &a)?;
                 Ok((a, held.scale))
             })
             .collect::<Result<Vec<_>>>()?;
         for ((module, part), a) in parts.into_iter().zip(a) {
             let factors = factors(ctx, &mut reservation, module, part, a)?;
             max_rank = max_rank.max(part.rank);
-            size_bytes += factors.a.size_bytes() + factors.b_t.size_bytes();
+            size_bytes += factors.a.size_bytes() + factors.b.size_bytes();
             size_bytes += factors.out_scale.as_ref().map_or(0, Tensor::size_bytes);
             if let Some(entry) = modules.get_mut(module.idx.0 as usize) {
                 *entry = Some(factors);
@@ -224,8 +224,8 @@ fn factors(
 ) -> Result<LoraFactors> {
     let (out, rank, dtype) = (module.weight.rows(), part.rank, a.dtype());
     let held = HeldFactor::new(&part.b, dtype)?;
-    let b_t = transpose(&held.bytes, out, rank, dtype.size_bytes());
-    let b_t = ctx.upload_to(reservation, [rank, out], dtype, &b_t)?;
+    let b = LoraFactors::pack_b(&held.bytes, rank, dtype.size_bytes());
+    let b = ctx.upload_to(reservation, [out, rank], dtype, &b)?;
     let out_scale = match &part.magnitude {
         Some(m) => {
             let values = dora_scale(ctx, module, part, &m.to_f32()?)?;
@@ -234,7 +234,7 @@ fn factors(
         }
         None => None,
     };
-    Ok(LoraFactors { a, b_t, scale: (part.scale * a_scale * held.scale) as f32, out_scale })
+    Ok(LoraFactors { a, b, scale: (part.scale * a_scale * held.scale) as f32, out_scale })
 }
 
 /// `m / ‖W + scale B A‖` per output (Liu et al., arXiv 2402.09353, equation 5): the norm runs over the inputs.

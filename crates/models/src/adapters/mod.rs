@@ -1,4 +1,4 @@
-//! The adapter kinds, one file each, and how their factors are held.
+//! The adapter kinds, one file each, and in which element type their factors are held.
 
 pub mod held;
 pub mod lora;

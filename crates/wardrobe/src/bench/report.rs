@@ -81,16 +81,20 @@ pub struct AdapterResult {
     pub num_adapters: usize,
     /// Sequences over which they were spread.
     pub num_sequences: usize,
-    /// Bytes of all of them.
+    /// Bytes of all of them, as they are held.
     pub adapter_bytes: u64,
+    /// Bytes of all of them as they were given: in f32, as PEFT saves them.
+    pub given_bytes: u64,
     /// f32 operations that they add to a step.
     pub f32_ops: f64,
     /// Time that they add to a decode step: the median of differences to the step before it.
     pub added_ms: f64,
-    /// The least they could add: the larger of reading them from memory and computing them.
+    /// The least they could add: the larger of reading them from memory, as they are held, and computing them.
     pub least_ms: Option<f64>,
     /// `added_ms / least_ms`.
     pub added_over_least: Option<f64>,
+    /// The same with the bytes that they were given in.
+    pub added_over_least_as_given: Option<f64>,
     /// Throughput of decoding with adapters in the slots that no sequence uses, over that without any.
     pub unused_ratio: f64,
     /// Putting an adapter that is in memory into an occupied slot.
@@ -196,10 +200,11 @@ impl Report {
         }
         let (bandwidth, f32_rate) = (limits.memory_bytes_per_second(), limits.f32_ops_per_second);
         if let Some(adapters) = self.adapters.as_mut().filter(|_| bandwidth > 0.0 && f32_rate > 0.0) {
-            let read = adapters.adapter_bytes as f64 / bandwidth;
-            let least = 1e3 * read.max(adapters.f32_ops / f32_rate);
-            adapters.least_ms = Some(least);
-            adapters.added_over_least = (least > 0.0).then(|| adapters.added_ms / least);
+            let least_ms = |bytes: u64| 1e3 * (bytes as f64 / bandwidth).max(adapters.f32_ops / f32_rate);
+            let ratio = |least: f64| (least > 0.0).then(|| adapters.added_ms / least);
+            let (held, given) = (least_ms(adapters.adapter_bytes), least_ms(adapters.given_bytes));
+            (adapters.added_over_least, adapters.added_over_least_as_given) = (ratio(held), ratio(given));
+            adapters.least_ms = Some(held);
         }
         self.limits = Some(limits);
     }
@@ -221,6 +226,7 @@ mod tests {
         });
         report.adapters = Some(AdapterResult {
             adapter_bytes: 200_000_000,
+            given_bytes: 400_000_000,
             f32_ops: 1e9,
             added_ms: 15.0,
             ..Default::default()
@@ -241,5 +247,6 @@ mod tests {
         // 200 MB at 20 GB/s are 10 ms; 1 GFLOP at 200 GFLOP/s are 5 ms.
         let adapters = report.adapters.unwrap();
         assert!(close(adapters.least_ms, 10.0) && close(adapters.added_over_least, 1.5));
+        assert!(close(adapters.added_over_least_as_given, 0.75));
     }
 }

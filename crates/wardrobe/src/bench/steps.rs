@@ -264,9 +264,10 @@ impl StepBench {
             ..Default::default()
         };
         let loader = PeftLoader::new(model.device().clone(), model.decoder().clone(), lora);
-        let mut prepared = Vec::new();
+        let (mut prepared, mut given_bytes) = (Vec::new(), 0);
         for i in 0..num_adapters {
             let adapter = random_adapter(decoder, rank, i as u64 + 1)?;
+            given_bytes += adapter.total_bytes();
             let payload = Arc::new(adapter);
             let label = format!("random adapter {i}");
             prepared.push(loader.load(&AdapterSource::InProcess { label, payload })?);
@@ -299,6 +300,7 @@ impl StepBench {
             num_adapters,
             num_sequences: ADAPTER_SEQUENCES,
             adapter_bytes: prepared.iter().map(|p| p.host_bytes()).sum(),
+            given_bytes,
             f32_ops: f32_ops_per_row(decoder, rank) * ADAPTER_SEQUENCES as f64,
             added_ms: median(&added),
             unused_ratio: median(&none) / median(&unused).max(1e-9),
