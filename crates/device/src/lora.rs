@@ -36,20 +36,29 @@ impl LoraFactors {
     /// The bytes of [`LoraFactors::a`] from those of A, `[rank, in]`, whose elements take `element_bytes`: a step reads
     /// all ranks of one input after the other.
     pub fn pack_a(a: &[u8], rank: usize, element_bytes: usize) -> Vec<u8> {
-        let mut packed = Vec::with_capacity(a.len());
-        transpose(a, rank, element_bytes, &mut packed);
-        packed
+        fn of<const N: usize>(a: &[u8], rank: usize) -> Vec<u8> {
+            let elements = a.as_chunks::<N>().0;
+            let mut packed = vec![[0; N]; elements.len()];
+            transpose(elements, rank, &mut packed);
+            packed.into_flattened()
+        }
+        if element_bytes == 2 { of::<2>(a, rank) } else { of::<4>(a, rank) }
     }
 
     /// The bytes of [`LoraFactors::b`] from those of B, `[out, rank]`: 16 outputs after the other (fewer at the end),
     /// and of these all outputs of one rank after the other, so that a step reads 16 outputs at once and all in order.
     pub fn pack_b(b: &[u8], rank: usize, element_bytes: usize) -> Vec<u8> {
-        let mut packed = Vec::with_capacity(b.len());
-        let row_bytes = (rank * element_bytes).max(1);
-        for panel in b.chunks(PANEL_OUTPUTS * row_bytes) {
-            transpose(panel, panel.len() / row_bytes, element_bytes, &mut packed);
+        fn of<const N: usize>(b: &[u8], rank: usize) -> Vec<u8> {
+            let elements = b.as_chunks::<N>().0;
+            let mut packed = vec![[0; N]; elements.len()];
+            let rank = rank.max(1);
+            let panels = elements.chunks(PANEL_OUTPUTS * rank).zip(packed.chunks_mut(PANEL_OUTPUTS * rank));
+            for (panel, packed) in panels {
+                transpose(panel, panel.len() / rank, packed);
+            }
+            packed.into_flattened()
         }
-        packed
+        if element_bytes == 2 { of::<2>(b, rank) } else { of::<4>(b, rank) }
     }
 
     /// Whether these are factors for a layer `[out, in]`.
@@ -80,16 +89,16 @@ impl LoraFactors {
 /// Outputs of a panel of [`LoraFactors::b`].
 const PANEL_OUTPUTS: usize = 16;
 
-/// Appends the transpose of a matrix of `rows` rows.
-fn transpose(matrix: &[u8], rows: usize, element_bytes: usize, to: &mut Vec<u8>) {
-    fn of<const N: usize>(matrix: &[u8], rows: usize, to: &mut Vec<u8>) {
-        let elements = matrix.as_chunks::<N>().0;
-        let cols = elements.len() / rows.max(1);
-        for c in 0..cols {
-            to.extend(elements.iter().skip(c).step_by(cols).flatten());
+/// Writes the transpose of a matrix of `rows` rows.
+fn transpose<T: Copy>(matrix: &[T], rows: usize, to: &mut [T]) {
+    let cols = (matrix.len() / rows.max(1)).max(1);
+    for (r, row) in matrix.chunks(cols).enumerate() {
+        for (to, element) in to.chunks_exact_mut(rows.max(1)).zip(row) {
+            if let Some(to) = to.get_mut(r) {
+                *to = *element;
+            }
         }
     }
-    if element_bytes == 2 { of::<2>(matrix, rows, to) } else { of::<4>(matrix, rows, to) }
 }
 
 /// One adapter's factors by module, `None` where it leaves a module alone.

@@ -173,3 +173,13 @@ fn peft_configurations_never_panic() {
     let (accepted, refused) = run(valid, valid.len(), 0x7065_6674, body);
     assert!(accepted > 0 && refused > accepted, "{accepted} accepted, {refused} refused");
 }
+
+#[test]
+fn adapter_records_never_panic() {
+    let valid = br#"{"version": 1, "rope": {"rope_theta": 500000.0, "max_position_embeddings": 32768, "rope_scaling":
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192, "beta_fast": 32, "beta_slow": 1,
+        "mscale": 0.7, "mscale_all_dim": 1.0, "truncate": true}}}"#;
+    let body = |bytes: &[u8]| fuzzing::adapter_record(&String::from_utf8_lossy(bytes));
+    let (accepted, refused) = run(valid, valid.len(), 0x726f_7065, body);
+    assert!(accepted > 0 && refused > accepted, "{accepted} accepted, {refused} refused");
+}

@@ -44,5 +44,13 @@ pub fn check_config(path: &std::path::Path, text: &str) -> crate::Result<Adapter
     Ok(config)
 }
 
+/// A check of the text of a [`RECORD_FILE`].
+///
+/// # Errors
+/// [`crate::FormatError`] naming the key at fault.
+pub fn check_record(path: &std::path::Path, text: &str) -> crate::Result<Option<AdapterRope>> {
+    record::parse(path, &crate::paths::parse_json_object(path, text)?)
+}
+
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,7 @@
 //! PEFT has no place for it: a base model is trained at a longer context by changing *its* configuration. So whoever
 //! serves such an adapter must be told, and other runtimes need the same setting by hand.
 
+use std::fmt;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
@@ -65,7 +66,8 @@ impl AdapterRope {
         })
     }
 
-    fn to_json(&self) -> Value {
+    /// As `rope` of the record.
+    pub fn to_json(&self) -> Value {
         let mut map = Map::new();
         if let Some(theta) = self.theta {
             map.insert("rope_theta".to_owned(), json!(theta));
@@ -75,6 +77,21 @@ impl AdapterRope {
         }
         map.insert("max_position_embeddings".to_owned(), json!(self.max_position_embeddings));
         Value::Object(map)
+    }
+}
+
+impl fmt::Display for AdapterRope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.scaling {
+            RopeScaling::None | RopeScaling::FrequencyFactors(_) => f.write_str("unscaled")?,
+            RopeScaling::Linear { factor } => write!(f, "linear, factor {factor}")?,
+            RopeScaling::Llama3 { factor, .. } => write!(f, "llama3, factor {factor}")?,
+            RopeScaling::Yarn { factor, .. } => write!(f, "YaRN, factor {factor}")?,
+        }
+        if let Some(theta) = self.theta {
+            write!(f, ", theta {theta}")?;
+        }
+        write!(f, ", up to {} tokens", self.max_position_embeddings)
     }
 }
 
@@ -89,8 +106,12 @@ pub(super) fn read(dir: &Path) -> Result<Option<AdapterRope>> {
         return Ok(None);
     }
     let path = paths::confined(dir, RECORD_FILE)?;
-    let map = paths::read_json_object(&path, MAX_RECORD_BYTES)?;
-    let keys = Keys::new(&path, &map);
+    parse(&path, &paths::read_json_object(&path, MAX_RECORD_BYTES)?)
+}
+
+/// Reads a record; `path` is for messages.
+pub(super) fn parse(path: &Path, map: &Map<String, Value>) -> Result<Option<AdapterRope>> {
+    let keys = Keys::new(path, map);
     match keys.get("version").and_then(Value::as_u64) {
         Some(VERSION) => {}
         found => {
@@ -100,6 +121,6 @@ pub(super) fn read(dir: &Path) -> Result<Option<AdapterRope>> {
     }
     let Some(rope) = keys.object("rope")? else { return Ok(None) };
     let rope = AdapterRope::from_json(&rope)?;
-    rope.check(&path)?;
+    rope.check(path)?;
     Ok(Some(rope))
 }

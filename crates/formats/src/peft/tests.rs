@@ -9,6 +9,7 @@ use tempfile::{TempDir, tempdir};
 mod options;
 
 use super::*;
+use crate::config::RopeScaling;
 use crate::error::{FormatError, Result};
 use crate::safetensors::{self, TensorData};
 use crate::storage::StorageType;
@@ -426,4 +427,51 @@ fn links_out_of_the_folder_are_refused() {
     std::fs::remove_file(dir.path().join(WEIGHTS_FILE)).unwrap();
     std::os::unix::fs::symlink(outside.path().join(WEIGHTS_FILE), dir.path().join(WEIGHTS_FILE)).unwrap();
     assert!(matches!(PeftAdapter::open(dir.path()), Err(FormatError::Escapes { .. })));
+}
+
+#[test]
+fn rope_scaling_of_every_kind_is_read_as_written() {
+    let adapter = open(&config(), &pair(Q, 2)).unwrap();
+    let root = tempdir().unwrap();
+    let scalings = [
+        RopeScaling::None,
+        RopeScaling::Linear { factor: 4.0 },
+        RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position: 8192,
+        },
+        RopeScaling::Yarn {
+            factor: 2.5,
+            original_max_position: 4096,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            attention_factor: 1.1,
+            truncate: false,
+        },
+    ];
+    let mut digests = vec![adapter.digest()];
+    for (i, scaling) in scalings.into_iter().enumerate() {
+        let theta = (i % 2 == 1).then_some(5e5);
+        let rope = AdapterRope { theta, scaling, max_position_embeddings: 32_768 };
+        let contents = PeftContents {
+            config: adapter.config(),
+            modules: adapter.modules(),
+            embeddings: &[],
+            saved: &[],
+            rope: Some(&rope),
+            extra_files: &[],
+        };
+        let dir = root.path().join(i.to_string());
+        write_peft(&dir, &contents, false).unwrap();
+        let again = PeftAdapter::open(&dir).unwrap();
+        assert_eq!(again.rope(), Some(&rope));
+        let in_memory = PeftAdapter::from_contents("trained", &contents, &PeftLimits::default()).unwrap();
+        assert_eq!(again.digest(), in_memory.digest());
+        digests.push(again.digest());
+    }
+    digests.sort_by_key(|digest| digest.to_string());
+    digests.dedup();
+    assert_eq!(digests.len(), 5, "each is another adapter");
 }

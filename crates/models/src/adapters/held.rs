@@ -72,23 +72,25 @@ impl HeldFactor {
         }
         let mut values = factor.to_f32()?;
         if dtype != DType::F16 {
-            let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-            return Ok(HeldFactor { bytes, scale: 1.0 });
+            let bytes: Vec<[u8; 4]> = values.iter().map(|v| v.to_le_bytes()).collect();
+            return Ok(HeldFactor { bytes: bytes.into_flattened(), scale: 1.0 });
         }
         let exponent = f16_exponent(&values);
-        let factor = f64::from(exponent).exp2();
-        values.iter_mut().for_each(|v| *v = (f64::from(*v) * factor) as f32);
+        let factor = (exponent as f32).exp2();
+        values.iter_mut().for_each(|v| *v *= factor);
         let mut narrow = vec![f16::ZERO; values.len()];
         narrow.convert_from_f32_slice(&values);
-        let bytes = narrow.iter().flat_map(|v| v.to_le_bytes()).collect();
-        Ok(HeldFactor { bytes, scale: (-f64::from(exponent)).exp2() })
+        let bytes: Vec<[u8; 2]> = narrow.iter().map(|v| v.to_le_bytes()).collect();
+        Ok(HeldFactor { bytes: bytes.into_flattened(), scale: (-f64::from(exponent)).exp2() })
     }
 }
 
 /// Power of two that brings the largest of `values` to 2^13 at least and below 2^14: f16 ends at 2^16. No more than
 /// 2^40, so that scales stay far from what f32 cannot hold; a factor so small does nothing.
 fn f16_exponent(values: &[f32]) -> i32 {
-    let largest = values.iter().fold(0.0f32, |largest, v| largest.max(v.abs()));
+    // By their bits, magnitudes are in the same order, and compared some at a time.
+    let largest = values.iter().fold(0, |largest, v| v.abs().to_bits().max(largest));
+    let largest = f32::from_bits(largest);
     if largest == 0.0 {
         return 0;
     }

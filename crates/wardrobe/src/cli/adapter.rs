@@ -9,7 +9,7 @@ use wardrobe::{AdapterSource, LoraOptions};
 use wardrobe_engine::AdapterLoader as _;
 use wardrobe_engine::model::PeftLoader;
 use wardrobe_formats::PeftAdapter;
-use wardrobe_formats::peft::{LoraModule, ModuleSelector};
+use wardrobe_formats::peft::{AdapterRope, LoraModule, ModuleSelector};
 
 use super::log;
 use super::open::{self, ComputeArgs};
@@ -162,6 +162,9 @@ impl Report {
                 format!("{} patterns, largest rank {}", config.rank_pattern.len(), adapter.max_rank()),
             ));
         }
+        if let Some(rope) = adapter.rope() {
+            rows.push(row("positions", rope.to_string()));
+        }
         match fit {
             Some(Ok(what)) => rows.push(row("fits", style.good(what))),
             Some(Err(_)) => rows.push(row("fits", style.bad("no"))),
@@ -217,6 +220,7 @@ impl Report {
             "alpha": config.alpha,
             "scale": config.scale(config.alpha, config.r),
             "targets": targets(&config.target_modules),
+            "rope": adapter.rope().map(AdapterRope::to_json),
             "num_modules": adapter.modules().len(),
             "num_tensors": self.num_tensors,
             "dtypes": self.dtypes,
