@@ -126,6 +126,7 @@ fn card(state: &ServerState, info: AdapterInfo) -> AdapterCard {
         digest: info.digest.iter().map(|byte| format!("{byte:02x}")).collect(),
         rank: info.rank,
         num_modules: info.num_modules,
+        max_model_len: info.max_context_tokens,
         host_bytes: info.host_bytes,
         device_bytes: info.device_bytes,
         level: info.level.name(),

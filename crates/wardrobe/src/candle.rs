@@ -111,10 +111,10 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::Model`] naming the module or tensor that does not fit.
-    pub fn fit_adapter(&self, adapter: &PeftAdapter, limits: &LoraOptions) -> Result<LoraAdapter> {
+    pub fn fit_adapter(&self, adapter: &PeftAdapter, options: &LoraOptions) -> Result<LoraAdapter> {
         let step = StepLimits { max_rows: 1, max_seqs: 1, max_blocks: 1 };
         let mut ctx = Ctx::new(self.device().clone(), CtxConfig { arena_bytes: 0, step })?;
-        Ok(LoraAdapter::new(&mut ctx, self.decoder().as_ref(), adapter, limits)?)
+        Ok(LoraAdapter::new(&mut ctx, self.decoder().as_ref(), adapter, options)?)
     }
 }
 

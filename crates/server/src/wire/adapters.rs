@@ -45,6 +45,8 @@ pub(crate) struct AdapterCard {
     pub source: String,
     pub rank: usize,
     pub num_modules: usize,
+    /// Its own context, if it brings RoPE scaling.
+    pub max_model_len: Option<usize>,
     pub host_bytes: u64,
     pub device_bytes: u64,
     pub level: &'static str,

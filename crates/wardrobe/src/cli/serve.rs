@@ -313,8 +313,9 @@ fn row(name: &str, value: String) -> Vec<String> {
 
 fn describe(adapter: &AdapterInfo) -> String {
     let size = output::mib(adapter.host_bytes);
+    let context = adapter.max_context_tokens.map_or(String::new(), |n| format!("{n} tokens of context, "));
     format!(
-        "{} (rank {}, {} modules, {size}, {})",
+        "{} (rank {}, {} modules, {size}, {context}{})",
         adapter.name, adapter.rank, adapter.num_modules, adapter.source
     )
 }
