@@ -13,7 +13,8 @@ cleanup() {
 trap cleanup EXIT
 mkdir -p "$work/adapters/letters"
 echo m > "$work/adapters/letters/letter"
-cargo build --quiet --manifest-path "$here/../../Cargo.toml" -p wardrobe-server --example fake
+# With the features that the whole workspace asks for, as the tests have built it.
+cargo build --quiet --manifest-path "$here/../../Cargo.toml" --workspace --example fake
 target=${CARGO_TARGET_DIR:-$here/../../target}
 
 # serve PORT MAX_CONCURRENT
