@@ -15,7 +15,7 @@ use crate::lora::{LoraBatch, ModuleIdx};
 use crate::ops::{Device, LinearTarget, Ops, PagedAttention, RopeTables, StepMode};
 use crate::sample::{LogprobRow, SampleRow, Sampled, TokenLogprobs};
 use crate::step::{GraphKey, Step, StepBounds, StepBuffers, StepInputs, StepLimits};
-use crate::tensor::{Life, Tensor};
+use crate::tensor::{Life, Tensor, expect};
 use crate::weight::{HostTensor, Weight};
 use crate::{DType, Shape};
 
@@ -488,17 +488,4 @@ impl Ctx {
         // SAFETY: checked above.
         unsafe { self.ops.logprobs(logits, rows) }
     }
-}
-
-fn expect(op: &'static str, operand: &'static str, t: &Tensor, shape: Shape, dtype: DType) -> Result<()> {
-    if !t.is_live() {
-        return Err(DeviceError::Stale { op, operand });
-    }
-    if t.shape != shape {
-        return Err(DeviceError::Shape { op, operand, expected: shape, actual: t.shape });
-    }
-    if t.dtype != dtype {
-        return Err(DeviceError::DType { op, operand, expected: dtype, actual: t.dtype });
-    }
-    Ok(())
 }

@@ -119,6 +119,26 @@ impl Tensor {
     }
 }
 
+/// Whether an operand is live and of this shape and type.
+pub(crate) fn expect(
+    op: &'static str,
+    operand: &'static str,
+    t: &Tensor,
+    shape: Shape,
+    dtype: DType,
+) -> Result<()> {
+    if !t.is_live() {
+        return Err(DeviceError::Stale { op, operand });
+    }
+    if t.shape != shape {
+        return Err(DeviceError::Shape { op, operand, expected: shape, actual: t.shape });
+    }
+    if t.dtype != dtype {
+        return Err(DeviceError::DType { op, operand, expected: dtype, actual: t.dtype });
+    }
+    Ok(())
+}
+
 impl fmt::Debug for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let life = match self.life {

@@ -37,8 +37,8 @@ unsafe fn fetch<S: Simd, E: Element>(p: *const u8, ahead: isize, vectors: usize)
     }
 }
 
-/// A factor of `bytes` bytes at `factor` in two parts: the steps, each of `step_bytes`, during which its own bytes are
-/// asked for, and all up to `steps`, during which those of `next` are; each part's end, and how far ahead that is.
+/// The `steps` over a factor, each of `step_bytes`, in two parts: first its own bytes are asked for, then those of `next`,
+/// or, if that is null, what lies behind it. Each part's end, and how far ahead of a step what it asks for lies, in bytes.
 #[inline(always)]
 fn parts(factor: *const u8, next: *const u8, step_bytes: usize, steps: usize) -> [(usize, isize); 2] {
     let ahead = AHEAD_BYTES as isize;
