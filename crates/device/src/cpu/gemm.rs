@@ -29,13 +29,10 @@ impl Epilogue {
     pub(crate) fn prefetch(&self, row: usize, panel: usize) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         let at = row * self.features + panel * LANES;
-        // SAFETY: a prefetch of any address is harmless.
-        unsafe {
-            // For writing: another core may have the line. The intrinsic's hint for that gives a plain prefetch.
-            std::arch::asm!("prefetchw [{}]", in(reg) self.out.wrapping_add(at), options(nostack, preserves_flags));
-            if !self.residual.is_null() {
-                _mm_prefetch::<_MM_HINT_T0>(self.residual.wrapping_add(at).cast());
-            }
+        super::simd::prefetchw(self.out.wrapping_add(at));
+        if !self.residual.is_null() {
+            // SAFETY: a prefetch of any address is harmless.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.residual.wrapping_add(at).cast()) };
         }
     }
 

@@ -12,9 +12,13 @@ use super::isa::{Isa, Kernel};
 use super::simd::{LANES, Simd, load, store};
 use crate::DType;
 
-/// How far ahead factors are asked for, in bytes: what two threads read while memory answers.
-const AHEAD_BYTES: usize = 4096;
+/// How far ahead factors are asked for, in bytes: into the second-level cache, which has more requests under way at once,
+/// and from there into the first.
+const FAR_BYTES: usize = 8192;
+const NEAR_BYTES: usize = 1024;
 const LINE_BYTES: usize = 64;
+/// How many tiles ahead outputs are asked for: half of them were written by other threads.
+const OUT_AHEAD: usize = 3;
 
 /// Rows of the next tile when `left` are left: as many as the registers hold the sums of.
 #[inline(always)]
@@ -26,26 +30,41 @@ fn tile_rows<S: Simd>(left: usize) -> usize {
     }
 }
 
-/// Asks for `vectors` vectors of elements that will be read in a while: those `ahead` bytes after `p`.
+/// Where the bytes lie that are asked for at a step: so many bytes after it.
+#[derive(Clone, Copy)]
+struct Ahead {
+    near: isize,
+    far: isize,
+}
+
+/// Asks for `vectors` vectors of elements that will be read in a while.
 #[inline(always)]
-unsafe fn fetch<S: Simd, E: Element>(p: *const u8, ahead: isize, vectors: usize) {
+unsafe fn fetch<S: Simd, E: Element>(p: *const u8, ahead: Ahead, vectors: usize) {
     let mut at = 0;
     while at < vectors * LANES * E::BYTES {
-        // SAFETY: the caller's, for the CPU features; the address need not be valid.
-        unsafe { S::prefetch(p.wrapping_offset(ahead).wrapping_add(at)) };
+        // SAFETY: the caller's, for the CPU features; the addresses need not be valid.
+        unsafe {
+            S::prefetch_far(p.wrapping_offset(ahead.far).wrapping_add(at));
+            S::prefetch(p.wrapping_offset(ahead.near).wrapping_add(at));
+        }
         at += LINE_BYTES;
     }
 }
 
-/// The `steps` over a factor, each of `step_bytes`, in two parts: first its own bytes are asked for, then those of `next`,
-/// or, if that is null, what lies behind it. Each part's end, and how far ahead of a step what it asks for lies, in bytes.
+/// The `steps` over a factor, each of `step_bytes`, in parts: first its own bytes are asked for, then those of `next`,
+/// or, if that is null, what lies behind it. Each part's end, and what its steps ask for.
 #[inline(always)]
-fn parts(factor: *const u8, next: *const u8, step_bytes: usize, steps: usize) -> [(usize, isize); 2] {
-    let ahead = AHEAD_BYTES as isize;
-    let own = steps.saturating_sub(AHEAD_BYTES / step_bytes.max(1));
+fn parts(factor: *const u8, next: *const u8, step_bytes: usize, steps: usize) -> [(usize, Ahead); 3] {
     let end = factor.wrapping_add(steps * step_bytes);
     let gap = if next.is_null() { 0 } else { (next as isize).wrapping_sub(end as isize) };
-    [(own, ahead), (steps, ahead.wrapping_add(gap))]
+    let own = |ahead: usize| steps.saturating_sub(ahead / step_bytes.max(1));
+    let (near, far) = (NEAR_BYTES as isize, FAR_BYTES as isize);
+    let (next_near, next_far) = (near.wrapping_add(gap), far.wrapping_add(gap));
+    [
+        (own(FAR_BYTES), Ahead { near, far }),
+        (own(NEAR_BYTES), Ahead { near, far: next_far }),
+        (steps, Ahead { near: next_near, far: next_far }),
+    ]
 }
 
 /// `low[row, r] = scale * scales[row] * Σ_k x[row, k] a[k, r]`.
@@ -184,15 +203,21 @@ pub(crate) struct ExpandArgs {
 impl<E: Element> Expand<E> {
     /// `M` rows of `P` panels from `feature` on; `n` features of the last.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const M: usize, const P: usize>(
+    unsafe fn tile<S: Simd, const M: usize, const P: usize, const PLAIN: bool>(
         &self,
         row: usize,
         (feature, n): (usize, usize),
-        ahead: isize,
+        ahead: Ahead,
     ) {
-        let ExpandArgs { low, rank, b, .. } = self.args;
+        let ExpandArgs { low, rank, b, out, features, .. } = self.args;
         // SAFETY: rows, ranks and features are the caller's; all loads stay within them.
         unsafe {
+            for m in 0..M {
+                for i in 0..P {
+                    let soon = (row + m) * features + feature + (i + OUT_AHEAD * P) * LANES;
+                    S::prefetch_write(out.wrapping_add(soon));
+                }
+            }
             let low = low.add(row * rank);
             let panel_bytes = LANES * rank * E::BYTES;
             let b = b.add(feature * rank * E::BYTES);
@@ -218,7 +243,12 @@ impl<E: Element> Expand<E> {
             }
             for (m, sums) in sums.into_iter().enumerate() {
                 for (i, sum) in sums.into_iter().enumerate() {
-                    self.finish::<S>(row + m, feature + i * LANES, n, sum);
+                    if PLAIN {
+                        let y = out.add((row + m) * features + feature + i * LANES);
+                        store::<S>(y, S::add(load::<S>(y, n), sum), n);
+                    } else {
+                        self.finish::<S>(row + m, feature + i * LANES, n, sum);
+                    }
                 }
             }
         }
@@ -248,28 +278,52 @@ impl<E: Element> Expand<E> {
         }
     }
 
-    /// All panels of `M` rows.
+    /// All panels of `M` rows, two at once.
     #[inline(always)]
-    unsafe fn rows<S: Simd, const M: usize>(&self, row: usize) {
+    unsafe fn rows<S: Simd, const M: usize, const PLAIN: bool>(&self, row: usize) {
         let (mut feature, end) = self.args.piece;
         // SAFETY: the caller's; panels stay within the piece.
         unsafe {
-            let pair_bytes = 2 * LANES * self.args.rank * E::BYTES;
+            let tile_bytes = 2 * LANES * self.args.rank * E::BYTES;
             let first = self.args.b.add(feature * self.args.rank * E::BYTES);
-            let pairs = (end - feature) / (2 * LANES);
-            let mut pair = 0;
-            for (end, ahead) in parts(first, self.args.next, pair_bytes, pairs) {
-                while pair < end {
-                    self.tile::<S, M, 2>(row, (feature, LANES), ahead);
+            let tiles = (end - feature) / (2 * LANES);
+            let mut tile = 0;
+            for (end, ahead) in parts(first, self.args.next, tile_bytes, tiles) {
+                while tile < end {
+                    self.tile::<S, M, 2, PLAIN>(row, (feature, LANES), ahead);
                     feature += 2 * LANES;
-                    pair += 1;
+                    tile += 1;
                 }
             }
             while feature < end {
                 let n = (end - feature).min(LANES);
-                self.tile::<S, M, 1>(row, (feature, n), AHEAD_BYTES as isize);
+                self.tile::<S, M, 1, PLAIN>(
+                    row,
+                    (feature, n),
+                    Ahead { near: NEAR_BYTES as isize, far: FAR_BYTES as isize },
+                );
                 feature += n;
             }
+        }
+    }
+}
+
+impl<E: Element> Expand<E> {
+    /// All rows.
+    #[inline(always)]
+    unsafe fn all<S: Simd, const PLAIN: bool>(&self) {
+        let mut row = 0;
+        while row < self.args.rows {
+            let m = tile_rows::<S>(self.args.rows - row);
+            // SAFETY: the caller's; tiles stay within the rows.
+            unsafe {
+                match m {
+                    4 => self.rows::<S, 4, PLAIN>(row),
+                    2 => self.rows::<S, 2, PLAIN>(row),
+                    _ => self.rows::<S, 1, PLAIN>(row),
+                }
+            }
+            row += m;
         }
     }
 }
@@ -277,18 +331,13 @@ impl<E: Element> Expand<E> {
 impl<E: Element> Kernel for Expand<E> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let mut row = 0;
-        while row < self.args.rows {
-            let m = tile_rows::<S>(self.args.rows - row);
-            // SAFETY: the caller's; tiles stay within the rows.
-            unsafe {
-                match m {
-                    4 => self.rows::<S, 4>(row),
-                    2 => self.rows::<S, 2>(row),
-                    _ => self.rows::<S, 1>(row),
-                }
+        let ExpandArgs { out_scale, bias, residual, .. } = self.args;
+        // SAFETY: the caller's.
+        unsafe {
+            match out_scale.is_null() && bias.is_null() && residual.is_null() {
+                true => self.all::<S, true>(),
+                false => self.all::<S, false>(),
             }
-            row += m;
         }
     }
 }

@@ -77,6 +77,10 @@ pub(crate) trait Simd: Copy + 'static {
 
     /// Asks memory for the cache line at `p`, which need not be valid.
     unsafe fn prefetch(p: *const u8);
+    /// As `prefetch`, into the second-level cache only.
+    unsafe fn prefetch_far(p: *const u8);
+    /// As `prefetch`, for writing: another core may have the line.
+    unsafe fn prefetch_write(p: *const f32);
     unsafe fn load_w(p: *const u8) -> Self::W;
     /// The low four bits of each byte, and the high four.
     unsafe fn nibbles(w: Self::W) -> (Self::W, Self::W);
@@ -89,6 +93,14 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn dot_u8(acc: Self::I, w: Self::W, a: *const i8) -> Self::I;
     /// As `dot_u8` for what `bias_i8` returned.
     unsafe fn dot_i8(acc: Self::I, w: Self::W, a: *const i8) -> Self::I;
+}
+
+/// The intrinsic's hint for writing gives a plain prefetch. Processors that lack the instruction take it as none.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(crate) fn prefetchw(p: *const f32) {
+    // SAFETY: a prefetch of any address is harmless.
+    unsafe { std::arch::asm!("prefetchw [{}]", in(reg) p, options(nostack, preserves_flags)) };
 }
 
 /// The first `n` of 16 floats (1 to 16), the others 0.

@@ -287,6 +287,14 @@ impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
         unsafe { asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(readonly, nostack, preserves_flags)) };
     }
     #[inline(always)]
+    unsafe fn prefetch_far(p: *const u8) {
+        unsafe { asm!("prfm pldl2keep, [{p}]", p = in(reg) p, options(readonly, nostack, preserves_flags)) };
+    }
+    #[inline(always)]
+    unsafe fn prefetch_write(p: *const f32) {
+        unsafe { asm!("prfm pstl1keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags)) };
+    }
+    #[inline(always)]
     unsafe fn load_w(p: *const u8) -> Self::W {
         unsafe { [vld1q_u8(p), vld1q_u8(p.add(16)), vld1q_u8(p.add(32)), vld1q_u8(p.add(48))] }
     }

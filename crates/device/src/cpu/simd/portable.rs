@@ -159,6 +159,10 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn prefetch(_p: *const u8) {}
     #[inline(always)]
+    unsafe fn prefetch_far(_p: *const u8) {}
+    #[inline(always)]
+    unsafe fn prefetch_write(_p: *const f32) {}
+    #[inline(always)]
     unsafe fn load_w(p: *const u8) -> Self::W {
         unsafe { p.cast::<Self::W>().read_unaligned() }
     }
