@@ -165,12 +165,20 @@ impl Linear {
         let num_workers = worker.num_workers();
         let first = |worker: usize| worker * num_updates / num_workers;
         let base = |worker: usize| self.tasks.get(worker).map_or(&[][..], Vec::as_slice);
-        let share = |worker: usize| base(worker).len() + first(worker + 1) - first(worker);
-        worker.each(share, |owner, i| {
-            // SAFETY: the caller's; tasks write disjoint panels and rows.
-            unsafe {
-                match (base(owner).get(i), adapted) {
-                    (Some(task), _) => {
+        let updates = |worker: usize| first(worker + 1) - first(worker);
+        // The adapters' part first: the rows are still in the cache, and the weights' last tasks are the smallest.
+        worker.each(
+            |worker| updates(worker) + base(worker).len(),
+            |owner, i| {
+                // SAFETY: the caller's; tasks write disjoint panels and rows.
+                unsafe {
+                    if let (Some(adapted), true) = (adapted, i < updates(owner)) {
+                        let idx = first(owner) + i;
+                        let Some(update) = self.update(env, adapted, idx) else { return };
+                        let next = self.update(env, adapted, idx + 1);
+                        let next = next.and_then(|next| next.factors).map(|f| &f.a);
+                        update.shrink(isa, &operand, adapted.scales.get(), next);
+                    } else if let Some(task) = base(owner).get(i - updates(owner)) {
                         let Some(target) = self.targets.get(task.target) else { return };
                         let Ok(weight) = cpu_weight(&target.weight) else { return };
                         let mut epilogue = target.epilogue;
@@ -179,18 +187,9 @@ impl Linear {
                         }
                         multiply(isa, weight, &operand, task, epilogue);
                     }
-                    (None, Some(adapted)) => {
-                        let idx = first(owner) + i - base(owner).len();
-                        if let Some(update) = self.update(env, adapted, idx) {
-                            let next = self.update(env, adapted, idx + 1);
-                            let next = next.and_then(|next| next.factors).map(|f| &f.a);
-                            update.shrink(isa, &operand, adapted.scales.get(), next);
-                        }
-                    }
-                    (None, None) => {}
                 }
-            }
-        })
+            },
+        )
     }
 
     /// The products with the adapters' B, added to the outputs.
@@ -214,6 +213,11 @@ impl Linear {
                 }
             }
         })
+    }
+
+    /// Whether some row of this step has an adapter.
+    pub(crate) fn has_updates(&self, env: &Env<'_>) -> bool {
+        self.adapted(env).is_some_and(|a| a.has_adapters)
     }
 
     fn adapted<'a>(&self, env: &Env<'a>) -> Option<&'a AdaptedRows> {

@@ -129,7 +129,7 @@ impl Program {
         let max_rank = adapters.iter().map(|a| a.max_rank).max().unwrap_or(0);
         let env = scratch.env(cpu, self.scratch, max_rank, &adapters);
         let phases = &self.phases;
-        let is_small = |idx: usize| phases.get(idx).is_some_and(Phase::is_small);
+        let is_small = |idx: usize| phases.get(idx).is_some_and(|phase| phase.is_small(&env));
         team.run(&cpu.pool, phases.len(), &is_small, &|idx, worker| match phases.get(idx) {
             // SAFETY: the caller's; phases run in order.
             Some(phase) => unsafe { phase.run(&env, worker) },
@@ -140,8 +140,12 @@ impl Program {
 
 impl Phase {
     /// Whether it is not worth waiting for another thread.
-    fn is_small(&self) -> bool {
-        matches!(self, Phase::Rows(rows) if rows.is_small())
+    fn is_small(&self, env: &Env<'_>) -> bool {
+        match self {
+            Phase::Rows(rows) => rows.is_small(),
+            Phase::Updates(linear) => !linear.has_updates(env),
+            Phase::Products(_) | Phase::Attention(_) => false,
+        }
     }
 
     unsafe fn run(&self, env: &Env<'_>, worker: Worker<'_>) -> Ended {
@@ -215,6 +219,7 @@ pub(crate) struct AdaptedRows {
     /// `[rows]`: factors on the adapters' scales.
     pub(crate) scales: SendPtr<f32>,
     max_rank: usize,
+    pub(crate) has_adapters: bool,
     pub(crate) has_out_scales: bool,
 }
 
@@ -248,6 +253,13 @@ impl AdaptedRows {
             }
             groups.push(Group { rows, adapter });
         }
-        AdaptedRows { groups, scales: SendPtr(inputs.scales.cast_mut()), max_rank, has_out_scales }
+        let has_adapters = groups.iter().any(|g| g.adapter.is_some());
+        AdaptedRows {
+            groups,
+            has_adapters,
+            scales: SendPtr(inputs.scales.cast_mut()),
+            max_rank,
+            has_out_scales,
+        }
     }
 }
