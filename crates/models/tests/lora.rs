@@ -4,7 +4,7 @@
 mod support;
 
 use support::{HIDDEN, LAYERS, TinyModel, ctx};
-use wardrobe_formats::peft::{LoraModule, ModuleSelector, PeftContents, PeftLimits};
+use wardrobe_formats::peft::{LoraModule, ModuleSelector, PeftContents, PeftLimits, SavedModule};
 use wardrobe_formats::{AdapterConfig, AdapterTensor, PeftAdapter};
 use wardrobe_models::{Decoder, LoadOptions, LoraAdapter, LoraOptions};
 
@@ -47,13 +47,23 @@ fn fit(
     config: &AdapterConfig,
     paths: impl IntoIterator<Item = impl AsRef<str>>,
 ) -> Result<usize, String> {
+    fit_with(model, config, paths, &[])
+}
+
+/// [`fit`] of an adapter that brings parameters whole.
+fn fit_with(
+    model: &dyn Decoder,
+    config: &AdapterConfig,
+    paths: impl IntoIterator<Item = impl AsRef<str>>,
+    saved: &[SavedModule],
+) -> Result<usize, String> {
     let rank = |path: &str| {
         let pattern = config.rank_pattern.iter().find(|(key, _)| path.ends_with(key));
         pattern.map_or(config.r, |(_, rank)| *rank)
     };
     let modules: Vec<LoraModule> = paths.into_iter().map(|p| factors(p.as_ref(), rank(p.as_ref()))).collect();
     let contents =
-        PeftContents { config, modules: &modules, embeddings: &[], saved: &[], rope: None, extra_files: &[] };
+        PeftContents { config, modules: &modules, embeddings: &[], saved, rope: None, extra_files: &[] };
     let adapter = PeftAdapter::from_contents("memory", &contents, &PeftLimits::default()).unwrap();
     let lora = LoraAdapter::new(&mut ctx(), model, &adapter, &LoraOptions::default());
     lora.map(|lora| lora.num_modules()).map_err(|error| error.to_string())
@@ -139,4 +149,34 @@ fn missing_parts_are_refused_by_name() {
     assert_eq!(fit(model, &list(&["q_proj", "query_key_value"]), having("q_proj")), Ok(2));
     let saving = AdapterConfig { modules_to_save: vec!["lm_head".to_owned()], ..list(&["q_proj"]) };
     refused(&saving, having("q_proj").collect(), &["modules_to_save", "\"lm_head\""]);
+}
+
+/// With factors for `lm_head` PEFT stores the frozen weight below them.
+#[test]
+fn the_frozen_weight_below_factors_is_the_models_own() {
+    let model = TinyModel::default().load(&LoadOptions::default()).unwrap();
+    let model = model.as_ref();
+    let head = model.modules().iter().find(|m| m.path == "lm_head").unwrap();
+    let mut own = vec![0.0; head.weight.rows() * head.weight.cols()];
+    ctx().device().dequantise_rows(&head.weight, 0, &mut own).unwrap();
+    let fit = |shape: [usize; 2], values: &[f32]| {
+        let saved = SavedModule {
+            module_path: "lm_head".to_owned(),
+            parameter: "weight".to_owned(),
+            is_base_layer: true,
+            tensor: AdapterTensor::from_f32("lm_head", shape.to_vec(), values).unwrap(),
+        };
+        fit_with(model, &list(&["lm_head"]), ["lm_head"], &[saved])
+    };
+    let shape = [head.weight.rows(), head.weight.cols()];
+    assert_eq!(fit(shape, &own), Ok(1));
+    let rounded: Vec<f32> = own.iter().map(|v| v * 1.004).collect();
+    assert_eq!(fit(shape, &rounded), Ok(1));
+    let others: Vec<f32> = own.iter().rev().copied().collect();
+    let reason = fit(shape, &others).unwrap_err();
+    assert!(reason.contains("lm_head.base_layer.weight differs"), "{reason}");
+    // One token more, as a resized model has.
+    let longer = vec![0.5; own.len() + shape[1]];
+    let reason = fit([shape[0] + 1, shape[1]], &longer).unwrap_err();
+    assert!(reason.contains("lm_head.base_layer.weight is [33, "), "{reason}");
 }

@@ -6,12 +6,16 @@
 use std::collections::HashSet;
 
 use wardrobe_device::{Ctx, DType, LoraFactors, LoraModules, LoraTable, Reservation, Tensor};
-use wardrobe_formats::peft::{AdapterRope, LoraModule};
+use wardrobe_formats::peft::{AdapterRope, LoraModule, SavedModule};
 use wardrobe_formats::{Digest, PeftAdapter};
 
 use super::held::{AdapterPrecision, HeldFactor, held_dtype};
 use crate::error::{ModelError, Result};
 use crate::{Decoder, Module};
+
+/// The distance between two copies of one weight, of its norm: rounding to 16 bits, and to about 3 bits.
+const MAX_DENSE_DISTANCE: f64 = 0.01;
+const MAX_QUANTISED_DISTANCE: f64 = 0.25;
 
 /// What an adapter may be, and how it is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,9 +65,8 @@ impl LoraAdapter {
         if let Some(e) = adapter.embeddings().first() {
             return Err(refuse(format!("adapts the embedding {}, which is not supported", e.module_path)));
         }
-        if let Some(s) = adapter.saved().first() {
-            let name = format!("{}.{}", s.module_path, s.parameter);
-            return Err(refuse(format!("replaces {name} (modules_to_save), which is not supported")));
+        for saved in adapter.saved() {
+            check_saved(ctx, model, saved)?.map_or(Ok(()), |reason| Err(refuse(reason)))?;
         }
         if adapter.modules().is_empty() {
             return Err(refuse("has no factors".to_owned()));
@@ -161,6 +164,45 @@ impl LoraAdapter {
     pub fn size_bytes(&self) -> usize {
         self.size_bytes
     }
+}
+
+/// Why a parameter that the adapter brings whole cannot be served. PEFT stores the frozen weight below the factors of an
+/// `lm_head`: that is the model's own, and need not be kept twice.
+fn check_saved(ctx: &mut Ctx, model: &dyn Decoder, saved: &SavedModule) -> Result<Option<String>> {
+    let SavedModule { module_path, parameter, is_base_layer, tensor } = saved;
+    let module = model.modules().iter().find(|m| &m.path == module_path);
+    let Some(module) = module.filter(|_| *is_base_layer && parameter == "weight") else {
+        return Ok(Some(format!(
+            "replaces {module_path}.{parameter} (modules_to_save), which is not supported"
+        )));
+    };
+    let shape = [module.weight.rows(), module.weight.cols()];
+    if tensor.shape() != shape {
+        return Ok(Some(format!(
+            "{module_path}.base_layer.weight is {:?}, but the model's layer is {shape:?}; is it for another model, or \
+             one with more tokens?",
+            tensor.shape()
+        )));
+    }
+    let device = ctx.device().clone();
+    let mut row = vec![0.0; module.weight.cols()];
+    let (mut distance, mut norm) = (0.0, 0.0);
+    for (idx, theirs) in tensor.to_f32()?.chunks_exact(row.len().max(1)).enumerate() {
+        device.dequantise_rows(&module.weight, idx, &mut row)?;
+        for (ours, theirs) in row.iter().zip(theirs) {
+            distance += f64::from(ours - theirs).powi(2);
+            norm += f64::from(*theirs).powi(2);
+        }
+    }
+    let most =
+        if module.weight.format().is_quantised() { MAX_QUANTISED_DISTANCE } else { MAX_DENSE_DISTANCE };
+    let relative = (distance / norm.max(f64::MIN_POSITIVE)).sqrt();
+    Ok((relative > most).then(|| {
+        format!(
+            "{module_path}.base_layer.weight differs from the model's by {:.0} %; is it for another model?",
+            100.0 * relative
+        )
+    }))
 }
 
 /// What the configuration promises of this model and the file does not have: where factors are missing, the base would
