@@ -294,6 +294,28 @@ fn an_adapter_without_effect_is_served_where_that_is_allowed() {
     assert_eq!(answer(&engine, greedy(Some("noop"), prompt(20), 16)).choices, base);
 }
 
+/// Finite factors whose products are not: the request says so, sampled or scored, and the others go on.
+#[test]
+fn an_adapter_that_overflows_fails_its_requests_alone() {
+    let (_folder, model) = tiny();
+    let engine = engine(&model, limits());
+    let base = answer(&engine, greedy(None, prompt(20), 16)).choices;
+    let adapter = RandomLora { strength: 1e36, ..RandomLora::default() }.build(model.config());
+    engine.load_adapter("huge", adapter_source(adapter), LoadOptions::default()).unwrap();
+    let sampled = greedy(Some("huge"), prompt(20), 16);
+    let scored = Request { prompt_logprobs: Some(0), max_tokens: Some(0), ..sampled.clone() };
+    for request in [sampled, scored] {
+        let completion = engine.generate(request).unwrap();
+        let finish = completion.choices[0].finish.clone().unwrap();
+        assert!(
+            matches!(&finish, Finish::Error { message } if message.contains("not a number")),
+            "{finish:?}"
+        );
+    }
+    assert_eq!(answer(&engine, greedy(None, prompt(20), 16)).choices, base);
+    assert_nothing_is_held(&engine);
+}
+
 #[test]
 fn a_payload_that_is_no_adapter_is_refused() {
     let (_folder, model) = tiny();

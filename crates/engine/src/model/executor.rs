@@ -157,13 +157,17 @@ impl ModelExecutor {
         let mut output = StepOutput { chunks: vec![ChunkOutput::default(); plan.chunks.len()] };
         let Some(step) = ctx.step().cloned() else { return Ok(output) };
         let mut head = Head { model: model.as_ref(), ctx, hidden: &hidden, step: &step, lora };
-        if let Some(chunk) = head.sample(&wanted, &mut output)?.and_then(|idx| plan.chunks.get(idx)) {
-            let reason =
-                "no token could be chosen: every token is banned, or the model's output is not a number";
-            let reason = reason.to_owned();
-            return Err(Failure::Sequence(ExecutorError::Sequence { sequence: chunk.sequence, reason }));
-        }
-        head.logprobs(&wanted, &mut output)?;
+        let fails = |idx: Option<usize>, reason: &str| match idx.and_then(|idx| plan.chunks.get(idx)) {
+            Some(chunk) => Err(Failure::Sequence(ExecutorError::Sequence {
+                sequence: chunk.sequence,
+                reason: reason.to_owned(),
+            })),
+            None => Ok(()),
+        };
+        let reason = "no token could be chosen: every token is banned, or the model's output is not a number";
+        fails(head.sample(&wanted, &mut output)?, reason)?;
+        let reason = "the model's output for a token of the prompt is not a number";
+        fails(head.logprobs(&wanted, &mut output)?, reason)?;
         Ok(output)
     }
 }
@@ -340,16 +344,22 @@ impl Head<'_> {
         Ok(without_candidate)
     }
 
-    fn logprobs(&mut self, wanted: &Wanted, output: &mut StepOutput) -> Result<(), DeviceError> {
+    /// Describes the prompt's tokens that are wanted; the index of the first chunk where there is no distribution.
+    fn logprobs(&mut self, wanted: &Wanted, output: &mut StepOutput) -> Result<Option<usize>, DeviceError> {
+        let mut without_distribution = None;
         self.for_rows(wanted.samples.len(), &wanted.prompt, |ctx, logits, items| {
             let rows: Vec<LogprobRow> = items.iter().map(|(_, row)| *row).collect();
             for ((chunk, row), logprobs) in items.iter().zip(ctx.logprobs(logits, &rows)?) {
+                if !logprobs.logprob.is_finite() {
+                    without_distribution = without_distribution.or(Some(*chunk));
+                }
                 if let Some(chunk) = output.chunks.get_mut(*chunk) {
                     chunk.prompt_logprobs.push(sampled(row.target, Some(logprobs)));
                 }
             }
             Ok(())
-        })
+        })?;
+        Ok(without_distribution)
     }
 }
 
