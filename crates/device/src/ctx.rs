@@ -15,6 +15,7 @@ use crate::lora::{LoraBatch, ModuleIdx};
 use crate::ops::{Device, LinearTarget, Ops, PagedAttention, RopeTables, StepMode};
 use crate::sample::{LogprobRow, SampleRow, Sampled, TokenLogprobs};
 use crate::step::{GraphKey, Step, StepBounds, StepBuffers, StepInputs, StepLimits};
+use crate::tape::{MemoUse, Recorded, RecordedTarget, Training};
 use crate::tensor::{Life, Tensor, expect};
 use crate::weight::{HostTensor, Weight};
 use crate::{DType, Shape};
@@ -63,6 +64,7 @@ pub struct Ctx {
     arena: Arena,
     step_buffers: StepBuffers,
     step: Option<Step>,
+    pub(crate) training: Training,
     /// Place in the arena and shape of the output of each recorded step.
     recorded: HashMap<GraphKey, (usize, Shape)>,
 }
@@ -86,6 +88,7 @@ impl Ctx {
             arena: Arena::new(memory),
             step_buffers: StepBuffers::new(step_memory, config.step),
             step: None,
+            training: Training::default(),
             recorded: HashMap::new(),
         })
     }
@@ -106,7 +109,7 @@ impl Ctx {
     }
 
     /// An uninitialised scratch tensor. Private: outside, tensors come out of ops, fully written.
-    fn alloc(&mut self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
+    pub(crate) fn alloc(&mut self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
         self.arena.alloc(shape.into(), dtype)
     }
 
@@ -242,12 +245,7 @@ impl Ctx {
         bounds: &StepBounds,
         forward: impl FnOnce(&mut Ctx, &Step) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        self.arena.release_to(0);
-        let (step, buffer, words) = self.step_buffers.stage(inputs, bounds)?;
-        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-        // SAFETY: the fixed buffer is persistent and has room for the staged words.
-        unsafe { self.ops.write(&buffer, &bytes)? };
-        self.step = Some(step.clone());
+        let step = self.stage(inputs, bounds)?;
         // SAFETY: the step's contents were checked by `stage`.
         let mode = unsafe { self.ops.begin_step(&step.key)? };
         if mode == StepMode::Replay
@@ -273,6 +271,22 @@ impl Ctx {
             self.recorded.insert(step.key, (out.offset_bytes, out.shape));
         }
         Ok(out)
+    }
+
+    /// Writes a step's inputs, to compute it op by op: nothing is kept of it or replayed. All scratch tensors of earlier
+    /// steps are released.
+    pub fn stage(&mut self, inputs: &StepInputs, bounds: &StepBounds) -> Result<Step> {
+        self.arena.release_to(0);
+        let (step, buffer, words) = self.step_buffers.stage(inputs, bounds)?;
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        // SAFETY: the fixed buffer is persistent and has room for the staged words.
+        unsafe { self.ops.write(&buffer, &bytes)? };
+        self.step = Some(step.clone());
+        Ok(step)
+    }
+
+    pub(crate) fn ops_mut(&mut self) -> &mut dyn Ops {
+        self.ops.as_mut()
     }
 
     /// Forgets the steps that were recorded. They refer to weights, RoPE tables and cache as they were: whoever
@@ -304,6 +318,12 @@ impl Ctx {
         let out = self.alloc(x.shape, DType::F32)?;
         // SAFETY: checked above.
         unsafe { self.ops.rms_norm(x, weight, eps, &out)? };
+        self.training.record(|| Recorded::RmsNorm {
+            x: x.clone(),
+            weight: weight.clone(),
+            eps,
+            out: out.clone(),
+        });
         Ok(out)
     }
 
@@ -339,19 +359,29 @@ impl Ctx {
             }
             outs.push(self.alloc(shape, DType::F32)?);
         }
+        let lora_xs = self.lora_inputs(x, &projections, lora)?;
         let targets: Vec<LinearTarget<'_>> = projections
             .iter()
             .zip(&outs)
-            .map(|(p, out)| LinearTarget {
+            .zip(&lora_xs)
+            .map(|((p, out), lora_x)| LinearTarget {
                 weight: p.weight,
                 bias: p.bias,
                 module: p.module,
                 residual: p.residual,
+                lora_x: lora_x.as_ref(),
                 out,
             })
             .collect();
         // SAFETY: checked above; outputs are fresh.
         unsafe { self.ops.linear(x, &targets, lora)? };
+        self.training.record(|| Recorded::Linear {
+            x: x.clone(),
+            targets: (projections.iter().zip(&lora_xs).zip(&outs))
+                .map(|((p, lora_x), out)| RecordedTarget::new(p, lora_x.as_ref(), out))
+                .collect(),
+            with_lora: lora.is_some(),
+        });
         outs.try_into().or_else(|_| invalid(op, "as many outputs as projections"))
     }
 
@@ -399,6 +429,11 @@ impl Ctx {
         let pairs: Vec<(&Tensor, &Tensor)> = ins.iter().zip(&outs).collect();
         // SAFETY: checked above; positions and table indices were checked when the step was staged.
         unsafe { self.ops.rope(&pairs, &step.positions, &step.rope_idx, tables)? };
+        self.training.record(|| Recorded::Rope {
+            pairs: ins.iter().cloned().zip(outs.iter().cloned()).collect(),
+            step: step.clone(),
+            tables: tables.clone(),
+        });
         outs.try_into().or_else(|_| invalid(op, "as many outputs as inputs"))
     }
 
@@ -430,11 +465,28 @@ impl Ctx {
             let checked = (step.bounds.num_blocks, step.bounds.block_size);
             return invalid(op, format!("the step was checked for {checked:?} blocks, the cache is {cache}"));
         }
-        let out = self.alloc([rows, h, d], DType::F32)?;
-        let (scale, window) = (spec.scale, spec.window);
-        let args = PagedAttention { q: &q, k: &k, v: &v, kv, step, scale, window, out: &out };
-        // SAFETY: checked above; the step's tables were checked against the cache when it was staged.
-        unsafe { self.ops.paged_attention(args)? };
+        let memo = self.training.memo().cloned();
+        if memo.is_none() && self.training.is_recording() {
+            return invalid(op, "attention is recorded only with what it gave (Ctx::with_attention)");
+        }
+        let (out, lse) = match &memo {
+            Some((memo, _)) => {
+                expect(op, "kept output", &memo.out, Shape::from([rows, h * d]), DType::F32)?;
+                expect(op, "kept lse", &memo.lse, Shape::from([rows, h]), DType::F32)?;
+                (memo.out.reshape([rows, h, d])?, Some(&memo.lse))
+            }
+            None => (self.alloc([rows, h, d], DType::F32)?, None),
+        };
+        if !matches!(memo, Some((_, MemoUse::Recall))) {
+            let (scale, window) = (spec.scale, spec.window);
+            let args = PagedAttention { q: &q, k: &k, v: &v, kv, step, scale, window, out: &out, lse };
+            // SAFETY: checked above; the step's tables were checked against the cache when it was staged.
+            unsafe { self.ops.paged_attention(args)? };
+        }
+        if let Some((memo, _)) = memo {
+            let (qkv, spec, step) = ([q, k, v], *spec, step.clone());
+            self.training.record(|| Recorded::Attention { qkv, memo, spec, step });
+        }
         out.reshape([rows, h * d])
     }
 
@@ -445,6 +497,7 @@ impl Ctx {
         let out = self.alloc(gate.shape, DType::F32)?;
         // SAFETY: checked above.
         unsafe { self.ops.silu_mul(gate, up, &out)? };
+        self.training.record(|| Recorded::SiluMul { gate: gate.clone(), up: up.clone(), out: out.clone() });
         Ok(out)
     }
 
@@ -454,6 +507,11 @@ impl Ctx {
         let out = self.alloc([step.key.num_logit_rows, x.shape.row_len()], DType::F32)?;
         // SAFETY: checked above; the row numbers were checked when the step was staged.
         unsafe { self.ops.gather_rows(x, &step.logit_rows, &out)? };
+        self.training.record(|| Recorded::Gather {
+            x: x.clone(),
+            rows: step.logit_rows.clone(),
+            out: out.clone(),
+        });
         Ok(out)
     }
 

@@ -82,6 +82,7 @@ struct OwnedTarget {
     bias: Option<Tensor>,
     module: Option<crate::ModuleIdx>,
     residual: Option<Tensor>,
+    lora_x: Option<Tensor>,
     out: Tensor,
 }
 
@@ -164,6 +165,7 @@ impl Ops for FakeAsyncOps {
                 bias: t.bias.map(pin),
                 module: t.module,
                 residual: t.residual.map(pin),
+                lora_x: t.lora_x.map(pin),
                 out: pin(t.out),
             })
             .collect();
@@ -176,6 +178,7 @@ impl Ops for FakeAsyncOps {
                     bias: t.bias.as_ref(),
                     module: t.module,
                     residual: t.residual.as_ref(),
+                    lora_x: t.lora_x.as_ref(),
                     out: &t.out,
                 })
                 .collect();
@@ -202,13 +205,23 @@ impl Ops for FakeAsyncOps {
     }
 
     unsafe fn paged_attention(&mut self, args: PagedAttention<'_>) -> Result<()> {
-        let PagedAttention { q, k, v, kv, step, scale, window, out } = args;
+        let PagedAttention { q, k, v, kv, step, scale, window, out, lse } = args;
+        let lse = lse.map(pin);
         let (q, k, v, out) = (pin(q), pin(k), pin(v), pin(out));
         let mut kv = KvLayer { k: kv.k.clone(), v: kv.v.clone() };
         let step: Step = step.clone();
         self.submit(move |ops| {
-            let args =
-                PagedAttention { q: &q, k: &k, v: &v, kv: &mut kv, step: &step, scale, window, out: &out };
+            let args = PagedAttention {
+                q: &q,
+                k: &k,
+                v: &v,
+                kv: &mut kv,
+                step: &step,
+                scale,
+                window,
+                out: &out,
+                lse: lse.as_ref(),
+            };
             // SAFETY: checked when recorded; block tables and lengths are checked at each step.
             unsafe { ops.paged_attention(args) }
         })

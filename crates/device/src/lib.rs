@@ -17,11 +17,13 @@ mod dtype;
 mod error;
 #[cfg(any(test, feature = "conformance"))]
 pub mod fake_async;
+mod grad;
 mod kv;
 mod lora;
 mod ops;
 mod sample;
 mod step;
+mod tape;
 mod tensor;
 mod weight;
 
@@ -29,10 +31,14 @@ pub use arena::Reservation;
 pub use ctx::{AttentionSpec, Ctx, CtxConfig, Projection};
 pub use dtype::{DType, Shape, WeightFormat};
 pub use error::{DeviceError, Result};
+pub use grad::{
+    AdamW, AttentionBackward, DoraBackward, Dropout, DropoutArgs, GradOps, LoraGrads, TrainedModule,
+};
 pub use kv::{BLOCK_SIZE, KvCache, KvConfig, KvLayer};
 pub use lora::{BoundAdapter, LoraBatch, LoraFactors, LoraModules, LoraTable, ModuleIdx, NULL_SLOT};
 pub use ops::{Device, LinearTarget, Ops, PagedAttention, RopeTables, StepMode};
 pub use sample::{LogprobRow, SampleRow, Sampled, TokenCount, TokenLogprobs};
 pub use step::{GraphKey, Step, StepBounds, StepInputs, StepLimits};
+pub use tape::{AttentionMemo, MemoUse, Seed, Tape};
 pub use tensor::{Memory, Tensor};
 pub use weight::{HostTensor, Weight, WeightData};

@@ -6,7 +6,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{DeviceError, Result};
+use crate::grad::GradOps;
 use crate::kv::KvLayer;
 use crate::lora::{LoraBatch, ModuleIdx};
 use crate::sample::{LogprobRow, SampleRow, Sampled, TokenLogprobs};
@@ -28,6 +29,31 @@ pub trait Device: Send + Sync + fmt::Debug {
 
     /// Rows `first_row ..` of a weight of this device, dequantised, `[rows, cols]`; as many as `out` holds.
     fn dequantise_rows(&self, weight: &Weight, first_row: usize, out: &mut [f32]) -> Result<()>;
+
+    /// `‖W + scale B A‖` of each row of a weight of this device, for `A` `[rank, in]` and `B` `[out, rank]`: what DoRA
+    /// divides by.
+    fn update_norms(&self, weight: &Weight, factors: [&[f32]; 2], scale: f32) -> Result<Vec<f32>> {
+        let [a, b] = factors;
+        let rank = (b.len() / weight.rows().max(1)).max(1);
+        let mut row = vec![0.0; weight.cols()];
+        let mut norms = Vec::with_capacity(weight.rows());
+        for (o, b) in b.chunks(rank).enumerate() {
+            self.dequantise_rows(weight, o, &mut row)?;
+            for (b, a) in b.iter().zip(a.chunks(weight.cols().max(1))) {
+                let factor = scale * b;
+                row.iter_mut().zip(a).for_each(|(w, a)| *w += factor * a);
+            }
+            norms.push(row.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt() as f32);
+        }
+        Ok(norms)
+    }
+
+    /// A device over the same memory and weights whose contexts compute on `num_threads` threads of their own: for work
+    /// that runs beside this one's.
+    fn with_threads(&self, num_threads: usize) -> Result<Arc<dyn Device>> {
+        let _ = num_threads;
+        Err(DeviceError::Unsupported { device: self.name(), what: "threads of one's own".to_owned() })
+    }
 
     /// The op set of a new context.
     fn open(&self) -> Result<Box<dyn Ops>>;
@@ -55,6 +81,8 @@ pub struct LinearTarget<'a> {
     pub module: Option<ModuleIdx>,
     /// Added to the result, `[rows, out]` F32.
     pub residual: Option<&'a Tensor>,
+    /// What the adapters' part reads in the place of `x`, `[rows, in]` F32: after dropout, in training.
+    pub lora_x: Option<&'a Tensor>,
     /// `[rows, out]` F32.
     pub out: &'a Tensor,
 }
@@ -85,6 +113,8 @@ pub struct PagedAttention<'a> {
     pub window: Option<usize>,
     /// `[rows, heads, head_dim]` F32.
     pub out: &'a Tensor,
+    /// Where the logarithm of each softmax' denominator goes, `[rows, heads]` F32, if it is wanted.
+    pub lse: Option<&'a Tensor>,
 }
 
 /// The ops of one context. Tensors are contiguous; unless said otherwise they are F32 and the first extent is rows.
@@ -94,6 +124,11 @@ pub struct PagedAttention<'a> {
 /// and liveness, that outputs overlap no input, and that the step's contents were checked against their bounds.
 #[allow(clippy::missing_safety_doc)]
 pub trait Ops: Send {
+    /// The backward ops, of a device that can train.
+    fn grad(&mut self) -> Option<&mut dyn GradOps> {
+        None
+    }
+
     /// Decides how the step under `key` runs.
     unsafe fn begin_step(&mut self, key: &GraphKey) -> Result<StepMode> {
         let _ = key;

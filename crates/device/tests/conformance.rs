@@ -15,12 +15,14 @@ use wardrobe_device::{Ctx, CtxConfig, HostTensor, Projection, StepLimits, Weight
 fn subject(isa: Isa, threads: usize) -> Subject {
     let device =
         CpuDevice::new(CpuOptions { threads: Some(threads), isa: Some(isa), ..Default::default() }).unwrap();
-    let promises = Promises { activation_steps: Some(2032), tolerance: 1e-5, batch_invariant: true };
+    let promises =
+        Promises { activation_steps: Some(2032), tolerance: 1e-5, batch_invariant: true, trains: true };
     Subject { device: Arc::new(device), promises }
 }
 
 fn recording(subject: Subject) -> Subject {
-    Subject { device: Arc::new(FakeAsyncDevice::new(subject.device)), ..subject }
+    let promises = Promises { trains: false, ..subject.promises };
+    Subject { device: Arc::new(FakeAsyncDevice::new(subject.device)), promises }
 }
 
 mod plain {

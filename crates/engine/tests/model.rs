@@ -16,7 +16,7 @@ use wardrobe_engine::{
     Completion, Engine, EngineConfig, Executor as _, Finish, Request, SamplingParams, SubmitError, TokenId,
 };
 use wardrobe_formats::{HiddenAct, ModelConfig, RopeScaling};
-use wardrobe_models::{Decoder, ForwardState, LoraOptions, Module};
+use wardrobe_models::{BlockState, Decoder, LoraOptions, Module};
 
 const HIDDEN: usize = 32;
 const VOCAB: usize = 64;
@@ -102,14 +102,23 @@ impl Decoder for Successor {
         self.embedding.size_bytes() + self.head.size_bytes()
     }
 
-    fn forward(
+    fn embed(&self, ctx: &mut Ctx, step: &Step) -> wardrobe_device::Result<Tensor> {
+        ctx.embed(step.token_ids(), &self.embedding)
+    }
+
+    fn block(
         &self,
-        ctx: &mut Ctx,
-        step: &Step,
-        _state: ForwardState<'_>,
+        _ctx: &mut Ctx,
+        _block_idx: usize,
+        x: &Tensor,
+        _step: &Step,
+        _state: BlockState<'_>,
     ) -> wardrobe_device::Result<Tensor> {
-        let x = ctx.embed(step.token_ids(), &self.embedding)?;
-        let x = ctx.gather_logit_rows(&x, step)?;
+        Ok(x.clone())
+    }
+
+    fn final_norm(&self, ctx: &mut Ctx, x: &Tensor, step: &Step) -> wardrobe_device::Result<Tensor> {
+        let x = ctx.gather_logit_rows(x, step)?;
         let values = ctx.read_f32(&x)?;
         let has = |token: u32| values.chunks(HIDDEN).any(|row| row[0] == 1000.0 * token as f32);
         if has(LOST) {

@@ -16,7 +16,7 @@ mod rope;
 
 use std::sync::Arc;
 
-use wardrobe_device::{Ctx, KvCache, LoraTable, ModuleIdx, RopeTables, Step, Tensor, Weight};
+use wardrobe_device::{Ctx, KvCache, KvLayer, LoraTable, ModuleIdx, RopeTables, Step, Tensor, Weight};
 
 pub use adapters::held::AdapterPrecision;
 pub use adapters::lora::{LoraAdapter, LoraOptions, adapter_table};
@@ -48,7 +48,19 @@ pub struct ForwardState<'a> {
     pub lora: Option<&'a Arc<LoraTable>>,
 }
 
-/// A decoder-only transformer.
+/// What one block reads besides the step and its input.
+#[derive(Debug)]
+pub struct BlockState<'a> {
+    /// Keys and values of the block.
+    pub kv: &'a mut KvLayer,
+    /// As [`ForwardState::rope`].
+    pub rope: &'a RopeTables,
+    /// As [`ForwardState::lora`].
+    pub lora: Option<&'a Arc<LoraTable>>,
+}
+
+/// A decoder-only transformer: an embedding, [`ModelConfig::num_layers`] blocks, a norm and a head. Serving runs them all
+/// ([`Decoder::forward`]); training calls the parts, to keep no more than a block's values.
 pub trait Decoder: Send + Sync + std::fmt::Debug {
     /// Shape and constants.
     fn config(&self) -> &ModelConfig;
@@ -62,13 +74,50 @@ pub trait Decoder: Send + Sync + std::fmt::Debug {
     /// Bytes of all weights on the device.
     fn weight_bytes(&self) -> usize;
 
+    /// Embeds the step's tokens, `[rows, hidden_size]`.
+    ///
+    /// # Errors
+    /// Those of the device.
+    fn embed(&self, ctx: &mut Ctx, step: &Step) -> wardrobe_device::Result<Tensor>;
+
+    /// Block `block_idx` of `x` `[rows, hidden_size]`, of the same shape; writes the rows' keys and values.
+    ///
+    /// # Errors
+    /// Those of the device.
+    fn block(
+        &self,
+        ctx: &mut Ctx,
+        block_idx: usize,
+        x: &Tensor,
+        step: &Step,
+        state: BlockState<'_>,
+    ) -> wardrobe_device::Result<Tensor>;
+
+    /// The final norm of the step's logit rows, `[logit rows, hidden_size]`, of the last block's output.
+    ///
+    /// # Errors
+    /// Those of the device.
+    fn final_norm(&self, ctx: &mut Ctx, x: &Tensor, step: &Step) -> wardrobe_device::Result<Tensor>;
+
     /// Computes the step's rows, writing their keys and values, and returns the final normed hidden states of the
     /// step's logit rows, `[logit rows, hidden_size]`.
     ///
     /// # Errors
     /// Those of the device.
-    fn forward(&self, ctx: &mut Ctx, step: &Step, state: ForwardState<'_>)
-    -> wardrobe_device::Result<Tensor>;
+    fn forward(
+        &self,
+        ctx: &mut Ctx,
+        step: &Step,
+        state: ForwardState<'_>,
+    ) -> wardrobe_device::Result<Tensor> {
+        let mut x = self.embed(ctx, step)?;
+        for block_idx in 0..self.config().num_layers {
+            let kv = state.kv.layer_mut(block_idx)?;
+            let state = BlockState { kv, rope: state.rope, lora: state.lora };
+            x = ctx.scope_into(x, |ctx, x| self.block(ctx, block_idx, x, step, state))?;
+        }
+        self.final_norm(ctx, &x, step)
+    }
 
     /// Logits of `hidden` `[rows, hidden_size]`: the step's logit rows `first_row ..`. `[rows, vocab_size]`.
     ///

@@ -22,6 +22,7 @@ mod rope;
 mod rows;
 mod sampling;
 mod tiny_model;
+mod training;
 mod transfers;
 
 use std::sync::Arc;
@@ -41,6 +42,8 @@ pub struct Promises {
     pub tolerance: f64,
     /// A row's result is the same bits under any neighbours and chunking.
     pub batch_invariant: bool,
+    /// It has backward ops.
+    pub trains: bool,
 }
 
 /// A device under test.
@@ -184,5 +187,15 @@ cases! {
     linear_is_batch_invariant: invariance::linear_rows;
     attention_is_chunking_invariant: invariance::attention_chunks;
     model_is_batch_invariant: invariance::model;
+    rms_norm_backward: training::rms_norm;
+    silu_mul_backward: training::silu_mul;
+    rope_backward: training::rope;
+    attention_backward: training::attention;
+    gathered_rows_backward: training::gathered_rows;
+    frozen_layers_backward: training::frozen_layers;
+    low_rank_updates_backward: training::low_rank_updates;
+    dropout: training::dropout;
+    cross_entropy: training::cross_entropy;
+    adamw: training::adamw;
     steps_rerun_with_new_contents: replay::new_contents;
 }

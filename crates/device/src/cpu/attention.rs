@@ -31,6 +31,8 @@ pub(crate) struct Attend<'a> {
     /// `[rows, heads, head_dim]`, at row 0 of the step.
     pub(crate) q: *const f32,
     pub(crate) out: *mut f32,
+    /// `[rows, heads]`, at row 0 of the step, or null.
+    pub(crate) lse: *mut f32,
     pub(crate) num_heads: usize,
     /// Rows of the step, and the position of the first.
     pub(crate) rows: (usize, usize),
@@ -115,9 +117,15 @@ impl<E: KvElement> AttendKernel<'_, E> {
             }
             split += SPLIT;
         }
-        for (sum, values) in state.sum.into_iter().zip(state.values) {
+        for (i, (sum, values)) in state.sum.into_iter().zip(state.values).enumerate() {
             // SAFETY: as above.
-            unsafe { rescale::<S>(values, dim, 1.0 / sum) };
+            unsafe {
+                rescale::<S>(values, dim, 1.0 / sum);
+                if !self.args.lse.is_null() {
+                    let (row, head) = self.query(first + i);
+                    *self.args.lse.add(row * self.args.num_heads + head) = state.max[i] + sum.ln();
+                }
+            }
         }
     }
 

@@ -44,6 +44,8 @@ struct Operand {
 struct Target {
     weight: Weight,
     module: Option<ModuleIdx>,
+    /// What the adapters' part reads.
+    lora_x: *const f32,
     epilogue: Epilogue,
 }
 
@@ -102,7 +104,8 @@ pub(crate) fn lower(
                 out: ptr::<f32>(t.out, op, "out")?.0,
                 features: t.weight.rows(),
             };
-            Ok(Target { weight: t.weight.clone(), module: t.module, epilogue })
+            let lora_x = if t.lora_x.is_some() { optional(t.lora_x, "x of the adapters")? } else { x };
+            Ok(Target { weight: t.weight.clone(), module: t.module, lora_x, epilogue })
         })
         .collect::<Result<Vec<_>>>()?;
     let adapters = match lora {
@@ -177,7 +180,7 @@ impl Linear {
                         let Some(update) = self.update(env, adapted, idx) else { return };
                         let next = self.update(env, adapted, idx + 1);
                         let next = next.and_then(|next| next.factors).map(|f| &f.a);
-                        update.shrink(isa, &operand, adapted.scales.get(), next);
+                        update.shrink(isa, self.cols, adapted.scales.get(), next);
                     } else if let Some(task) = base(owner).get(i - updates(owner)) {
                         let Some(target) = self.targets.get(task.target) else { return };
                         let Ok(weight) = cpu_weight(&target.weight) else { return };
@@ -250,7 +253,7 @@ fn place(factor: Option<&Tensor>) -> *const u8 {
 
 impl Update<'_> {
     /// `low = scale x Aᵀ`.
-    unsafe fn shrink(&self, isa: Isa, operand: &Operand, row_scales: *const f32, next: Option<&Tensor>) {
+    unsafe fn shrink(&self, isa: Isa, cols: usize, row_scales: *const f32, next: Option<&Tensor>) {
         let Some(factors) = self.factors else { return };
         let Ok(a) = ptr::<u8>(&factors.a, "linear", "A") else { return };
         let (first, end) = self.group.rows;
@@ -261,8 +264,8 @@ impl Update<'_> {
                 isa,
                 factors.a.dtype(),
                 ShrinkArgs {
-                    x: operand.x.add(first * operand.cols),
-                    cols: operand.cols,
+                    x: self.target.lora_x.add(first * cols),
+                    cols,
                     a: a.get(),
                     scales: row_scales.add(first),
                     scale: factors.scale,

@@ -11,6 +11,7 @@ mod attention;
 mod blocks;
 mod cache;
 mod gemm;
+mod grad;
 mod isa;
 mod limits;
 mod linear;
@@ -134,6 +135,23 @@ impl Device for CpuDevice {
             weight.row(first_row + i, row);
         }
         Ok(())
+    }
+
+    fn update_norms(&self, weight: &Weight, factors: [&[f32]; 2], scale: f32) -> Result<Vec<f32>> {
+        let (weight, [a, b]) = (cpu_weight(weight)?, factors);
+        let rank = b.len() / weight.rows.max(1);
+        if b.len() != rank * weight.rows || a.len() != rank * weight.cols {
+            let of = (weight.rows, weight.cols);
+            return invalid("update_norms", format!("factors of {} and {} for {of:?}", a.len(), b.len()));
+        }
+        Ok(grad::update_norms(&self.cpu, weight, factors, scale))
+    }
+
+    fn with_threads(&self, num_threads: usize) -> Result<Arc<dyn Device>> {
+        // Weights lie in the same order for every instruction set.
+        let options =
+            CpuOptions { threads: Some(num_threads), isa: Some(self.cpu.isa), op_by_op: self.op_by_op };
+        Ok(Arc::new(CpuDevice::new(options)?))
     }
 
     fn open(&self) -> Result<Box<dyn Ops>> {

@@ -12,6 +12,7 @@ use super::team::Team;
 use super::{Cpu, cpu_weight, linear, paged, ptr, slice};
 use crate::Shape;
 use crate::error::{Result, invalid};
+use crate::grad::GradOps;
 use crate::lora::{LoraBatch, NULL_SLOT};
 use crate::ops::{LinearTarget, Ops, PagedAttention, RopeTables, StepMode};
 use crate::sample::{LogprobRow, SampleRow, Sampled, TokenLogprobs};
@@ -26,7 +27,7 @@ const MAX_PROGRAMS: usize = 32;
 
 /// The CPU's ops for one context.
 pub(crate) struct CpuOps {
-    cpu: Arc<Cpu>,
+    pub(super) cpu: Arc<Cpu>,
     team: Team,
     scratch: Scratch,
     sampling: Vec<SampleScratch>,
@@ -89,6 +90,10 @@ impl CpuOps {
 }
 
 impl Ops for CpuOps {
+    fn grad(&mut self) -> Option<&mut dyn GradOps> {
+        Some(self)
+    }
+
     unsafe fn begin_step(&mut self, key: &GraphKey) -> Result<StepMode> {
         self.recording = None;
         // With one row a sequence the key says which rows are whose.

@@ -20,6 +20,7 @@ const ROWS_PER_TASK: usize = 16;
 pub(crate) struct Attention {
     q: *const f32,
     out: *mut f32,
+    lse: *mut f32,
     num_heads: usize,
     cache: Cache,
     f16: bool,
@@ -42,7 +43,7 @@ struct Task {
 /// The step's contents have been checked. In a program that runs again, the sequences keep their rows.
 pub(crate) unsafe fn lower(program: &mut Program, args: PagedAttention<'_>) -> Result<()> {
     let op = "paged_attention";
-    let PagedAttention { q, k, v, kv, step, scale, window, out } = args;
+    let PagedAttention { q, k, v, kv, step, scale, window, out, lse } = args;
     let (&[rows, num_heads, head_dim], &[_, num_kv_heads, _]) = (q.shape().dims(), k.shape().dims()) else {
         return invalid(op, "q, k and v must be [rows, heads, head_dim]");
     };
@@ -80,10 +81,14 @@ pub(crate) unsafe fn lower(program: &mut Program, args: PagedAttention<'_>) -> R
     let positions = ptr::<u32>(&step.positions, op, "positions")?.0;
     let [q, k, v, out] = [(q, "q"), (k, "k"), (v, "v"), (out, "out")].map(|(t, n)| ptr::<f32>(t, op, n));
     let (q, k, v, out) = (q?.0, k?.0, v?.0, out?.0);
+    let lse = match lse {
+        Some(t) => ptr::<f32>(t, op, "lse")?.0,
+        None => std::ptr::null_mut(),
+    };
 
     let write = RowOp::WriteKv { k, v, cache, f16, positions, blocks: blocks.clone() };
     program.push(Phase::Rows(Rows::new(write, rows, num_kv_heads * head_dim)));
-    let attention = Attention { q, out, num_heads, cache, f16, scale, window, positions, blocks, tasks };
+    let attention = Attention { q, out, lse, num_heads, cache, f16, scale, window, positions, blocks, tasks };
     program.push(Phase::Attention(attention));
     Ok(())
 }
@@ -115,6 +120,7 @@ impl Attention {
             group: self.num_heads / self.cache.num_kv_heads,
             q: self.q,
             out: self.out,
+            lse: self.lse,
             num_heads: self.num_heads,
             rows,
             position,

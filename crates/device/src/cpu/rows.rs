@@ -275,7 +275,7 @@ impl RowOp {
 
 impl RopeInputs {
     /// `[half, 2]`: a row's cosines and sines.
-    unsafe fn angles(&self, row: usize) -> Option<&[f32]> {
+    pub(super) unsafe fn angles(&self, row: usize) -> Option<&[f32]> {
         // SAFETY: the caller's; tables are F32 and written only before they are used.
         unsafe {
             let table = self.tables.get(*self.rope_idx.add(row) as usize)?;

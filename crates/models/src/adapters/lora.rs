@@ -281,19 +281,7 @@ fn factors(
 
 /// `m / ‖W + scale B A‖` per output (Liu et al., arXiv 2402.09353, equation 5): the norm runs over the inputs.
 fn dora_scale(ctx: &mut Ctx, module: &Module, part: &LoraModule, magnitude: &[f32]) -> Result<Vec<f32>> {
-    let (input, rank, scale) = (module.weight.cols(), part.rank, part.scale as f32);
     let (a, b) = (part.a.to_f32()?, part.b.to_f32()?);
-    let device = ctx.device().clone();
-    let mut row = vec![0.0; input];
-    let mut out = Vec::with_capacity(magnitude.len());
-    for (o, (m, b)) in magnitude.iter().zip(b.chunks(rank.max(1))).enumerate() {
-        device.dequantise_rows(&module.weight, o, &mut row)?;
-        for (b, a) in b.iter().zip(a.chunks(input.max(1))) {
-            let factor = scale * b;
-            row.iter_mut().zip(a).for_each(|(w, a)| *w += factor * a);
-        }
-        let norm = row.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt() as f32;
-        out.push(if norm > 0.0 { m / norm } else { 0.0 });
-    }
-    Ok(out)
+    let norms = ctx.device().update_norms(&module.weight, [&a, &b], part.scale as f32)?;
+    Ok(magnitude.iter().zip(norms).map(|(m, norm)| if norm > 0.0 { m / norm } else { 0.0 }).collect())
 }

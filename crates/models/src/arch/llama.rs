@@ -13,7 +13,7 @@ use wardrobe_formats::{Digest, HiddenAct, ModelConfig, ModelFiles};
 
 use crate::error::{ModelError, Result};
 use crate::loader::{Linear, LoadOptions, Loader};
-use crate::{Decoder, ForwardState, Module};
+use crate::{BlockState, Decoder, Module};
 
 #[derive(Debug)]
 struct Layer {
@@ -102,37 +102,6 @@ pub(super) fn load(ctx: &mut Ctx, files: &ModelFiles, options: &LoadOptions<'_>)
     }))
 }
 
-impl Llama {
-    fn layer(
-        &self,
-        ctx: &mut Ctx,
-        layer_idx: usize,
-        x: &Tensor,
-        step: &Step,
-        state: &mut ForwardState<'_>,
-    ) -> DeviceResult<Tensor> {
-        let Some(layer) = self.layers.get(layer_idx) else { return Ok(x.clone()) };
-        let lora = state.lora.map(|table| step.lora(table));
-        let lora = lora.as_ref();
-        let eps = self.config.rms_norm_eps as f32;
-
-        let normed = ctx.rms_norm(x, &layer.input_norm, eps)?;
-        let qkv = [layer.q.projection(None), layer.k.projection(None), layer.v.projection(None)];
-        let [q, k, v] = ctx.linear(&normed, qkv, lora)?;
-        let [q, k] = ctx.rope([&q, &k], self.config.head_dim, step, state.rope)?;
-        let attended =
-            ctx.paged_attention([&q, &k, &v], &self.attention, state.kv.layer_mut(layer_idx)?, step)?;
-        let [x] = ctx.linear(&attended, [layer.o.projection(Some(x))], lora)?;
-
-        let normed = ctx.rms_norm(&x, &layer.post_attention_norm, eps)?;
-        let [gate, up] =
-            ctx.linear(&normed, [layer.gate.projection(None), layer.up.projection(None)], lora)?;
-        let inner = ctx.silu_mul(&gate, &up)?;
-        let [x] = ctx.linear(&inner, [layer.down.projection(Some(&x))], lora)?;
-        Ok(x)
-    }
-}
-
 impl Decoder for Llama {
     fn config(&self) -> &ModelConfig {
         &self.config
@@ -150,12 +119,40 @@ impl Decoder for Llama {
         self.weight_bytes
     }
 
-    fn forward(&self, ctx: &mut Ctx, step: &Step, mut state: ForwardState<'_>) -> DeviceResult<Tensor> {
-        let mut x = ctx.embed(step.token_ids(), &self.embedding)?;
-        for layer_idx in 0..self.layers.len() {
-            x = ctx.scope_into(x, |ctx, x| self.layer(ctx, layer_idx, x, step, &mut state))?;
-        }
-        let x = ctx.gather_logit_rows(&x, step)?;
+    fn embed(&self, ctx: &mut Ctx, step: &Step) -> DeviceResult<Tensor> {
+        ctx.embed(step.token_ids(), &self.embedding)
+    }
+
+    fn block(
+        &self,
+        ctx: &mut Ctx,
+        block_idx: usize,
+        x: &Tensor,
+        step: &Step,
+        state: BlockState<'_>,
+    ) -> DeviceResult<Tensor> {
+        let Some(layer) = self.layers.get(block_idx) else { return Ok(x.clone()) };
+        let lora = state.lora.map(|table| step.lora(table));
+        let lora = lora.as_ref();
+        let eps = self.config.rms_norm_eps as f32;
+
+        let normed = ctx.rms_norm(x, &layer.input_norm, eps)?;
+        let qkv = [layer.q.projection(None), layer.k.projection(None), layer.v.projection(None)];
+        let [q, k, v] = ctx.linear(&normed, qkv, lora)?;
+        let [q, k] = ctx.rope([&q, &k], self.config.head_dim, step, state.rope)?;
+        let attended = ctx.paged_attention([&q, &k, &v], &self.attention, state.kv, step)?;
+        let [x] = ctx.linear(&attended, [layer.o.projection(Some(x))], lora)?;
+
+        let normed = ctx.rms_norm(&x, &layer.post_attention_norm, eps)?;
+        let [gate, up] =
+            ctx.linear(&normed, [layer.gate.projection(None), layer.up.projection(None)], lora)?;
+        let inner = ctx.silu_mul(&gate, &up)?;
+        let [x] = ctx.linear(&inner, [layer.down.projection(Some(&x))], lora)?;
+        Ok(x)
+    }
+
+    fn final_norm(&self, ctx: &mut Ctx, x: &Tensor, step: &Step) -> DeviceResult<Tensor> {
+        let x = ctx.gather_logit_rows(x, step)?;
         ctx.rms_norm(&x, &self.norm, self.config.rms_norm_eps as f32)
     }
 

@@ -1,0 +1,285 @@
+//! One worker: the forward and the backward pass of micro-batches, in a context of its own.
+//!
+//! State: room for the input of every block (the checkpoints) and for what attention gave in it; everything else is
+//! computed again in the arena, block by block.
+
+use std::sync::Arc;
+
+use wardrobe_device::{
+    AttentionMemo, BLOCK_SIZE, Ctx, CtxConfig, DType, Device, Dropout, KvCache, KvConfig, LoraTable, MemoUse,
+    RopeTables, Seed, Step, StepBounds, StepInputs, StepLimits, Tensor, TrainedModule,
+};
+use wardrobe_models::{BlockState, Decoder, ModelConfig, RopeSpec, rope_table};
+
+use wardrobe_device::Result;
+
+use crate::microbatch::MicroBatch;
+
+/// Rows of logits at once: a vocabulary of 50,000 takes 200 kB a row.
+pub(crate) const HEAD_ROWS: usize = 64;
+
+/// What a worker is to hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct WorkerSize {
+    /// Rows of its largest micro-batch.
+    pub(crate) max_rows: usize,
+    /// Examples in one.
+    pub(crate) max_seqs: usize,
+    /// Largest rank.
+    pub(crate) rank: usize,
+    /// Whether adapters read what dropout leaves.
+    pub(crate) dropout: bool,
+    /// Whether outputs are scaled.
+    pub(crate) dora: bool,
+}
+
+impl WorkerSize {
+    /// Bytes of scratch memory: a block's values, its gradients at their largest, and a chunk of logits.
+    pub(crate) fn arena_bytes(&self, c: &ModelConfig) -> usize {
+        let (h, q, kv, inner) = (c.hidden_size, c.q_size(), c.kv_size(), c.intermediate_size);
+        let values = 5 * h + 3 * q + 3 * kv + 3 * inner;
+        // At the gated product: the gradients of the residual, of both inputs and of the output; at attention: those of
+        // queries, keys and values, and the latter by query head.
+        let gradients = h + (3 * inner + h).max(5 * q + 2 * kv + h);
+        let dropped = if self.dropout { 3 * h + q + 2 * h + inner + inner.max(q).max(h) } else { 0 };
+        let scaled = if self.dora { 2 * inner.max(q) } else { 0 };
+        let per_row = values + gradients + dropped + scaled + 2 * self.rank;
+        let head = HEAD_ROWS.min(self.max_rows) * (c.vocab_size + 2 * h);
+        4 * (self.max_rows * per_row + head + 2 * h * self.max_rows) + (256 << 10)
+    }
+
+    /// Bytes of checkpoints, kept attention and gradients between blocks.
+    pub(crate) fn checkpoint_bytes(&self, c: &ModelConfig) -> usize {
+        let per_row = (c.num_layers + 1) * c.hidden_size
+            + c.num_layers * (c.q_size() + c.num_heads)
+            + 2 * c.hidden_size;
+        let kv = 2 * c.kv_size() * MicroBatch::num_blocks(self.max_rows, self.max_seqs) * BLOCK_SIZE;
+        4 * (self.max_rows * per_row + kv)
+    }
+}
+
+/// What a micro-batch gave.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(crate) struct Losses {
+    /// Sum over the supervised tokens, in nats.
+    pub(crate) sum: f64,
+    /// Supervised tokens.
+    pub(crate) tokens: usize,
+    /// Rows that were computed.
+    pub(crate) rows: usize,
+}
+
+impl Losses {
+    pub(crate) fn add(&mut self, other: Losses) {
+        self.sum += other.sum;
+        self.tokens += other.tokens;
+        self.rows += other.rows;
+    }
+}
+
+/// What a backward pass needs besides the micro-batch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BackwardInputs<'a> {
+    /// By module; gradients are added to what they hold.
+    pub(crate) modules: &'a [Option<TrainedModule>],
+    /// Factor on every token's loss: one over the supervised tokens of the batch.
+    pub(crate) weight: f32,
+    pub(crate) dropout: Option<Dropout>,
+}
+
+/// See the module's head.
+pub(crate) struct Worker {
+    pub(crate) ctx: Ctx,
+    model: Arc<dyn Decoder>,
+    rope: RopeTables,
+    kv: KvCache,
+    bounds: StepBounds,
+    /// `[max rows, hidden]`: the input of each block, and the last one's output.
+    inputs: Vec<Tensor>,
+    memos: Vec<AttentionMemo>,
+    d_x: Tensor,
+    d_hidden: Tensor,
+}
+
+impl Worker {
+    /// Takes all the memory that it will use, on `device`. `rope` is the model's or the adapter's own.
+    pub(crate) fn new(
+        device: Arc<dyn Device>,
+        model: Arc<dyn Decoder>,
+        rope: &RopeSpec,
+        size: WorkerSize,
+    ) -> Result<Self> {
+        let c = model.config().clone();
+        let max_rows = size.max_rows.max(1);
+        let max_blocks = max_rows.div_ceil(BLOCK_SIZE);
+        let step = StepLimits { max_rows, max_seqs: size.max_seqs.max(1), max_blocks };
+        let mut ctx = Ctx::new(device, CtxConfig { arena_bytes: size.arena_bytes(&c), step })?;
+        let num_blocks = MicroBatch::num_blocks(max_rows, step.max_seqs);
+        // Every block of the network writes its keys and values into the same cache, since a sequence's rows are all of
+        // one step.
+        let kv = ctx.kv_cache(KvConfig {
+            num_layers: 1,
+            num_blocks,
+            num_kv_heads: c.num_kv_heads,
+            head_dim: c.head_dim,
+            dtype: DType::F32,
+        })?;
+        let table = rope_table(rope, max_rows);
+        let table = ctx.upload_f32("the RoPE table", [max_rows, rope.rotary_dim / 2, 2], &table)?;
+        let rows = |ctx: &Ctx, what, n: usize| ctx.persistent(what, [max_rows, n], DType::F32);
+        let inputs = (0..=c.num_layers)
+            .map(|_| rows(&ctx, "a checkpoint", c.hidden_size))
+            .collect::<Result<Vec<_>>>()?;
+        let memos = (0..c.num_layers)
+            .map(|_| {
+                let out = rows(&ctx, "attention's output", c.q_size())?;
+                Ok(AttentionMemo { out, lse: rows(&ctx, "attention's denominators", c.num_heads)? })
+            })
+            .collect::<Result<_>>()?;
+        let (d_x, d_hidden) =
+            (rows(&ctx, "a gradient", c.hidden_size)?, rows(&ctx, "a gradient", c.hidden_size)?);
+        let bounds = StepBounds {
+            vocab_size: c.vocab_size,
+            max_positions: max_rows,
+            num_rope_tables: 1,
+            num_slots: 1,
+            num_blocks,
+            block_size: BLOCK_SIZE,
+        };
+        let rope = RopeTables { tables: vec![table] };
+        Ok(Worker { ctx, model, rope, kv, bounds, inputs, memos, d_x, d_hidden })
+    }
+
+    /// The losses of a micro-batch, and the gradients of their weighted sum if they are wanted. `between` runs before
+    /// each block, forth and back: whoever shares the machine with others may wait there.
+    pub(crate) fn run(
+        &mut self,
+        batch: &MicroBatch,
+        table: Option<&Arc<LoraTable>>,
+        backward: Option<BackwardInputs<'_>>,
+        between: &(dyn Fn() + Sync),
+    ) -> Result<Losses> {
+        let Worker { ctx, model, rope, kv, bounds, inputs, memos, d_x, d_hidden } = self;
+        let model = model.as_ref();
+        let rows = batch.inputs.token_ids.len();
+        let step = ctx.stage(&batch.inputs, bounds)?;
+        let view = |t: &Tensor| t.rows(0, rows);
+        let inputs = inputs.iter().map(view).collect::<Result<Vec<_>>>()?;
+        let memos = memos
+            .iter()
+            .map(|m| Ok(AttentionMemo { out: view(&m.out)?, lse: view(&m.lse)? }))
+            .collect::<Result<Vec<_>>>()?;
+        let dropout = backward.and_then(|b| b.dropout);
+        if let Some(dropout) = dropout {
+            let bytes: Vec<u8> = batch.example_idx.iter().flat_map(|i| i.to_le_bytes()).collect();
+            let example_idx = ctx.upload("examples", [rows], DType::U32, &bytes)?;
+            ctx.set_dropout(Some((dropout, &example_idx)))?;
+        }
+        let result = (|| {
+            let (Some(first), Some(last)) = (inputs.first(), inputs.last()) else {
+                return Ok(Losses::default());
+            };
+            ctx.scratch(|ctx| {
+                let x = model.embed(ctx, &step)?;
+                ctx.copy(&x, first)
+            })?;
+            for (idx, (pair, memo)) in inputs.array_windows::<2>().zip(&memos).enumerate() {
+                let [x, next] = pair;
+                between();
+                ctx.scratch(|ctx| {
+                    let state = BlockState { kv: kv.layer_mut(0)?, rope, lora: table };
+                    let y = if backward.is_some() {
+                        ctx.with_attention(memo, MemoUse::Keep, |ctx| model.block(ctx, idx, x, &step, state))?
+                    } else {
+                        model.block(ctx, idx, x, &step, state)?
+                    };
+                    ctx.copy(&y, next)
+                })?;
+            }
+            let d_x = d_x.rows(0, rows)?;
+            let losses = ctx.without_dropout(|ctx| {
+                head(ctx, model, (last, &step), batch, table, backward, (&d_x, d_hidden))
+            })?;
+            let Some(backward) = backward else { return Ok(losses) };
+            for (idx, (x, memo)) in inputs.iter().zip(&memos).enumerate().rev() {
+                between();
+                ctx.scratch(|ctx| {
+                    let state = BlockState { kv: kv.layer_mut(0)?, rope, lora: table };
+                    let (y, tape) = ctx.record(|ctx| {
+                        ctx.with_attention(memo, MemoUse::Recall, |ctx| {
+                            model.block(ctx, idx, x, &step, state)
+                        })
+                    })?;
+                    let seed = Seed { value: &y, gradient: d_x.clone() };
+                    ctx.backward(tape, seed, x, &d_x, backward.modules)
+                })?;
+            }
+            Ok(losses)
+        })();
+        ctx.set_dropout(None)?;
+        result
+    }
+
+    /// Logits of every row of `inputs`, `[rows, vocabulary]`: for comparisons.
+    pub(crate) fn logits(&mut self, inputs: &StepInputs, table: Option<&Arc<LoraTable>>) -> Result<Vec<f32>> {
+        let Worker { ctx, model, rope, kv, bounds, .. } = self;
+        let step = ctx.stage(inputs, bounds)?;
+        let mut x = model.embed(ctx, &step)?;
+        for idx in 0..model.config().num_layers {
+            let state = BlockState { kv: kv.layer_mut(0)?, rope, lora: table };
+            x = ctx.scope_into(x, |ctx, x| model.block(ctx, idx, x, &step, state))?;
+        }
+        let hidden = model.final_norm(ctx, &x, &step)?;
+        let mut logits = Vec::new();
+        for first in (0..hidden.shape().rows()).step_by(HEAD_ROWS) {
+            let rows = HEAD_ROWS.min(hidden.shape().rows() - first);
+            let part = ctx.scratch(|ctx| {
+                let part = model.head(ctx, &hidden.rows(first, rows)?, first, &step, table)?;
+                ctx.read_f32(&part)
+            })?;
+            logits.extend(part);
+        }
+        Ok(logits)
+    }
+}
+
+/// Final norm, head and losses of the supervised rows, some at a time; with `backward` the gradient of `x` goes to `d_x`.
+fn head(
+    ctx: &mut Ctx,
+    model: &dyn Decoder,
+    (x, step): (&Tensor, &Step),
+    batch: &MicroBatch,
+    table: Option<&Arc<LoraTable>>,
+    backward: Option<BackwardInputs<'_>>,
+    (d_x, d_hidden): (&Tensor, &Tensor),
+) -> Result<Losses> {
+    let num_targets = batch.targets.len();
+    let mut losses = Losses { sum: 0.0, tokens: num_targets, rows: batch.inputs.token_ids.len() };
+    ctx.scratch(|ctx| {
+        let (hidden, norm_tape) = ctx.record(|ctx| model.final_norm(ctx, x, step))?;
+        let d_hidden = d_hidden.rows(0, num_targets)?;
+        let weight = backward.map_or(0.0, |b| b.weight);
+        for (i, targets) in batch.targets.chunks(HEAD_ROWS).enumerate() {
+            let first = i * HEAD_ROWS;
+            ctx.scratch(|ctx| {
+                let part = hidden.rows(first, targets.len())?;
+                let (logits, tape) = ctx.record(|ctx| model.head(ctx, &part, first, step, table))?;
+                let of_rows = ctx.cross_entropy(&logits, targets, &vec![weight; targets.len()])?;
+                losses.sum += of_rows.iter().map(|&l| f64::from(l)).sum::<f64>();
+                if let Some(backward) = backward {
+                    let d_part = d_hidden.rows(first, targets.len())?;
+                    // The logits have become their gradient.
+                    let seed = Seed { value: &logits, gradient: logits.clone() };
+                    ctx.backward(tape, seed, &part, &d_part, backward.modules)?;
+                }
+                Ok(())
+            })?;
+        }
+        if let Some(backward) = backward {
+            let seed = Seed { value: &hidden, gradient: d_hidden };
+            ctx.backward(norm_tape, seed, x, d_x, backward.modules)?;
+        }
+        Ok(())
+    })?;
+    Ok(losses)
+}
