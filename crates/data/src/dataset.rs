@@ -19,6 +19,7 @@ use crate::options::DataOptions;
 use crate::record::Record;
 use crate::records::Records;
 use crate::shuffle;
+use crate::stats::LengthStats;
 
 /// What a data set holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -38,11 +39,17 @@ pub struct Counts {
 }
 
 impl Counts {
-    fn add(&mut self, example: &Example) {
-        self.examples += 1;
-        self.tokens += example.token_ids.len() as u64;
-        self.supervised_tokens += example.num_supervised_tokens() as u64;
-        self.longest_tokens = self.longest_tokens.max(example.token_ids.len());
+    fn add(&mut self, encoded: &Encoded) {
+        self.records += 1;
+        match encoded {
+            Encoded::Example(example) => {
+                self.examples += 1;
+                self.tokens += example.token_ids.len() as u64;
+                self.supervised_tokens += example.num_supervised_tokens() as u64;
+                self.longest_tokens = self.longest_tokens.max(example.token_ids.len());
+            }
+            Encoded::Dropped(reason) => *self.dropped.entry(*reason).or_default() += 1,
+        }
     }
 
     /// Records that were left out.
@@ -69,6 +76,58 @@ pub struct Dataset {
     digest: [u8; 32],
 }
 
+/// What a file's examples are like.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DataStats {
+    /// What was read and left out.
+    pub counts: Counts,
+    /// Tokens of each example.
+    pub tokens: LengthStats,
+    /// Those that are learnt.
+    pub supervised_tokens: LengthStats,
+}
+
+/// Tokenizes a file's records as [`Dataset::load`] does, and keeps lengths alone.
+///
+/// # Errors
+/// As for [`Dataset::load`]; without records, too.
+pub fn measure(path: &Path, encoder: &Encoder<'_>, options: &DataOptions) -> Result<DataStats> {
+    let (mut counts, mut tokens, mut supervised_tokens) = (Counts::default(), Vec::new(), Vec::new());
+    each_encoded(path, encoder, options, |encoded| {
+        counts.add(&encoded);
+        if let Encoded::Example(example) = encoded {
+            tokens.push(example.token_ids.len());
+            supervised_tokens.push(example.num_supervised_tokens());
+        }
+    })?;
+    if tokens.is_empty() {
+        return Err(DataError::NoExamples(format!("{}: {counts}", path.display())));
+    }
+    Ok(DataStats {
+        counts,
+        tokens: LengthStats::new(tokens),
+        supervised_tokens: LengthStats::new(supervised_tokens),
+    })
+}
+
+/// Tokenizes the records of a file, one after the other.
+fn each_encoded(
+    path: &Path,
+    encoder: &Encoder<'_>,
+    options: &DataOptions,
+    mut take: impl FnMut(Encoded),
+) -> Result<()> {
+    let mut records = Records::open(path, &options.read_options())?;
+    while let Some(entry) = records.next_record() {
+        let entry = entry?;
+        take(encoder.encode(&entry.record).map_err(|message| DataError::Record {
+            path: path.to_owned(),
+            finding: Finding::at(entry.place, message),
+        })?);
+    }
+    Ok(())
+}
+
 impl Dataset {
     /// Reads a file and tokenizes its records.
     ///
@@ -82,16 +141,8 @@ impl Dataset {
         options: &DataOptions,
     ) -> Result<Self> {
         let encoder = Encoder::new(tokenizer, chat_template, options)?;
-        let mut records = Records::open(path, &options.read_options())?;
         let mut builder = Builder::default();
-        while let Some(entry) = records.next_record() {
-            let entry = entry?;
-            let encoded = encoder.encode(&entry.record).map_err(|message| DataError::Record {
-                path: path.to_owned(),
-                finding: Finding::at(entry.place, message),
-            })?;
-            builder.push(encoded);
-        }
+        each_encoded(path, &encoder, options, |encoded| builder.push(encoded))?;
         builder.finish(&format!("{}: ", path.display()))
     }
 
@@ -157,6 +208,16 @@ impl Dataset {
         self.examples.iter().map(|example| example.token_ids.len()).collect()
     }
 
+    /// Figures of the examples' lengths, for the start of a job.
+    pub fn stats(&self) -> DataStats {
+        let supervised_tokens = self.examples.iter().map(Example::num_supervised_tokens);
+        DataStats {
+            counts: self.counts.clone(),
+            tokens: LengthStats::new(self.lengths_tokens()),
+            supervised_tokens: LengthStats::new(supervised_tokens),
+        }
+    }
+
     /// SHA-256 over tokens and masks, in order.
     pub fn digest(&self) -> &[u8; 32] {
         &self.digest
@@ -207,13 +268,9 @@ struct Builder {
 
 impl Builder {
     fn push(&mut self, encoded: Encoded) {
-        self.counts.records += 1;
-        match encoded {
-            Encoded::Example(example) => {
-                self.counts.add(&example);
-                self.examples.push(example);
-            }
-            Encoded::Dropped(reason) => *self.counts.dropped.entry(reason).or_default() += 1,
+        self.counts.add(&encoded);
+        if let Encoded::Example(example) = encoded {
+            self.examples.push(example);
         }
     }
 

@@ -35,7 +35,7 @@ mod template;
 
 pub use check::{CheckOptions, Report, check, check_encoded};
 pub use columns::{ColumnMap, Layout};
-pub use dataset::{Counts, Dataset};
+pub use dataset::{Counts, DataStats, Dataset, measure};
 pub use encode::Encoder;
 pub use error::{DataError, Finding, Place, Result};
 pub use example::{DropReason, Encoded, Example};
