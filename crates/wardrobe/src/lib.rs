@@ -49,12 +49,15 @@ mod device;
 mod error;
 mod memory;
 mod model;
+mod model_text;
 
 pub use candle::{adapter_from_tensors, adapter_source, adapter_tensors};
 pub use device::{CpuOptions, DeviceSpec, Isa, open_device};
 pub use error::{Error, Result};
 pub use memory::{MemoryPlan, available_memory_bytes};
 pub use model::{EngineOptions, Model, ModelOptions, OpenProgress};
+pub use model_text::ModelText;
+pub use wardrobe_data as data;
 pub use wardrobe_device::DType;
 pub use wardrobe_engine::{
     AdapterError, AdapterInfo, AdapterSource, Choice, Completion, Engine, EngineConfig, EngineStats, Event,

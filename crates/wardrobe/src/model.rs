@@ -8,13 +8,12 @@ use wardrobe_engine::model::{ModelExecutor, ModelExecutorConfig, PeftLoader};
 use wardrobe_engine::{Engine, EngineConfig, TokenId};
 use wardrobe_formats::ModelFiles;
 use wardrobe_models::{Decoder, LoadOptions, LoraOptions, ModelConfig, WeightPrecision};
-use wardrobe_text::{
-    ChatInput, ChatTemplate, GgufVocab, Message, TemplateLimits, Tokenizer, TokenizerConfig,
-};
+use wardrobe_text::{ChatTemplate, Message, Tokenizer};
 
 use crate::device::{CpuOptions, DeviceSpec, open_device};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::memory::available_memory_bytes;
+use crate::model_text::ModelText;
 
 /// How to open a model.
 #[derive(Debug, Clone, Default)]
@@ -65,8 +64,7 @@ impl Default for EngineOptions {
 pub struct Model {
     device: Arc<dyn Device>,
     decoder: Arc<dyn Decoder>,
-    tokenizer: Tokenizer,
-    chat_template: Option<Arc<ChatTemplate>>,
+    text: ModelText,
     /// What it is called, to compare with the base that an adapter names.
     names: Vec<String>,
 }
@@ -98,14 +96,7 @@ impl Model {
             progress: &|_, read_bytes, total_bytes| progress(read_bytes, total_bytes),
         };
         let decoder = wardrobe_models::load(&mut ctx, &files, &load)?;
-        let tokenizer = tokenizer(&files)?;
-        let chat_template = files
-            .tokenizer
-            .chat_template
-            .as_deref()
-            .map(|source| ChatTemplate::new(source, TemplateLimits::default()).map(Arc::new))
-            .transpose()?;
-        Ok(Model { device, decoder, tokenizer, chat_template, names: files.names() })
+        Ok(Model { device, decoder, text: ModelText::of(&files)?, names: files.names() })
     }
 
     /// Shape and constants.
@@ -130,12 +121,12 @@ impl Model {
 
     /// The tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
+        &self.text.tokenizer
     }
 
     /// The chat template, if the model has one.
     pub fn chat_template(&self) -> Option<&Arc<ChatTemplate>> {
-        self.chat_template.as_ref()
+        self.text.chat_template.as_ref()
     }
 
     /// Tokens of a conversation, up to where the answer begins.
@@ -143,19 +134,7 @@ impl Model {
     /// # Errors
     /// [`Error::Setting`] if the model has no chat template, [`Error::Template`] if it refuses.
     pub fn chat_prompt(&self, messages: &[Message]) -> Result<Vec<TokenId>> {
-        let Some(template) = &self.chat_template else {
-            return Err(Error::Setting("the model has no chat template".to_owned()));
-        };
-        let special = |id: Option<TokenId>| id.and_then(|id| self.tokenizer.token_str(id));
-        let (bos, eos) = (special(self.tokenizer.bos()), special(self.tokenizer.eos()));
-        let text = template.render(&ChatInput {
-            messages,
-            add_generation_prompt: true,
-            bos_token: bos.as_deref(),
-            eos_token: eos.as_deref(),
-            ..ChatInput::default()
-        })?;
-        Ok(self.tokenizer.encode(&text, false)?)
+        self.text.chat_prompt(messages)
     }
 
     /// Starts an engine over this model.
@@ -186,48 +165,11 @@ impl Model {
         let loader = PeftLoader::new(self.device.clone(), self.decoder.clone(), lora)
             .with_model_names(self.names.clone())
             .with_max_context(executor.max_positions());
-        Ok(Engine::start(Box::new(executor), Arc::new(loader), Arc::new(self.tokenizer.clone()), config)?)
+        Ok(Engine::start(
+            Box::new(executor),
+            Arc::new(loader),
+            Arc::new(self.text.tokenizer.clone()),
+            config,
+        )?)
     }
-}
-
-/// The tokenizer that the model's files describe.
-fn tokenizer(files: &ModelFiles) -> Result<Tokenizer> {
-    if let Some(json) = files.tokenizer.read_tokenizer_json()? {
-        let config = match &files.tokenizer.tokenizer_config {
-            Some(map) => Some(TokenizerConfig::from_json(map_bytes(map).as_bytes())?),
-            None => None,
-        };
-        return Ok(Tokenizer::from_tokenizer_json(&json, config.as_ref())?);
-    }
-    let Some(meta) = files.gguf_metadata() else {
-        let path = files.path().display();
-        return Err(Error::Setting(format!("{path} has no tokenizer.json, which a safetensors model needs")));
-    };
-    let strings = |key: &str| -> Result<Vec<String>> { Ok(meta.strings(key)?.unwrap_or_default().to_vec()) };
-    let id = |key: &str| meta.u32(&format!("tokenizer.ggml.{key}_token_id"));
-    Ok(Tokenizer::from_gguf(GgufVocab {
-        model: meta.str("tokenizer.ggml.model")?.unwrap_or_default().to_owned(),
-        pre: meta.str("tokenizer.ggml.pre")?.map(str::to_owned),
-        tokens: strings("tokenizer.ggml.tokens")?,
-        scores: meta.f32s("tokenizer.ggml.scores")?.map(<[f32]>::to_vec),
-        token_types: meta
-            .integers("tokenizer.ggml.token_type")?
-            .unwrap_or_default()
-            .into_iter()
-            .map(|t| i32::try_from(t).unwrap_or(0))
-            .collect(),
-        merges: strings("tokenizer.ggml.merges")?,
-        bos_id: id("bos")?,
-        eos_id: id("eos")?,
-        eot_id: id("eot")?,
-        unk_id: id("unknown")?,
-        pad_id: id("padding")?,
-        add_bos: meta.bool("tokenizer.ggml.add_bos_token")?,
-        add_eos: meta.bool("tokenizer.ggml.add_eos_token")?,
-        add_space_prefix: meta.bool("tokenizer.ggml.add_space_prefix")?,
-    })?)
-}
-
-fn map_bytes(map: &serde_json::Map<String, serde_json::Value>) -> String {
-    serde_json::Value::Object(map.clone()).to_string()
 }

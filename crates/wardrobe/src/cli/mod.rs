@@ -7,6 +7,7 @@ mod bench;
 mod cache;
 mod chat;
 mod check;
+mod data;
 mod doctor;
 mod failure;
 mod http;
@@ -68,6 +69,9 @@ enum Command {
     /// Look into adapters
     #[command(subcommand)]
     Adapter(adapter::AdapterCommand),
+    /// Check, measure, filter and split data for training
+    #[command(subcommand)]
+    Data(data::DataCommand),
     /// Measure speed and memory, beside what the machine can do
     Bench(Box<bench::BenchArgs>),
     /// Check what this machine offers and whether everything is in place
@@ -102,6 +106,7 @@ pub fn main() -> ExitCode {
         Command::List(args) => cache::list(&args),
         Command::Rm(args) => cache::remove(&args),
         Command::Adapter(command) => adapter::run(&command),
+        Command::Data(command) => data::run(&command),
         Command::Bench(args) => bench::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions(args.shell),

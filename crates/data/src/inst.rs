@@ -1,0 +1,102 @@
+//! Text in Llama 2's turns, as conversations: `<s>[INST] <<SYS>>…<</SYS>> question [/INST] answer </s><s>[INST] …`.
+
+use crate::error::Fault;
+use crate::record::{Conversation, MAX_MESSAGES, Turn};
+
+const OPEN: &str = "[INST]";
+const CLOSE: &str = "[/INST]";
+const SYSTEM_OPEN: &str = "<<SYS>>";
+const SYSTEM_CLOSE: &str = "<</SYS>>";
+
+/// Whether a text is in such turns.
+pub fn has_turns(text: &str) -> bool {
+    let text = text.trim_start();
+    text.strip_prefix("<s>").unwrap_or(text).trim_start().starts_with(OPEN)
+}
+
+/// The turns of a text that has some, in the column `key`.
+///
+/// # Errors
+/// A mark without its other half.
+pub fn turns(key: &str, text: &str) -> Result<Conversation, Fault> {
+    let mut messages = Vec::new();
+    let mut parts = text.split(OPEN);
+    // What is before the first mark: nothing but `<s>`.
+    parts.next();
+    for (idx, part) in parts.enumerate() {
+        let Some((question, answer)) = part.split_once(CLOSE) else {
+            return Err(Fault::key(key, format!("has {OPEN} number {} without {CLOSE}", idx + 1)));
+        };
+        if answer.contains(CLOSE) {
+            return Err(Fault::key(key, format!("has {CLOSE} twice after {OPEN} number {}", idx + 1)));
+        }
+        let question = match question.trim_start().strip_prefix(SYSTEM_OPEN) {
+            None => question,
+            Some(rest) => {
+                let Some((system, question)) = rest.split_once(SYSTEM_CLOSE) else {
+                    return Err(Fault::key(key, format!("has {SYSTEM_OPEN} without {SYSTEM_CLOSE}")));
+                };
+                messages.push(Turn::text("system", system.trim()));
+                question
+            }
+        };
+        messages.push(Turn::text("user", question.trim()));
+        let answer = answer.trim();
+        let answer = answer.strip_suffix("<s>").unwrap_or(answer).trim_end();
+        let answer = answer.strip_suffix("</s>").unwrap_or(answer).trim();
+        // A question at the end, without its answer, is nothing to learn; it is told as such where it is alone.
+        if !answer.is_empty() {
+            messages.push(Turn::text("assistant", answer));
+        }
+        if messages.len() > MAX_MESSAGES {
+            return Err(Fault::key(key, format!("has over {MAX_MESSAGES} turns")));
+        }
+    }
+    Ok(Conversation { messages, tools: None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flat(text: &str) -> Vec<(String, String)> {
+        let chat = turns("text", text).unwrap();
+        chat.messages.iter().map(|turn| (turn.message.role.clone(), turn.content().to_owned())).collect()
+    }
+
+    fn turn(role: &str, text: &str) -> (String, String) {
+        (role.to_owned(), text.to_owned())
+    }
+
+    #[test]
+    fn turns_of_llama_2() {
+        assert_eq!(
+            flat(
+                "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST] Hello. </s><s>[INST] Bye[/INST] Bye! </s>"
+            ),
+            [
+                turn("system", "Be brief."),
+                turn("user", "Hi"),
+                turn("assistant", "Hello."),
+                turn("user", "Bye"),
+                turn("assistant", "Bye!")
+            ]
+        );
+        assert_eq!(flat("[INST] a [/INST] b"), [turn("user", "a"), turn("assistant", "b")]);
+        assert_eq!(flat("[INST] a [/INST]"), [turn("user", "a")]);
+    }
+
+    #[test]
+    fn what_is_no_turn() {
+        assert!(has_turns(" <s> [INST] a [/INST] b"));
+        assert!(!has_turns("Llama 2 writes [INST] a [/INST] b"));
+        for text in [
+            "[INST] a",
+            "[INST] a [/INST] b [INST] c",
+            "[INST] <<SYS>> a [/INST] b",
+            "[INST] [/INST] [/INST]",
+        ] {
+            assert!(turns("text", text).is_err(), "{text}");
+        }
+    }
+}
