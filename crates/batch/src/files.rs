@@ -75,6 +75,8 @@ pub struct StoredFile {
 /// A file that is about to arrive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewFile {
+    /// An id that [`crate::JobRunner::reserve_file_id`] gave; `None` makes one.
+    pub id: Option<String>,
     /// Its name, as the client gives it.
     pub file_name: String,
     /// What it is for.
@@ -185,6 +187,11 @@ impl Upload {
     /// The id that the file will have.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Sets what the file is for, if that became known only while it arrived.
+    pub fn set_purpose(&mut self, purpose: FilePurpose) {
+        self.new.purpose = purpose;
     }
 
     /// Adds bytes.

@@ -194,6 +194,16 @@ impl JobRunner {
         &self.shared.config
     }
 
+    /// An id for a file that will arrive later.
+    pub fn reserve_file_id(&self) -> String {
+        self.shared.ids.next("file-")
+    }
+
+    /// A secret for whoever may send a file without a key.
+    pub fn new_upload_token(&self) -> String {
+        self.shared.ids.next("")
+    }
+
     /// Starts to receive a file.
     ///
     /// # Errors

@@ -150,7 +150,7 @@ pub struct EarlyStopping {
 
 /// What can be set about the training. What is `Auto` or `None` is left to the trainer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Hyperparameters {
     /// Passes over the training file.
     pub n_epochs: Auto<u32>,

@@ -72,7 +72,7 @@ impl Shared {
 
     /// Starts to write a file of the runner's own or a client's.
     pub fn begin(&self, new: NewFile, limit_bytes: u64) -> Result<Upload> {
-        let id = self.ids.next("file-");
+        let id = new.id.clone().unwrap_or_else(|| self.ids.next("file-"));
         let path = self.folders.uploads.join(&id);
         let file = fs::File::create_new(&path).map_err(|error| BatchError::io(&path, &error))?;
         Ok(Upload {
@@ -186,7 +186,7 @@ impl Shared {
             let text = results::csv(&self.store.metrics(&job.id, MAX_RESULT_STEPS)?);
             let file_name = format!("{}-metrics.csv", job.id);
             let purpose = FilePurpose::FineTuneResults;
-            let mut upload = self.begin(NewFile { file_name, purpose, sha256: None }, u64::MAX)?;
+            let mut upload = self.begin(NewFile { id: None, file_name, purpose, sha256: None }, u64::MAX)?;
             upload.write(text.as_bytes())?;
             upload.place()
         };

@@ -27,7 +27,7 @@ fn a_job_runs_to_its_end_and_tells_of_it() {
     assert_eq!((job.progress.steps_completed, job.progress.total_steps), (6, Some(6)));
     assert_eq!((job.progress.trained_tokens, job.progress.epochs_completed), (600, 3));
     assert!(job.finished_at_ms >= job.started_at_ms && job.started_at_ms.unwrap() >= job.created_at_ms);
-    assert_eq!(log.published.lock().unwrap().as_slice(), [job.name.clone()]);
+    assert_eq!(*log.published.lock().unwrap(), [job.name.as_str()]);
     let kinds: Vec<_> = runner.milestones(&job.id, 100).unwrap().iter().map(|event| event.kind).collect();
     use EventKind::*;
     let expected = [
@@ -287,6 +287,7 @@ fn file_limits_hold() {
     };
     let runner = JobRunner::open(config, Arc::new(support::trainer(&support::Log::default()))).unwrap();
     let new = || NewFile {
+        id: None,
         file_name: "a.bin".into(),
         purpose: wardrobe_batch::FilePurpose::UserData,
         sha256: None,

@@ -71,6 +71,7 @@ fn uploads_are_checked_and_leave_nothing_when_they_fail() {
     let bench = Bench::new();
     let runner = open(&bench.root()).unwrap();
     let new = |sha256: Option<&str>| NewFile {
+        id: None,
         file_name: "../../escape.jsonl".to_owned(),
         purpose: FilePurpose::FineTune,
         sha256: sha256.map(str::to_owned),
@@ -123,7 +124,7 @@ fn a_full_disk_is_named_and_leaves_nothing_half_written() {
     }
     let _disk = SmallDisk(&root);
     let runner = open(&root).unwrap();
-    let new = NewFile { file_name: "a".to_owned(), purpose: FilePurpose::UserData, sha256: None };
+    let new = NewFile { id: None, file_name: "a".to_owned(), purpose: FilePurpose::UserData, sha256: None };
     let mut big = runner.begin_upload(new).unwrap();
     let error = loop {
         if let Err(error) = big.write(&[1; 10_000]) {

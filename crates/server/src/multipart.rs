@@ -68,11 +68,7 @@ impl Multipart {
         let (kind, parameters) = value.split_once(';').unwrap_or((value, ""));
         if !kind.trim().eq_ignore_ascii_case("multipart/form-data") {
             let message = "the request body must be sent with `Content-Type: multipart/form-data`";
-            return Err(ApiError::new(
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "invalid_request_error",
-                message,
-            ));
+            return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request_error", message));
         }
         let boundary = parameter(parameters, "boundary").unwrap_or_default();
         if boundary.is_empty() || boundary.len() > MAX_BOUNDARY_BYTES || !boundary.is_ascii() {

@@ -77,7 +77,8 @@ async fn bodies_without_end_take_no_memory() {
 
 #[tokio::test]
 async fn boundaries_and_headers_are_checked() {
-    for content_type in ["multipart/form-data", "multipart/form-data; boundary=", "multipart/form-data; charset=b"]
+    for content_type in
+        ["multipart/form-data", "multipart/form-data; boundary=", "multipart/form-data; charset=b"]
     {
         assert_eq!(reader(content_type, b"", 1).err().unwrap().status, 400, "{content_type}");
     }

@@ -81,7 +81,8 @@ mod tests {
     #[test]
     fn queries_are_decoded() {
         // As Python's urllib.parse.urlencode writes them.
-        let query = Query::parse(Some("after=a%2Fb+c&limit=5&metadata%5Bkey%5D=v%C3%A4&after=&flag")).unwrap();
+        let query =
+            Query::parse(Some("after=a%2Fb+c&limit=5&metadata%5Bkey%5D=v%C3%A4&after=&flag")).unwrap();
         assert_eq!(query.get("after"), Some("a/b c"));
         assert_eq!(query.limit(20, 100).unwrap(), 5);
         assert_eq!(query.map("metadata"), [("key".to_owned(), "vä".to_owned())]);
@@ -94,7 +95,8 @@ mod tests {
         for text in ["a=%", "a=%4", "a=%zz", "a=%ff"] {
             assert!(Query::parse(Some(text)).is_err(), "{text}");
         }
-        for text in ["limit=0", "limit=101", "limit=-1", "limit=x", "limit=1.5", "limit=99999999999999999999"] {
+        for text in ["limit=0", "limit=101", "limit=-1", "limit=x", "limit=1.5", "limit=99999999999999999999"]
+        {
             let error = Query::parse(Some(text)).unwrap().limit(20, 100).unwrap_err();
             assert_eq!(error.param.as_deref(), Some("limit"), "{text}");
         }

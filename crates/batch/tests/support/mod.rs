@@ -67,7 +67,12 @@ pub fn records(number: usize) -> String {
 
 /// Uploads so many records; gives the id.
 pub fn upload(runner: &JobRunner, number: usize) -> String {
-    let new = NewFile { file_name: "train.jsonl".to_owned(), purpose: FilePurpose::FineTune, sha256: None };
+    let new = NewFile {
+        id: None,
+        file_name: "train.jsonl".to_owned(),
+        purpose: FilePurpose::FineTune,
+        sha256: None,
+    };
     let mut upload = runner.begin_upload(new).unwrap();
     upload.write(records(number).as_bytes()).unwrap();
     upload.finish().unwrap().id
