@@ -26,15 +26,17 @@ DUPLICATES = {
 # Crates that compile C; a bare machine has `cc`.
 NATIVE = {
     "esaxx-rs": "names cc, but compiles nothing without its feature cpp",
+    "libsqlite3-sys": "SQLite as one C file, for jobs that survive a restart; needs only cc",
     "ring": "TLS for downloads; C and assembly, needs only cc",
 }
 # A -> B: A may use B.
 ARROWS = {
-    "wardrobe": {"data", "device", "engine", "formats", "hub", "models", "server", "text"},
-    "server": {"engine", "text"},
+    "wardrobe": {"batch", "data", "device", "engine", "formats", "hub", "models", "server", "text"},
+    "server": {"batch", "engine", "text"},
     "data": {"text"},
     "engine": {"device", "formats", "models", "text"},
     "models": {"device", "formats"},
+    "batch": set(),
     "device": set(),
     "formats": set(),
     "hub": set(),

@@ -1,14 +1,18 @@
-//! Serves a model that computes nothing, for trying clients: `fake [ADDRESS] [ADAPTER_ROOT] [MAX_CONCURRENT_REQUESTS]`.
+//! Serves a model that computes nothing, for trying clients: `fake [ADDRESS] [ADAPTER_ROOT]
+//! [MAX_CONCURRENT_REQUESTS] [JOB_FOLDER]`.
 //!
 //! Every answer counts through the alphabet. Folders of the adapter root that hold a file `letter` are loaded as
-//! adapters under their names; their answers begin with that letter. `WARDROBE_API_KEY` sets a key.
+//! adapters under their names; their answers begin with that letter. `WARDROBE_API_KEY` sets a key. With a folder for jobs it
+//! fine-tunes, which computes nothing either: see `wardrobe_batch::simulation`.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use wardrobe_batch::{JobRunner, RunnerConfig};
 use wardrobe_engine::{AdapterSource, LoadOptions};
 use wardrobe_server::{Server, ServerConfig};
 
@@ -36,7 +40,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if let Some(max) = arguments.next() {
         config.max_concurrent_requests = max.parse()?;
     }
-    let server = Server::new(support::served(engine), config)?;
+    let mut model = support::served(engine);
+    if let Some(folder) = arguments.next() {
+        let trainer = support::fine_tuner(&model.engine, Duration::from_millis(20));
+        let runner = JobRunner::open(RunnerConfig::new(folder), Arc::new(trainer))?;
+        runner.start()?;
+        model.fine_tuning = Some(Arc::new(runner));
+    }
+    let server = Server::new(model, config)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::bind(&address).await?;

@@ -1,8 +1,10 @@
 //! What is served, and within which limits.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use wardrobe_batch::JobRunner;
 use wardrobe_engine::Engine;
 use wardrobe_text::{ChatTemplate, Tokenizer};
 
@@ -25,6 +27,9 @@ pub struct ServedModel {
     pub root: Option<String>,
     /// When it was loaded.
     pub created: SystemTime,
+    /// Files and fine-tuning jobs, already started. Without it their routes are refused. The server shuts it down when
+    /// it drains.
+    pub fine_tuning: Option<Arc<JobRunner>>,
 }
 
 /// Settings of a [`crate::Server`]. `Default` is right for one machine without a proxy.
@@ -53,6 +58,8 @@ pub struct ServerConfig {
     pub max_concurrent_requests: usize,
     /// Tokenize and detokenize requests that are open at once; more get 429.
     pub max_concurrent_tokenizations: usize,
+    /// Files that arrive at once; more get 429.
+    pub max_concurrent_uploads: usize,
     /// Prompts in one completions request.
     pub max_prompts: usize,
     /// Time without an event after which a stream gets a comment, so that proxies keep it open.
@@ -85,6 +92,7 @@ impl Default for ServerConfig {
             max_connections: 2048,
             max_concurrent_requests: 2048,
             max_concurrent_tokenizations: 64,
+            max_concurrent_uploads: 8,
             max_prompts: 1024,
             keep_alive_interval: Duration::from_secs(15),
             drain_delay: Duration::ZERO,
@@ -116,6 +124,7 @@ impl ServerConfig {
             ("total_body_bytes", self.total_body_bytes),
             ("max_concurrent_requests", self.max_concurrent_requests),
             ("max_concurrent_tokenizations", self.max_concurrent_tokenizations),
+            ("max_concurrent_uploads", self.max_concurrent_uploads),
             ("max_prompts", self.max_prompts),
             ("max_text_threads", self.max_text_threads),
         ] {

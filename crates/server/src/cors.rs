@@ -48,7 +48,8 @@ pub(crate) async fn allow_origins(
     if preflight {
         let allowed = HeaderValue::from_static("authorization, content-type, x-request-id, traceparent");
         headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, allowed);
-        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST"));
+        headers
+            .insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, PUT, DELETE"));
         headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
     }
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use wardrobe_batch::BatchError;
 use wardrobe_engine::{AdapterError, SubmitError};
 use wardrobe_text::{TemplateError, TextError};
 
@@ -258,6 +259,61 @@ impl ApiError {
             AdapterError::NotRunning { .. } => Self::unavailable(text, "engine_not_running"),
             AdapterError::Io { .. } => Self::internal(text).with_code("adapter_unreadable"),
             _ => Self::internal(text),
+        }
+    }
+
+    pub fn from_batch(error: BatchError) -> Self {
+        let text = error.to_string();
+        match error {
+            BatchError::UnknownFile { .. } => {
+                Self::not_found(text).with_param("file_id").with_code("file_not_found")
+            }
+            BatchError::UnknownJob { .. } => {
+                Self::not_found(text).with_param("fine_tuning_job_id").with_code("fine_tuning_job_not_found")
+            }
+            BatchError::UnknownCursor { .. } => Self::bad_request(text).with_param("after"),
+            BatchError::FileInUse { .. } => {
+                Self::new(StatusCode::CONFLICT, INVALID, text).with_code("file_in_use")
+            }
+            BatchError::JobOpen { .. } => {
+                Self::new(StatusCode::CONFLICT, INVALID, text).with_code("job_not_ended")
+            }
+            BatchError::JobEnded { .. } => Self::bad_request(text).with_code("job_ended"),
+            BatchError::NoArtifact { .. } => Self::not_found(text).with_code("no_such_artifact"),
+            BatchError::FileTooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, INVALID, text)
+                .with_code("file_too_large")
+                .with_param("file"),
+            BatchError::StoreFull { .. } => Self::overloaded(text, Duration::from_secs(60)),
+            BatchError::Checksum { .. } => {
+                Self::bad_request(text).with_param("checksum").with_code("checksum_mismatch")
+            }
+            BatchError::BadFile(_) => {
+                Self::bad_request(text).with_param("file").with_code("invalid_training_file")
+            }
+            BatchError::Refused(refusal) => match refusal.field.as_str() {
+                // A name that is not known is what clients expect a 404 for, but only when they use it.
+                "model" => Self::invalid("model", refusal.reason).with_code("model_not_available"),
+                field => Self::invalid(field, refusal.reason),
+            },
+            BatchError::ShuttingDown => Self::shutting_down(),
+            BatchError::Locked { .. } => {
+                tracing::error!(error = text, "the store of jobs is locked");
+                let mut error =
+                    Self::unavailable("the store of jobs is locked by another process", "store_locked");
+                error.retry_after = Some(Duration::from_secs(5));
+                error
+            }
+            BatchError::DiskFull { .. } => {
+                tracing::error!(error = text, "the disk is full");
+                let status = StatusCode::INSUFFICIENT_STORAGE;
+                let error = Self::new(status, SERVER, "the server's disk is full").with_code("disk_full");
+                Self { no_retry: true, ..error }
+            }
+            // The rest names paths of this machine: it is for its owner.
+            _ => {
+                tracing::error!(error = text, "the store of jobs failed");
+                Self::internal("the store of jobs failed").with_code("store_failed")
+            }
         }
     }
 

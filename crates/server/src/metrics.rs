@@ -14,12 +14,14 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
+use wardrobe_batch::{JobStatus, StatusCounts};
 use wardrobe_engine::{Engine, EngineObserver, RequestRecord, StepRecord};
 
 use crate::error::{ApiError, Result};
+use crate::jobs;
 use crate::state::ServerState;
 
 /// One HTTP answer.
@@ -30,10 +32,17 @@ struct HttpLabels {
     status: u16,
 }
 
+/// Where a job is in its life.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct JobLabels {
+    status: &'static str,
+}
+
 /// All metrics of a server.
 pub(crate) struct Metrics {
     registry: Registry,
     http: Family<HttpLabels, Counter>,
+    jobs: Family<JobLabels, Gauge>,
 }
 
 impl Metrics {
@@ -41,13 +50,22 @@ impl Metrics {
         let mut registry = Registry::default();
         let http = Family::default();
         registry.register("http_requests", "Answers by route and status", http.clone());
+        let jobs = Family::default();
+        registry.register("wardrobe:fine_tuning_jobs", "Fine-tuning jobs by status", jobs.clone());
         let labels =
             [("model_name".into(), model_name.to_owned().into()), ("engine".into(), "0".to_owned().into())];
         let of_engine = registry.sub_registry_with_labels(labels.into_iter());
         let histograms = Arc::new(Histograms::register(of_engine));
         engine.add_observer(histograms);
         of_engine.register_collector(Box::new(EngineNumbers { engine }));
-        Self { registry, http }
+        Self { registry, http, jobs }
+    }
+
+    fn set_jobs(&self, counts: StatusCounts) {
+        for (status, count) in JobStatus::ALL.iter().zip(counts.jobs) {
+            let labels = JobLabels { status: status.name() };
+            self.jobs.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
     }
 
     /// Counts an answer. Unknown paths count as one route, or clients could make up labels without end.
@@ -56,6 +74,8 @@ impl Metrics {
         let method = match *method {
             Method::GET => "GET",
             Method::POST => "POST",
+            Method::PUT => "PUT",
+            Method::DELETE => "DELETE",
             _ => "other",
         };
         let labels =
@@ -66,6 +86,9 @@ impl Metrics {
 
 /// `GET /metrics`.
 pub(crate) async fn scrape(State(state): State<Arc<ServerState>>) -> Result<Response> {
+    if let Some(runner) = state.model.fine_tuning.clone() {
+        state.metrics.set_jobs(jobs::call(&state, move || runner.status_counts()).await?);
+    }
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &state.metrics.registry)
         .map_err(|error| ApiError::internal(error.to_string()))?;

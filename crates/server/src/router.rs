@@ -6,19 +6,20 @@ use axum::Router;
 use axum::extract::Request;
 use axum::http::Method;
 use axum::middleware::from_fn_with_state;
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, delete, get, post, put};
 
 use crate::error::ApiError;
 use crate::state::ServerState;
 use crate::{
-    adapters, auth, chat, completions, context, cors, inference, metrics, models, probes, tokenization,
+    adapters, auth, chat, completions, context, cors, files, fine_tunes, fine_tuning, inference, metrics,
+    models, probes, tokenization,
 };
 
 /// A route, for those who list them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RouteInfo {
-    /// `GET` or `POST`.
+    /// `GET`, `POST`, `PUT` or `DELETE`.
     pub method: Method,
     /// Its path, with `{…}` for parameters.
     pub path: String,
@@ -33,6 +34,8 @@ struct Route {
 fn table() -> Vec<Route> {
     let at_get = |path, handler| Route { method: Method::GET, path, handler };
     let at_post = |path, handler| Route { method: Method::POST, path, handler };
+    let at_put = |path, handler| Route { method: Method::PUT, path, handler };
+    let at_delete = |path, handler| Route { method: Method::DELETE, path, handler };
     vec![
         at_get("/v1/models", get(models::list)),
         at_get("/v1/models/{*id}", get(models::retrieve)),
@@ -42,6 +45,32 @@ fn table() -> Vec<Route> {
         at_post("/v1/load_lora_adapter", post(adapters::load)),
         at_post("/v1/unload_lora_adapter", post(adapters::unload)),
         at_post("/v1/pin_lora_adapter", post(adapters::pin)),
+        at_post("/v1/files", post(files::create)),
+        at_get("/v1/files", get(files::list)),
+        at_put("/v1/files/uploads/{token}", put(files::receive)),
+        at_get("/v1/files/{id}", get(files::retrieve)),
+        at_delete("/v1/files/{id}", delete(files::remove)),
+        at_get("/v1/files/{id}/content", get(files::content)),
+        at_post("/v1/files/{id}/preprocess", post(files::preprocess)),
+        at_post("/v1/fine_tuning/jobs", post(fine_tuning::create)),
+        at_get("/v1/fine_tuning/jobs", get(fine_tuning::list)),
+        at_get("/v1/fine_tuning/jobs/{id}", get(fine_tuning::retrieve)),
+        at_post("/v1/fine_tuning/jobs/{id}/cancel", post(fine_tuning::cancel)),
+        at_post("/v1/fine_tuning/jobs/{id}/pause", post(fine_tuning::pause)),
+        at_post("/v1/fine_tuning/jobs/{id}/resume", post(fine_tuning::pause)),
+        at_get("/v1/fine_tuning/jobs/{id}/events", get(fine_tuning::events)),
+        at_get("/v1/fine_tuning/jobs/{id}/checkpoints", get(fine_tuning::checkpoints)),
+        at_post("/v1/fine-tunes", post(fine_tunes::create)),
+        at_get("/v1/fine-tunes", get(fine_tunes::list)),
+        at_get("/v1/fine-tunes/models/limits", get(fine_tunes::limits)),
+        at_post("/v1/fine-tunes/estimate-price", post(fine_tunes::estimate_price)),
+        at_get("/v1/fine-tunes/{id}", get(fine_tunes::retrieve)),
+        at_delete("/v1/fine-tunes/{id}", delete(fine_tunes::remove)),
+        at_post("/v1/fine-tunes/{id}/cancel", post(fine_tunes::cancel)),
+        at_get("/v1/fine-tunes/{id}/events", get(fine_tunes::events)),
+        at_get("/v1/fine-tunes/{id}/checkpoints", get(fine_tunes::checkpoints)),
+        at_get("/v1/fine-tunes/{id}/metrics", get(fine_tunes::metrics)),
+        at_get("/v1/finetune/download", get(fine_tunes::download)),
         at_post("/tokenize", post(tokenization::tokenize)),
         at_post("/detokenize", post(tokenization::detokenize)),
         at_get("/tokenizer_info", get(tokenization::info)),

@@ -64,6 +64,9 @@ impl Server {
         let stop = async {
             shutdown.await;
             self.state.start_draining();
+            if let Some(jobs) = &self.state.model.fine_tuning {
+                jobs.request_shutdown();
+            }
             tracing::info!(drain_limit_ms = config.drain_limit.as_millis() as u64, "draining");
             tokio::time::sleep(config.drain_delay).await;
         };
@@ -85,6 +88,10 @@ impl Server {
             tokio::spawn(connection.run(stream));
         }
         drop(listener);
+        let jobs = self.state.model.fine_tuning.clone();
+        let drain_jobs = config.drain_limit;
+        // Jobs that run go on after the next start.
+        let jobs_end = tokio::task::spawn_blocking(move || jobs.is_none_or(|jobs| jobs.shutdown(drain_jobs)));
         let engine = self.state.model.engine.clone();
         let drain_limit = config.drain_limit;
         let engine_ends = tokio::task::spawn_blocking(move || engine.shutdown(drain_limit));
@@ -96,6 +103,13 @@ impl Server {
         }
         if engine_ends.await.is_err() {
             tracing::error!("the engine's shutdown failed");
+        }
+        match jobs_end.await {
+            Ok(true) => {}
+            Ok(false) => {
+                tracing::warn!("a fine-tuning job did not stop in time; it goes on from its checkpoint")
+            }
+            Err(_) => tracing::error!("the fine-tuning jobs' shutdown failed"),
         }
         tracing::info!("stopped");
         Ok(())

@@ -17,8 +17,10 @@ use crate::error::{ApiError, Result, ServerError};
 use crate::ids::IdSource;
 use crate::metrics::Metrics;
 use crate::offload::Offload;
+use crate::uploads::Uploads;
 
 const MAX_ADAPTER_LOADS: usize = 2;
+const MAX_JOB_CALLS: usize = 8;
 
 /// What all requests share.
 pub(crate) struct ServerState {
@@ -35,6 +37,9 @@ pub(crate) struct ServerState {
     pub eos_token: Option<String>,
     /// Adapters that are read at once: each holds its files in memory before limits on adapters count.
     pub adapter_loads: Arc<Semaphore>,
+    /// Calls into the store of jobs at once: each has a thread while it waits for the disk.
+    pub job_calls: Arc<Semaphore>,
+    pub uploads: Uploads,
     base_fingerprint: String,
     open_requests: Arc<Semaphore>,
     open_tokenizations: Arc<Semaphore>,
@@ -73,6 +78,8 @@ impl ServerState {
             bos_token: model.tokenizer.bos().and_then(text),
             eos_token: model.tokenizer.eos().and_then(text),
             adapter_loads: Arc::new(Semaphore::new(MAX_ADAPTER_LOADS)),
+            job_calls: Arc::new(Semaphore::new(MAX_JOB_CALLS)),
+            uploads: Uploads::new(config.max_concurrent_uploads),
             base_fingerprint: format!("fp_{}", short_digest(&digest)),
             open_requests: Arc::new(Semaphore::new(config.max_concurrent_requests)),
             open_tokenizations: Arc::new(Semaphore::new(config.max_concurrent_tokenizations)),

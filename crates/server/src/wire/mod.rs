@@ -3,6 +3,9 @@
 pub(crate) mod adapters;
 pub(crate) mod chat;
 pub(crate) mod completions;
+pub(crate) mod files;
+pub(crate) mod fine_tunes;
+pub(crate) mod fine_tuning;
 pub(crate) mod inference;
 pub(crate) mod logprobs;
 pub(crate) mod models;

@@ -8,10 +8,11 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use wardrobe_batch::simulation::SimulatedFineTuner;
 use wardrobe_engine::{
     AdapterError, AdapterLoader, AdapterSource, BLOCK_SIZE_TOKENS, ChunkOutput, Detokenizer, Digest, Engine,
-    EngineConfig, Executor, ExecutorError, ExecutorLimits, PreparedAdapter, SampleSpec, Sampled, SlotIdx,
-    StepOutput, StepPlan, TextCodec, TokenId,
+    EngineConfig, Executor, ExecutorError, ExecutorLimits, LoadOptions, PreparedAdapter, SampleSpec, Sampled,
+    SlotIdx, StepOutput, StepPlan, TextCodec, TokenId,
 };
 use wardrobe_server::ServedModel;
 use wardrobe_text::{
@@ -285,5 +286,23 @@ pub fn served(engine: Engine) -> ServedModel {
         aliases: vec!["org/fake-alias".to_owned()],
         root: None,
         created: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000),
+        fine_tuning: None,
+    }
+}
+
+/// A trainer that computes nothing, whose adapters the engine serves.
+pub fn fine_tuner(engine: &Engine, step_time: Duration) -> SimulatedFineTuner {
+    let (publishing, retracting) = (engine.clone(), engine.clone());
+    SimulatedFineTuner {
+        publish: Box::new(move |job, dir| {
+            let source = AdapterSource::Path(dir.to_owned());
+            let loaded = publishing.load_adapter(&job.name, source, LoadOptions::default());
+            loaded.map(drop).map_err(|error| error.to_string())
+        }),
+        retract: Box::new(move |job| match retracting.unload_adapter(&job.name, None) {
+            Ok(_) | Err(AdapterError::NotLoaded { .. }) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        }),
+        ..SimulatedFineTuner::new("fake", step_time)
     }
 }

@@ -148,6 +148,7 @@ pub fn served_model(
         aliases: names.get(1..).unwrap_or_default().to_vec(),
         root: Some(path.display().to_string()),
         created: SystemTime::now(),
+        fine_tuning: None,
     })
 }
 

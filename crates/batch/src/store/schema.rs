@@ -1,0 +1,117 @@
+//! The tables, and how a database of an earlier version becomes one of this.
+
+use std::path::Path;
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use super::of_sqlite;
+use crate::error::{BatchError, Result};
+
+/// `WRDB`: marks the file as ours.
+const APPLICATION_ID: i64 = 0x5752_4442;
+
+/// What brings a database from each version to the next; the first makes it. Only ever added to.
+const MIGRATIONS: [&str; 1] = ["
+CREATE TABLE files (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    file_name TEXT NOT NULL,
+    purpose TEXT NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    sha256 TEXT NOT NULL,
+    created_at_ms INTEGER NOT NULL,
+    num_records INTEGER,
+    format TEXT
+) STRICT;
+CREATE TABLE jobs (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    name TEXT NOT NULL UNIQUE,
+    status TEXT NOT NULL CHECK (status IN ('queued', 'running', 'succeeded', 'failed', 'cancelled')),
+    cancel_requested INTEGER NOT NULL DEFAULT 0,
+    training_file TEXT NOT NULL,
+    validation_file TEXT,
+    training_records INTEGER NOT NULL,
+    training_bytes INTEGER NOT NULL,
+    spec TEXT NOT NULL,
+    resolved TEXT NOT NULL,
+    created_at_ms INTEGER NOT NULL,
+    updated_at_ms INTEGER NOT NULL,
+    started_at_ms INTEGER,
+    finished_at_ms INTEGER,
+    num_runs INTEGER NOT NULL DEFAULT 0,
+    steps_completed INTEGER NOT NULL DEFAULT 0,
+    total_steps INTEGER,
+    epochs_completed INTEGER NOT NULL DEFAULT 0,
+    evals_completed INTEGER NOT NULL DEFAULT 0,
+    trained_tokens INTEGER NOT NULL DEFAULT 0,
+    estimated_finish_ms INTEGER,
+    early_stop TEXT,
+    error TEXT,
+    result_file TEXT,
+    adapter_dir TEXT
+) STRICT;
+CREATE INDEX jobs_by_status ON jobs (status, seq);
+CREATE TABLE events (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    job INTEGER NOT NULL REFERENCES jobs (seq) ON DELETE CASCADE,
+    created_at_ms INTEGER NOT NULL,
+    level TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    message TEXT NOT NULL,
+    data TEXT NOT NULL
+) STRICT;
+CREATE INDEX events_by_job ON events (job, seq);
+CREATE TABLE checkpoints (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    job INTEGER NOT NULL REFERENCES jobs (seq) ON DELETE CASCADE,
+    step INTEGER NOT NULL,
+    created_at_ms INTEGER NOT NULL,
+    adapter_dir TEXT NOT NULL,
+    metrics TEXT NOT NULL,
+    UNIQUE (job, step)
+) STRICT;
+"];
+
+/// The schema that this version writes.
+const VERSION: i64 = MIGRATIONS.len() as i64;
+
+/// Checks that the database is whole, ours and not too new, and brings it to this version's schema.
+pub(super) fn prepare(connection: &mut Connection, path: &Path) -> Result<()> {
+    let map = |error: rusqlite::Error| of_sqlite(path, &error);
+    let corrupt = |reason: &str| BatchError::Corrupt { path: path.to_owned(), reason: reason.to_owned() };
+    let ask = |connection: &Connection, pragma: &str| -> Result<i64> {
+        connection.query_row(pragma, [], |row| row.get(0)).map_err(map)
+    };
+    let tables = ask(connection, "SELECT count(*) FROM sqlite_schema")?;
+    let id = ask(connection, "PRAGMA application_id")?;
+    let found = ask(connection, "PRAGMA user_version")?;
+    if tables > 0 && id != APPLICATION_ID {
+        return Err(corrupt("it belongs to another program"));
+    }
+    if found > VERSION {
+        return Err(BatchError::TooNew { path: path.to_owned(), found, known: VERSION });
+    }
+    let checked: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(map)?;
+    if checked != "ok" {
+        return Err(corrupt(&checked));
+    }
+    // A commit is on the disk when it returns, also when the power fails next.
+    connection
+        .execute_batch(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; \
+             PRAGMA trusted_schema = OFF;",
+        )
+        .map_err(map)?;
+    for version in found..VERSION {
+        let step = usize::try_from(version).ok().and_then(|idx| MIGRATIONS.get(idx));
+        let Some(step) = step else { return Err(corrupt("its version is negative")) };
+        let transaction =
+            connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(map)?;
+        transaction.execute_batch(step).map_err(map)?;
+        transaction.pragma_update(None, "application_id", APPLICATION_ID).map_err(map)?;
+        transaction.pragma_update(None, "user_version", version + 1).map_err(map)?;
+        transaction.commit().map_err(map)?;
+    }
+    Ok(())
+}
