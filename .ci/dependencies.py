@@ -26,8 +26,9 @@ NATIVE = {
 }
 # A -> B: A may use B.
 ARROWS = {
-    "wardrobe": {"device", "engine", "formats", "hub", "models", "server", "text"},
+    "wardrobe": {"device", "engine", "eval", "formats", "hub", "models", "server", "text"},
     "server": {"engine", "text"},
+    "eval": {"engine"},
     "engine": {"device", "formats", "models", "text"},
     "models": {"device", "formats"},
     "device": set(),
