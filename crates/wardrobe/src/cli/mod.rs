@@ -8,6 +8,7 @@ mod cache;
 mod chat;
 mod check;
 mod doctor;
+mod eval;
 mod failure;
 mod http;
 mod log;
@@ -45,7 +46,7 @@ Examples:
 
 Every option is also an environment variable: WARDROBE_<OPTION> for serve and for how to compute (--threads is
 WARDROBE_THREADS), else WARDROBE_<COMMAND>_<OPTION> (run --max-tokens is WARDROBE_RUN_MAX_TOKENS). The file that
-WARDROBE_CONFIG names has the same as keys, in tables [run], [chat], [bench], [quickstart] and [pull].
+WARDROBE_CONFIG names has the same as keys, in tables [run], [chat], [eval], [bench], [quickstart] and [pull].
 Logs go to stderr; WARDROBE_LOG sets what is logged (error, warn, info, debug, or wardrobe_engine=debug,warn).
 Models are cached in $WARDROBE_CACHE, by default ~/.cache/wardrobe.";
 
@@ -68,6 +69,8 @@ enum Command {
     /// Look into adapters
     #[command(subcommand)]
     Adapter(adapter::AdapterCommand),
+    /// Measure how good a model and its adapters are at a task, on the same items
+    Eval(Box<eval::EvalArgs>),
     /// Measure speed and memory, beside what the machine can do
     Bench(Box<bench::BenchArgs>),
     /// Check what this machine offers and whether everything is in place
@@ -102,6 +105,7 @@ pub fn main() -> ExitCode {
         Command::List(args) => cache::list(&args),
         Command::Rm(args) => cache::remove(&args),
         Command::Adapter(command) => adapter::run(&command),
+        Command::Eval(args) => eval::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions(args.shell),
