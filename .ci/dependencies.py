@@ -31,9 +31,10 @@ NATIVE = {
 }
 # A -> B: A may use B.
 ARROWS = {
-    "wardrobe": {"batch", "data", "device", "engine", "formats", "hub", "models", "server", "text"},
+    "wardrobe": {"batch", "data", "device", "engine", "eval", "formats", "hub", "models", "server", "text"},
     "server": {"batch", "engine", "text"},
     "data": {"text"},
+    "eval": {"engine"},
     "engine": {"device", "formats", "models", "text"},
     "models": {"device", "formats"},
     "batch": set(),

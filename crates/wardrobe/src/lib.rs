@@ -64,6 +64,7 @@ pub use wardrobe_engine::{
     Finish, GenerationId, LoadOptions, Request, ResponseStream, SamplingParams, SubmitError, Summary,
     TokenId, Update,
 };
+pub use wardrobe_eval as eval;
 pub use wardrobe_formats::{AdapterConfig, PeftAdapter};
 pub use wardrobe_models::{AdapterPrecision, LoraAdapter, LoraOptions, ModelConfig, WeightPrecision};
 pub use wardrobe_text::{ChatInput, ChatTemplate, Message, Tokenizer};

@@ -9,6 +9,7 @@ mod chat;
 mod check;
 mod data;
 mod doctor;
+mod eval;
 mod failure;
 mod http;
 mod log;
@@ -46,7 +47,7 @@ Examples:
 
 Every option is also an environment variable: WARDROBE_<OPTION> for serve and for how to compute (--threads is
 WARDROBE_THREADS), else WARDROBE_<COMMAND>_<OPTION> (run --max-tokens is WARDROBE_RUN_MAX_TOKENS). The file that
-WARDROBE_CONFIG names has the same as keys, in tables [run], [chat], [bench], [quickstart] and [pull].
+WARDROBE_CONFIG names has the same as keys, in tables [run], [chat], [eval], [bench], [quickstart] and [pull].
 Logs go to stderr; WARDROBE_LOG sets what is logged (error, warn, info, debug, or wardrobe_engine=debug,warn).
 Models are cached in $WARDROBE_CACHE, by default ~/.cache/wardrobe.";
 
@@ -72,6 +73,8 @@ enum Command {
     /// Check, measure, filter and split data for training
     #[command(subcommand)]
     Data(data::DataCommand),
+    /// Measure how good a model and its adapters are at a task, on the same items
+    Eval(Box<eval::EvalArgs>),
     /// Measure speed and memory, beside what the machine can do
     Bench(Box<bench::BenchArgs>),
     /// Check what this machine offers and whether everything is in place
@@ -107,6 +110,7 @@ pub fn main() -> ExitCode {
         Command::Rm(args) => cache::remove(&args),
         Command::Adapter(command) => adapter::run(&command),
         Command::Data(command) => data::run(&command),
+        Command::Eval(args) => eval::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions(args.shell),

@@ -24,7 +24,7 @@ const FILE_ENV: &str = "WARDROBE_CONFIG";
 /// A settings file is a page of text.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 /// Commands that have a table in the file.
-pub const TABLES: [&str; 5] = ["run", "chat", "bench", "quickstart", "pull"];
+pub const TABLES: [&str; 6] = ["run", "chat", "eval", "bench", "quickstart", "pull"];
 /// `serve` reads the file by itself.
 const SERVE: &str = "serve";
 

@@ -1,0 +1,279 @@
+//! `record`: an answer that is one JSON object, compared with gold field by field.
+//!
+//! Nested objects are flattened to paths (`date_of_birth.year`); anything else, lists too, is one value. Numbers are
+//! compared as numbers (`1801` is `1801.0`), everything else exactly: `"1801"` is no number. An answer that is not one
+//! JSON object from end to end, white space aside, has no field right.
+
+use serde_json::{Map, Value};
+
+use super::{Metric, Score, Scored, Task, means};
+
+pub(super) struct Record;
+
+const VALID: &str = "valid";
+const FIELDS: &str = "fields";
+const DATES: &str = "dates";
+const EXACT: &str = "exact";
+const BALANCED: &str = "balanced";
+/// Before the name of a field that is a measure of its own.
+const FIELD_PREFIX: &str = "field ";
+/// Fields that count as dates beside those that have "date" in their path.
+const DATE_FIELDS: [&str; 5] = ["born", "died", "year", "month", "day"];
+
+type Path = Vec<String>;
+type Fields = Vec<(Path, Value)>;
+
+impl Task for Record {
+    fn name(&self) -> &'static str {
+        "record"
+    }
+
+    fn about(&self) -> &'static str {
+        "valid: the answer is one JSON object; fields: gold fields that it has right, nothing where it is not valid; dates: \
+         the same for dates (born, died, year, month, day, and date in a field's path); exact: all fields right and no \
+         others; balanced: mean over fields of the mean over a field's gold values of how often the value was right, \
+         so that a rare value counts as much as a frequent one"
+    }
+
+    fn check_gold(&self, gold: &str) -> Result<(), String> {
+        match fields_of(gold) {
+            Some(fields) if !fields.is_empty() => Ok(()),
+            _ => Err("the gold answer is no JSON object with fields".to_owned()),
+        }
+    }
+
+    fn score(&self, gold: &str, answer: &str) -> Score {
+        let (gold, answer) = (fields_of(gold).unwrap_or_default(), fields_of(answer));
+        let valid = answer.is_some();
+        let answer = answer.unwrap_or_default();
+        let right: Vec<(&Path, bool)> =
+            gold.iter().map(|(path, value)| (path, is_right(&answer, path, value))).collect();
+        let mut score = vec![(VALID.to_owned(), number(valid))];
+        let mut share = |name: &str, of: &dyn Fn(&Path) -> bool| {
+            let (num, num_right) = right
+                .iter()
+                .filter(|(path, _)| of(path))
+                .fold((0.0, 0.0), |(num, sum), (_, right)| (num + 1.0, sum + number(*right)));
+            if num > 0.0 {
+                score.push((name.to_owned(), num_right / num));
+            }
+        };
+        share(FIELDS, &|_| true);
+        share(DATES, &is_date);
+        let exact = valid && right.iter().all(|(_, right)| *right) && answer.len() == gold.len();
+        score.push((EXACT.to_owned(), number(exact)));
+        score.extend(
+            right.iter().map(|(path, right)| (format!("{FIELD_PREFIX}{}", shown(path)), number(*right))),
+        );
+        Score(score)
+    }
+
+    fn majority_answer(&self, golds: &[&str]) -> Option<String> {
+        let mut counts: Vec<(Path, Vec<(Value, usize)>)> = Vec::new();
+        for (path, value) in golds.iter().filter_map(|gold| fields_of(gold)).flatten() {
+            let at = counts.iter().position(|(own, _)| *own == path).unwrap_or_else(|| {
+                counts.push((path, Vec::new()));
+                counts.len() - 1
+            });
+            let Some((_, values)) = counts.get_mut(at) else { continue };
+            match values.iter_mut().find(|(own, _)| same(own, &value)) {
+                Some((_, count)) => *count += 1,
+                None => values.push((value, 1)),
+            }
+        }
+        let mut record = Map::new();
+        for (path, values) in counts {
+            // The first of equals, so that the order of the file decides and not that of a hash.
+            let most = values.iter().map(|(_, count)| *count).max()?;
+            let (value, _) = values.into_iter().find(|(_, count)| *count == most)?;
+            put(&mut record, &path, value);
+        }
+        (!record.is_empty()).then(|| Value::Object(record).to_string())
+    }
+
+    fn summarise(&self, scored: &[Scored<'_>]) -> Vec<Metric> {
+        let mut metrics = means(scored);
+        if let Some(balanced) = balanced(scored) {
+            let at =
+                metrics.iter().position(|metric| metric.name == EXACT).map_or(metrics.len(), |at| at + 1);
+            metrics.insert(at, balanced);
+        }
+        metrics
+    }
+}
+
+fn number(is: bool) -> f64 {
+    f64::from(u8::from(is))
+}
+
+/// The fields of a text that is one JSON object, in its order; of keys that are there twice, the last.
+fn fields_of(text: &str) -> Option<Fields> {
+    match serde_json::from_str(text.trim()) {
+        Ok(Value::Object(map)) => {
+            let mut fields = Vec::new();
+            flatten(map, &mut Vec::new(), &mut fields);
+            Some(fields)
+        }
+        _ => None,
+    }
+}
+
+/// Depth is bounded by the parser's.
+fn flatten(map: Map<String, Value>, path: &mut Path, fields: &mut Fields) {
+    for (key, value) in map {
+        path.push(key);
+        match value {
+            Value::Object(inner) if !inner.is_empty() => flatten(inner, path, fields),
+            value => fields.push((path.clone(), value)),
+        }
+        path.pop();
+    }
+}
+
+fn put(map: &mut Map<String, Value>, path: &[String], value: Value) {
+    match path {
+        [] => {}
+        [key] => {
+            map.insert(key.clone(), value);
+        }
+        [key, rest @ ..] => {
+            let inner = map.entry(key.clone()).or_insert_with(|| Value::Object(Map::new()));
+            // In some golds the key may have a plain value: the object, which came later, holds more.
+            if !inner.is_object() {
+                *inner = Value::Object(Map::new());
+            }
+            if let Value::Object(inner) = inner {
+                put(inner, rest, value);
+            }
+        }
+    }
+}
+
+fn is_right(answer: &Fields, path: &Path, gold: &Value) -> bool {
+    answer.iter().any(|(own, value)| own == path && same(value, gold))
+}
+
+fn same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Number(a), Value::Number(b)) => a == b || (a.as_f64().is_some() && a.as_f64() == b.as_f64()),
+        _ => a == b,
+    }
+}
+
+fn is_date(path: &Path) -> bool {
+    path.iter().any(|key| key.to_lowercase().contains("date"))
+        || path.last().is_some_and(|key| DATE_FIELDS.contains(&key.to_lowercase().as_str()))
+}
+
+fn shown(path: &Path) -> String {
+    path.join(".")
+}
+
+/// Mean over fields of the mean over gold values of how often that value was right. Dates are left out: each has a value of
+/// its own, and `dates` says how often they are right.
+fn balanced(scored: &[Scored<'_>]) -> Option<Metric> {
+    let mut fields: Vec<(Path, Vec<(Value, usize, usize)>)> = Vec::new();
+    for item in scored {
+        for (path, value) in fields_of(item.gold).unwrap_or_default() {
+            if is_date(&path) {
+                continue;
+            }
+            let right = item.score.get(&format!("{FIELD_PREFIX}{}", shown(&path))).unwrap_or_default();
+            let at = fields.iter().position(|(own, _)| *own == path).unwrap_or_else(|| {
+                fields.push((path, Vec::new()));
+                fields.len() - 1
+            });
+            let Some((_, values)) = fields.get_mut(at) else { continue };
+            let num_right = usize::from(right > 0.5);
+            match values.iter_mut().find(|(own, _, _)| same(own, &value)) {
+                Some((_, num, sum)) => (*num, *sum) = (*num + 1, *sum + num_right),
+                None => values.push((value, 1, num_right)),
+            }
+        }
+    }
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let of_field = |(_, values): &(Path, Vec<(Value, usize, usize)>)| {
+        mean(&values.iter().map(|(_, num, right)| *right as f64 / *num as f64).collect::<Vec<_>>())
+    };
+    let by_field: Vec<f64> = fields.iter().map(of_field).collect();
+    (!by_field.is_empty()).then(|| Metric {
+        name: BALANCED.to_owned(),
+        value: mean(&by_field),
+        standard_error: None,
+        num_items: scored.len(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOLD: &str = r#"{"nationality": "French", "born": 1852, "died": 1931, "sportsperson": false}"#;
+
+    fn score(gold: &str, answer: &str) -> (f64, f64, Option<f64>, f64) {
+        let score = Record.score(gold, answer);
+        (score.get(VALID).unwrap(), score.get(FIELDS).unwrap(), score.get(DATES), score.get(EXACT).unwrap())
+    }
+
+    #[test]
+    fn fields_are_compared_one_by_one() {
+        assert_eq!(score(GOLD, GOLD), (1.0, 1.0, Some(1.0), 1.0));
+        let other = r#"  {"sportsperson":false,"born":1852.0,"died":1930,"nationality":"french"}"#;
+        assert_eq!(score(GOLD, other), (1.0, 0.5, Some(0.5), 0.0));
+        let text = r#"{"nationality": "French", "born": "1852", "died": null, "sportsperson": "false"}"#;
+        assert_eq!(score(GOLD, text), (1.0, 0.25, Some(0.0), 0.0));
+        let more = r#"{"nationality": "French", "born": 1852, "died": 1931, "sportsperson": false, "x": 1}"#;
+        assert_eq!(score(GOLD, more), (1.0, 1.0, Some(1.0), 0.0));
+    }
+
+    #[test]
+    fn only_one_whole_object_is_valid() {
+        for answer in
+            ["", "null", "[]", "{} {}", "Sure: {}", "```json\n{}\n```", r#"{"a": 1"#, r#"{"a": 1}."#]
+        {
+            assert_eq!(score(GOLD, answer), (0.0, 0.0, Some(0.0), 0.0), "{answer}");
+        }
+        assert_eq!(score(GOLD, "\n{}\n").0, 1.0);
+        // The parser's depth is bounded: no answer overflows the stack.
+        assert_eq!(score(GOLD, &"{\"a\":".repeat(100_000)).0, 0.0);
+    }
+
+    #[test]
+    fn nested_objects_are_paths() {
+        let gold =
+            r#"{"name": "a", "date_of_birth": {"day": 1, "year": 1900}, "tags": ["x", "y"], "none": {}}"#;
+        assert_eq!(Record.check_gold(gold), Ok(()));
+        let answer = r#"{"name": "a", "date_of_birth": {"year": 1900}, "tags": ["y", "x"], "none": {}}"#;
+        assert_eq!(score(gold, answer), (1.0, 0.6, Some(0.5), 0.0));
+        assert_eq!(Record.score(gold, answer).get("field date_of_birth.year"), Some(1.0));
+        for bad in ["", "{}", "3", "no"] {
+            assert!(Record.check_gold(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_majority_is_taken_field_by_field() {
+        let golds = [
+            r#"{"a": 1, "d": {"year": 5}}"#,
+            r#"{"a": 2, "d": {"year": 6}}"#,
+            r#"{"a": 2.0, "d": {"year": 7}, "e": true}"#,
+        ];
+        let answer = Record.majority_answer(&golds).unwrap();
+        assert_eq!(answer, r#"{"a":2,"d":{"year":5},"e":true}"#);
+        assert_eq!(Record.majority_answer(&[]), None);
+    }
+
+    #[test]
+    fn a_rare_value_counts_as_much_as_a_frequent_one() {
+        let golds = [r#"{"s": true}"#, r#"{"s": false}"#, r#"{"s": false}"#, r#"{"s": false}"#];
+        let scores = golds.map(|gold| Record.score(gold, r#"{"s": false}"#));
+        let scored: Vec<_> = golds
+            .iter()
+            .zip(&scores)
+            .map(|(gold, score)| Scored { gold, answer: r#"{"s": false}"#, score })
+            .collect();
+        let metrics = Record.summarise(&scored);
+        let value = |name: &str| metrics.iter().find(|m| m.name == name).unwrap().value;
+        assert_eq!((value(FIELDS), value(BALANCED)), (0.75, 0.5));
+    }
+}

@@ -1,0 +1,286 @@
+//! `eval`: how good a model and its adapters are at a task, on the same items.
+
+use std::fs::File;
+use std::io::{BufReader, Write as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use wardrobe::eval::{self, EvalError, EvalOptions, Item, LineProblem, Report, Target, Task, Turn};
+use wardrobe::{AdapterSource, EngineConfig, LoadOptions, Message, Model, TokenId};
+
+use super::failure::{UsageError, with_hint};
+use super::log;
+use super::open::{self, ModelArgs};
+use super::output::{self, Style};
+use super::values::AdapterSpec;
+
+/// Bad lines that are printed one by one; reports have all of them.
+const MAX_PROBLEMS_SHOWN: usize = 5;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct EvalArgs {
+    /// A short name, a hub repository, a folder or a .gguf file
+    #[arg(value_name = "MODEL")]
+    model: String,
+    /// What is asked for: record (a JSON object, compared field by field) or last-words (the end of a text)
+    #[arg(long, value_name = "TASK", default_value = "record", value_parser = known_task)]
+    task: String,
+    /// JSONL file of items: {"prompt", "completion"} or {"messages"}
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// The training set, whose most frequent answers are the majority baseline [default: those of the items themselves]
+    #[arg(long, value_name = "FILE")]
+    train_data: Option<PathBuf>,
+    /// Ask this adapter too (a PEFT folder); may be repeated
+    #[arg(long, value_name = "NAME=PATH")]
+    adapter: Vec<AdapterSpec>,
+    /// Leave the base model out
+    #[arg(long, requires = "adapter")]
+    no_base: bool,
+    /// Ask this many items: the first, or with --seed ones drawn by it
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Draws the items of --limit
+    #[arg(long, value_name = "N", requires = "limit")]
+    seed: Option<u64>,
+    /// The most tokens of an answer
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    max_tokens: usize,
+    /// Text of the system message, for items that have none
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    system: Option<String>,
+    /// Give the prompts to the model as they are, without the chat template
+    #[arg(long)]
+    raw: bool,
+    /// Write every answer and its score: a web page (.html) or JSON (.json); may be repeated
+    #[arg(long, value_name = "FILE")]
+    report: Vec<PathBuf>,
+    #[command(flatten)]
+    compute: ModelArgs,
+}
+
+const EXAMPLES: &str = "\
+Answers are greedy: the same command gives the same numbers.
+
+Examples:
+  wardrobe eval smollm2-135m --data datasets/biographies/test.jsonl --train-data datasets/biographies/train.jsonl \\
+    --adapter tuned=./tuned --report report.html
+  wardrobe eval smollm2-135m --task last-words --data datasets/last-words/test.jsonl --limit 20 --seed 1";
+
+fn known_task(name: &str) -> Result<String, String> {
+    let names: Vec<&str> = eval::TASKS.iter().map(|task| task.name()).collect();
+    match eval::task(name) {
+        Some(_) => Ok(name.to_owned()),
+        None => Err(format!("no task has this name; there are {}", names.join(" and "))),
+    }
+}
+
+/// Asks, scores and prints.
+pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
+    log::init_quiet()?;
+    // What can be wrong without a model is found before one is pulled and read.
+    args.check()?;
+    let task = eval::task(&args.task).ok_or_else(|| UsageError(format!("there is no task {}", args.task)))?;
+    let (items, problems) = read(&args.data, task)?;
+    show_problems(&args.data, &problems);
+    if items.is_empty() {
+        let error = EvalError::NoItems { first: problems.into_iter().next() };
+        return Err(anyhow::Error::new(error).context(format!("nothing to ask in {}", args.data.display())));
+    }
+    let train_golds = args.train_data.as_deref().map(|path| train_golds(path, task)).transpose()?;
+    let items = eval::draw(items, args.limit, args.seed);
+
+    let found = open::find(&args.model)?;
+    let model = open::open(&found, &args.compute.model_options())?;
+    let mut options = args.compute.engine_options();
+    options.config.max_num_sequences = EngineConfig::default().max_num_sequences;
+    let engine = open::engine(&model, &options)?;
+    let mut targets = Vec::new();
+    if !args.no_base {
+        targets.push(Target::base(&found.name));
+    }
+    for spec in &args.adapter {
+        let source = AdapterSource::Path(spec.path.clone());
+        engine
+            .load_adapter(&spec.name, source, LoadOptions::default())
+            .with_context(|| format!("cannot load the adapter {spec}"))?;
+        targets.push(Target::adapter(&spec.name));
+    }
+    if !args.raw && model.chat_template().is_none() {
+        let error = anyhow::anyhow!("{} has no chat template", args.model);
+        return Err(with_hint(error, "--raw gives the prompts to the model as they are"));
+    }
+    let bar = progress();
+    let options = EvalOptions {
+        max_tokens: args.max_tokens,
+        train_golds: train_golds.as_deref(),
+        progress: Some(Box::new(|done, all| {
+            bar.set_length(all as u64);
+            bar.set_position(done as u64);
+        })),
+    };
+    let render = |turns: &[Turn]| args.prompt(&model, turns).map_err(|error| error.to_string());
+    let report = eval::evaluate(&engine, &render, &items, task, &targets, options);
+    bar.finish_and_clear();
+    let mut report = report?;
+    report.model = Some(found.name);
+    report.data = Some(args.data.display().to_string());
+    report.problems = problems;
+    output::write_stdout(report.to_text().as_bytes())?;
+    output::note(&Style::stderr().dim(&took(&report)));
+    args.write(&report)
+}
+
+impl EvalArgs {
+    fn check(&self) -> anyhow::Result<()> {
+        self.compute.check()?;
+        for spec in &self.adapter {
+            open::check_adapter(&spec.path)?;
+        }
+        for (name, value) in [("--max-tokens", Some(self.max_tokens)), ("--limit", self.limit)] {
+            if value == Some(0) {
+                return Err(UsageError(format!("{name} is at least 1")).into());
+            }
+        }
+        let unknown = self.report.iter().find(|path| extension(path).is_none());
+        match unknown {
+            Some(path) => {
+                let message = format!("--report {} ends in neither .html nor .json", path.display());
+                Err(UsageError(message).into())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The tokens of an item's question.
+    fn prompt(&self, model: &Model, turns: &[Turn]) -> wardrobe::Result<Vec<TokenId>> {
+        if self.raw {
+            let texts: Vec<&str> = turns.iter().map(|turn| turn.content.as_str()).collect();
+            return Ok(model.tokenizer().encode(&texts.join("\n\n"), true)?);
+        }
+        let has_system = turns.iter().any(|turn| turn.role == "system");
+        let system = self.system.as_ref().filter(|_| !has_system);
+        let messages: Vec<Message> = system
+            .map(|text| Message::text("system", text))
+            .into_iter()
+            .chain(turns.iter().map(|turn| Message::text(&turn.role, &turn.content)))
+            .collect();
+        model.chat_prompt(&messages)
+    }
+
+    fn write(&self, report: &Report) -> anyhow::Result<()> {
+        for path in &self.report {
+            let text = match extension(path) {
+                Some(Extension::Html) => report.to_html(),
+                _ => format!("{}\n", serde_json::to_string_pretty(report)?),
+            };
+            write_whole(path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
+            output::note(&format!("wrote {}", path.display()));
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extension {
+    Html,
+    Json,
+}
+
+fn extension(path: &Path) -> Option<Extension> {
+    match path.extension()?.to_str()? {
+        "html" | "htm" => Some(Extension::Html),
+        "json" => Some(Extension::Json),
+        _ => None,
+    }
+}
+
+fn read(path: &Path, task: &dyn Task) -> anyhow::Result<(Vec<Item>, Vec<LineProblem>)> {
+    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    eval::read_items(BufReader::new(file), task).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn train_golds(path: &Path, task: &dyn Task) -> anyhow::Result<Vec<String>> {
+    let (items, problems) = read(path, task)?;
+    show_problems(path, &problems);
+    if items.is_empty() {
+        anyhow::bail!("there is no item in the training set {}", path.display());
+    }
+    Ok(items.into_iter().map(|item| item.gold).collect())
+}
+
+fn show_problems(path: &Path, problems: &[LineProblem]) {
+    let note = Style::stderr().note("note:");
+    for problem in problems.iter().take(MAX_PROBLEMS_SHOWN) {
+        let text = output::one_line(&problem.to_string(), 200);
+        output::note(&format!("{note} {}, {text}", path.display()));
+    }
+    if let Some(more) = problems.len().checked_sub(MAX_PROBLEMS_SHOWN).filter(|more| *more > 0) {
+        output::note(&format!("{note} {}: {more} more lines are no items", path.display()));
+    }
+}
+
+fn progress() -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    if !output::stderr_is_terminal() {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    if let Ok(style) = ProgressStyle::with_template("{bar:24} {pos} of {len} answers · {eta} left") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+fn took(report: &Report) -> String {
+    let sum = |of: fn(&eval::TargetResult) -> usize| report.results.iter().map(of).sum::<usize>();
+    format!(
+        "{} prompt and {} answer tokens in {}",
+        sum(|result| result.prompt_tokens),
+        sum(|result| result.completion_tokens),
+        output::duration(std::time::Duration::from_secs_f64(report.seconds))
+    )
+}
+
+/// Writes a file as a whole or not at all: a reader never sees half of it.
+fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(format!(".{}.part", std::process::id()));
+    let unfinished = PathBuf::from(unfinished);
+    let written = File::create(&unfinished).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&unfinished, path)
+    });
+    if written.is_err() {
+        // The error that counts is the first one.
+        let _ = std::fs::remove_file(&unfinished);
+    }
+    written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_are_known_by_their_endings() {
+        assert_eq!(extension(Path::new("a/b.html")), Some(Extension::Html));
+        assert_eq!(extension(Path::new("b.json")), Some(Extension::Json));
+        for path in ["b", "b.txt", ".html", "html"] {
+            assert_eq!(extension(Path::new(path)), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_and_nothing_stays_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("report.json");
+        write_whole(&path, b"one").unwrap();
+        write_whole(&path, b"two").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        assert!(write_whole(folder.path(), b"three").is_err());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}
