@@ -48,12 +48,14 @@ mod candle;
 mod device;
 mod error;
 mod memory;
+mod merge;
 mod model;
 
 pub use candle::{adapter_from_tensors, adapter_source, adapter_tensors};
 pub use device::{CpuOptions, DeviceSpec, Isa, open_device};
 pub use error::{Error, Result};
 pub use memory::{MemoryPlan, available_memory_bytes};
+pub use merge::{MergeDtype, MergeFormat, MergeOptions, MergeProgress, MergeReport, MergedWeight, merge};
 pub use model::{EngineOptions, Model, ModelOptions, OpenProgress};
 pub use wardrobe_device::DType;
 pub use wardrobe_engine::{

@@ -11,6 +11,7 @@ mod doctor;
 mod failure;
 mod http;
 mod log;
+mod merge;
 mod open;
 mod output;
 mod progress;
@@ -68,6 +69,8 @@ enum Command {
     /// Look into adapters
     #[command(subcommand)]
     Adapter(adapter::AdapterCommand),
+    /// Write a model with an adapter merged into its weights
+    Merge(merge::MergeArgs),
     /// Measure speed and memory, beside what the machine can do
     Bench(Box<bench::BenchArgs>),
     /// Check what this machine offers and whether everything is in place
@@ -102,6 +105,7 @@ pub fn main() -> ExitCode {
         Command::List(args) => cache::list(&args),
         Command::Rm(args) => cache::remove(&args),
         Command::Adapter(command) => adapter::run(&command),
+        Command::Merge(args) => merge::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions(args.shell),
