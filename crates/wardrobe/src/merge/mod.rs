@@ -116,7 +116,7 @@ pub struct MergedWeight {
 }
 
 impl MergedWeight {
-    /// Whether less of the adapter was left than was lost by rounding.
+    /// Whether the error of rounding is larger than the adapter's change.
     pub fn is_drowned(&self) -> bool {
         self.rounding > self.change
     }

@@ -170,8 +170,8 @@ impl<'a> Writing<'a> {
         let drowned = self.weights.iter().filter(|weight| weight.is_drowned()).count();
         if drowned > 0 {
             notes.push(format!(
-                "in {drowned} of {} merged tensors rounding takes away more than the adapter added; a larger type (bf16, or \
-                 q8_0 in a GGUF file) keeps it",
+                "in {drowned} of {} merged tensors the error of rounding is larger than what the adapter changed: answers \
+                 may be the base's; bf16, or q8_0 in a GGUF file, loses less",
                 self.weights.len()
             ));
         }
