@@ -26,6 +26,7 @@ fn help_names_every_command_and_each_has_its_own() {
         "rm",
         "adapter",
         "eval",
+        "merge",
         "bench",
         "doctor",
         "completions",

@@ -31,7 +31,7 @@ pub fn check(path: &Path, tensor: &str, storage: StorageType, bytes: &[u8]) -> R
 
 /// Index of the first block (of the first element, for a plain type) that is not finite. Offsets of the scales are
 /// those of the ggml block structures (`ggml-common.h`).
-fn first_not_finite(storage: StorageType, bytes: &[u8]) -> Option<usize> {
+pub fn first_not_finite(storage: StorageType, bytes: &[u8]) -> Option<usize> {
     use StorageType::*;
     match storage {
         F64 => first(bytes, |b| !(f64::from_le_bytes(b) as f32).is_finite()),

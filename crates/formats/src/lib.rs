@@ -6,7 +6,7 @@
 //! - [`ModelFiles::open`]: a model folder or a GGUF file: [`ModelConfig`], a [`TensorSource`], tokenizer files.
 //! - [`peft::PeftAdapter::open`]: a LoRA adapter as PEFT writes it.
 //! - [`convert`]: any storage type to f32 and to the types that devices hold.
-//! - [`safetensors::write()`], [`gguf::write()`], [`peft::write_peft`]: the way back.
+//! - [`safetensors::write()`], [`gguf::write()`], [`peft::write_peft`], [`staging`]: the way back.
 //!
 //! Invariants: no file content panics, allocates more than a small multiple of the bytes that are really there, or
 //! leads outside its folder. Files are read by position and never mapped.
@@ -25,7 +25,9 @@ pub mod model_files;
 mod paths;
 pub mod peft;
 pub mod safetensors;
+pub mod sink;
 pub mod source;
+pub mod staging;
 pub mod storage;
 
 pub use config::{HiddenAct, ModelConfig, RopeScaling};
@@ -33,5 +35,7 @@ pub use digest::{ContentDigest, Digest};
 pub use error::{FormatError, Result};
 pub use model_files::{ModelFiles, TokenizerFiles};
 pub use peft::{AdapterConfig, AdapterTensor, PeftAdapter};
+pub use sink::TensorSink;
 pub use source::{TensorInfo, TensorSource};
+pub use staging::Staging;
 pub use storage::StorageType;

@@ -24,6 +24,26 @@ const MAX_TEMPLATE_BYTES: u64 = 4 << 20;
 const MAX_TOKENIZER_CONFIG_BYTES: u64 = 32 << 20;
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
+/// What [`ModelFiles::companion_files`] looks for.
+const COMPANION_FILES: [&str; 16] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "LICENCE",
+    "NOTICE",
+    "USE_POLICY.md",
+];
+
 /// What a tokenizer and a chat template can be made of.
 #[derive(Debug, Default)]
 #[non_exhaustive]
@@ -60,6 +80,8 @@ pub struct ModelFiles {
     pub tokenizer: TokenizerFiles,
     path: PathBuf,
     gguf: Option<Arc<GgufFile>>,
+    /// Content of `config.json`, for a safetensors model.
+    hf_config: Option<Map<String, Value>>,
     /// Files that make the model's identity, in a fixed order.
     identity_files: Vec<PathBuf>,
     digest: OnceLock<Digest>,
@@ -109,7 +131,7 @@ impl ModelFiles {
 
     fn open_safetensors(folder: &Path) -> Result<Self> {
         let config_path = paths::confined(folder, "config.json")?;
-        let config = paths::read_json_object(&config_path, MAX_CONFIG_BYTES)?;
+        let hf_config = paths::read_json_object(&config_path, MAX_CONFIG_BYTES)?;
         let generation = match optional(folder, "generation_config.json")? {
             Some(path) => {
                 let content = paths::read_json_object(&path, MAX_CONFIG_BYTES)?;
@@ -118,7 +140,7 @@ impl ModelFiles {
             None => None,
         };
         let generation = generation.as_ref().map(|(path, content)| (path.as_path(), content));
-        let config = ModelConfig::from_hf(&config_path, &config, generation)?;
+        let config = ModelConfig::from_hf(&config_path, &hf_config, generation)?;
         let tensors = SafetensorsFile::open_folder(folder)?;
         let mut identity_files: Vec<PathBuf> = tensors.files().map(Path::to_owned).collect();
         identity_files.sort();
@@ -129,6 +151,7 @@ impl ModelFiles {
             tokenizer: tokenizer_files(folder)?,
             path: folder.to_owned(),
             gguf: None,
+            hf_config: Some(hf_config),
             identity_files,
             digest: OnceLock::new(),
         })
@@ -147,6 +170,7 @@ impl ModelFiles {
             tokenizer,
             path: path.to_owned(),
             gguf: Some(file),
+            hf_config: None,
             identity_files: vec![file_path.to_owned()],
             digest: OnceLock::new(),
         })
@@ -173,6 +197,29 @@ impl ModelFiles {
     /// Metadata of the GGUF file, with `tokenizer.ggml.*`; `None` for a safetensors model.
     pub fn gguf_metadata(&self) -> Option<&Metadata> {
         self.gguf.as_deref().map(GgufFile::metadata)
+    }
+
+    /// Content of `config.json` as it stands; `None` for a GGUF model.
+    pub fn hf_config(&self) -> Option<&Map<String, Value>> {
+        self.hf_config.as_ref()
+    }
+
+    /// Small files of the model's folder that belong to any copy of it: tokenizer, template, settings of generation,
+    /// licence. Names and contents, in a fixed order; empty for a file that was opened by itself.
+    ///
+    /// # Errors
+    /// [`FormatError::Escapes`] for a link that leads out of the folder; [`FormatError::Limit`] for a file over 256 MiB.
+    pub fn companion_files(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
+        if !self.path.is_dir() {
+            return Ok(Vec::new());
+        }
+        let present = COMPANION_FILES.iter().filter(|name| paths::exists(&self.path, name));
+        present
+            .map(|name| {
+                let path = paths::confined(&self.path, name)?;
+                Ok((*name, paths::read_bytes(&path, MAX_TOKENIZER_BYTES)?))
+            })
+            .collect()
     }
 
     /// SHA-256 over the whole content of the files that make the model: the GGUF file, or `config.json` and all

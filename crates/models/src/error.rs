@@ -72,4 +72,4 @@ pub enum ModelError {
 }
 
 /// Result of this crate's functions.
-pub type Result<T> = std::result::Result<T, ModelError>;
+pub type Result<T, E = ModelError> = std::result::Result<T, E>;

@@ -2,6 +2,7 @@
 //!
 //! - [`load`] reads a model's weights onto a device and gives a [`Decoder`]; [`arch`] has one file per architecture.
 //! - [`LoraAdapter`] makes an adapter folder's factors ready for a decoder; [`adapters`] has one file per kind.
+//! - [`MergedTensors`] is a model's tensors with an adapter merged into them, computed row by row.
 //! - [`rope_table`] computes the cosines and sines of every RoPE scaling.
 //!
 //! A decoder knows nothing of quantisation, devices, batching or training: the same file serves all of them.
@@ -20,6 +21,7 @@ use wardrobe_device::{Ctx, KvCache, KvLayer, LoraTable, ModuleIdx, RopeTables, S
 
 pub use adapters::held::AdapterPrecision;
 pub use adapters::lora::{LoraAdapter, LoraOptions, adapter_table};
+pub use adapters::merge::{MergedRows, MergedTensor, MergedTensors};
 pub use arch::load;
 pub use error::{ModelError, Result};
 pub use loader::{LoadOptions, LoadProgress, WeightPrecision};

@@ -33,6 +33,30 @@ impl RopeSpec {
         }
     }
 
+    /// The scaling as divisors of the plain frequencies, `[rotary_dim / 2]`: what GGUF calls frequency factors. Exact for
+    /// scalings that stretch frequencies alone, as all but YaRN do.
+    pub fn divisors(&self) -> Vec<f32> {
+        let (scaled, _) = self.frequencies();
+        let (plain, _) = RopeSpec { scaling: RopeScaling::None, ..self.clone() }.frequencies();
+        plain.iter().zip(&scaled).map(|(plain, scaled)| (plain / scaled) as f32).collect()
+    }
+
+    /// Llama 3's scaling, if it is what gave these frequency factors: GGUF files have only the factors, and every
+    /// release so far was made from a context of 8,192 tokens with the same two ends.
+    pub fn named_scaling(&self) -> Option<RopeScaling> {
+        const TOLERANCE: f32 = 1e-4;
+        let RopeScaling::FrequencyFactors(factors) = &self.scaling else { return Some(self.scaling.clone()) };
+        let scaling = RopeScaling::Llama3 {
+            factor: f64::from(factors.iter().copied().fold(1.0, f32::max)),
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position: 8192,
+        };
+        let given = RopeSpec { scaling, ..self.clone() };
+        let is_same = given.divisors().iter().zip(factors).all(|(a, b)| (a / b - 1.0).abs() < TOLERANCE);
+        is_same.then_some(given.scaling)
+    }
+
     /// Frequency of each pair in radians per position, and the factor on cosines and sines.
     ///
     /// Formulas: Chen et al., arXiv 2306.15595 (linear); `rope_type: llama3` of the Llama 3.1 release; Peng et al.,

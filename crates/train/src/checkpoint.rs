@@ -20,12 +20,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
+use wardrobe_data::Dataset;
 use wardrobe_device::Ctx;
 use wardrobe_formats::Digest;
 use wardrobe_formats::peft::{PeftContents, write_peft};
 
 use crate::config::TrainConfig;
-use crate::dataset::Examples;
 use crate::error::{Result, TrainError};
 use crate::event::StepMetrics;
 use crate::metrics::Metrics;
@@ -68,10 +68,10 @@ struct State {
 pub(crate) fn identity(
     config: &TrainConfig,
     base: Digest,
-    examples: [Option<&Examples>; 2],
+    examples: [Option<&Dataset>; 2],
     plan: &Plan,
 ) -> Value {
-    let digest = |e: Option<&Examples>| e.map(|e| hex(e.digest()));
+    let digest = |e: Option<&Dataset>| e.map(|e| hex(e.digest()));
     // What does not change a bit of the result may differ.
     let config = TrainConfig {
         threads: None,

@@ -3,7 +3,6 @@
 
 mod checkpoint;
 mod config;
-mod dataset;
 mod error;
 mod estimate;
 mod event;
@@ -11,18 +10,15 @@ mod metrics;
 mod microbatch;
 mod output;
 mod parameters;
-mod random;
 mod schedule;
 mod team;
 mod trainer;
 mod worker;
 
 pub use config::{BatchSize, ContextExtension, EarlyStop, LoraConfig, OptimizerConfig, TrainConfig};
-pub use dataset::Examples;
 pub use error::{Result, TrainError};
 pub use estimate::Estimate;
 pub use event::{Event, NoObserver, Observer, StepMetrics};
-pub use microbatch::Example;
 pub use output::TrainedAdapter;
 pub use schedule::Schedule;
 pub use trainer::{Plan, Trainer};

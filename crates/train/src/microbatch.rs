@@ -4,28 +4,13 @@
 //! How a batch is divided depends on lengths and settings alone, never on the number of threads, so that gradients are
 //! summed in one order everywhere.
 
+use wardrobe_data::Example;
 use wardrobe_device::{BLOCK_SIZE, StepInputs};
 
-/// A tokenized example.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Example {
-    /// Its tokens.
-    pub token_ids: Vec<u32>,
-    /// Whether each token is to be predicted.
-    pub loss: Vec<bool>,
-}
-
-impl Example {
-    /// Rows that have to be computed: those up to the one that predicts the last supervised token.
-    pub fn num_rows(&self) -> usize {
-        let supervised = |i: &usize| self.loss.get(*i).copied().unwrap_or(false);
-        (1..self.token_ids.len()).rev().find(supervised).unwrap_or(0)
-    }
-
-    /// Tokens that are predicted. The first never is: nothing comes before it.
-    pub fn num_supervised(&self) -> usize {
-        self.loss.iter().take(self.token_ids.len()).skip(1).filter(|&&s| s).count()
-    }
+/// Rows of an example that have to be computed: those up to the one that predicts the last supervised token.
+pub(crate) fn num_rows(example: &Example) -> usize {
+    let supervised = |i: &usize| example.loss.get(*i).copied().unwrap_or(false);
+    (1..example.token_ids.len()).rev().find(supervised).unwrap_or(0)
 }
 
 /// Examples of one step, with what is to be predicted.
@@ -47,12 +32,12 @@ impl MicroBatch {
         let mut tables: Vec<Vec<u32>> = Vec::new();
         let mut next_block = 0;
         for (idx, example) in examples {
-            let rows = example.num_rows();
+            let rows = num_rows(example);
             if rows == 0 {
                 continue;
             }
             let first = inputs.token_ids.len();
-            inputs.token_ids.extend(example.token_ids.iter().take(rows));
+            inputs.token_ids.extend(example.token_ids.iter().take(rows).map(|t| t.0));
             inputs.positions.extend(0..rows as u32);
             inputs.seq_starts.push((first + rows) as u32);
             inputs.context_lens.push(rows as u32);
@@ -65,7 +50,7 @@ impl MicroBatch {
             {
                 if supervised {
                     inputs.logit_rows.push((first + row) as u32);
-                    batch.targets.push(*token);
+                    batch.targets.push(token.0);
                 }
             }
         }
@@ -120,17 +105,17 @@ mod tests {
 
     fn example(len: usize, supervised: &[usize]) -> Example {
         Example {
-            token_ids: (0..len as u32).collect(),
+            token_ids: (0..len as u32).map(wardrobe_text::TokenId).collect(),
             loss: (0..len).map(|i| supervised.contains(&i)).collect(),
         }
     }
 
     #[test]
     fn rows_end_at_the_last_prediction() {
-        assert_eq!(example(5, &[2, 3]).num_rows(), 3);
-        assert_eq!(example(5, &[0]).num_rows(), 0);
-        assert_eq!((example(5, &[0, 4]).num_rows(), example(5, &[0, 4]).num_supervised()), (4, 1));
-        assert_eq!(example(0, &[]).num_rows(), 0);
+        assert_eq!(num_rows(&example(5, &[2, 3])), 3);
+        assert_eq!(num_rows(&example(5, &[0])), 0);
+        assert_eq!(num_rows(&example(5, &[0, 4])), 4);
+        assert_eq!(num_rows(&example(0, &[])), 0);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use wardrobe_data::SplitMix64;
 use wardrobe_device::{
     Ctx, DType, Device, LoraFactors, LoraGrads, LoraModules, LoraTable, ModuleIdx, Tensor, TrainedModule,
 };
@@ -13,7 +14,6 @@ use wardrobe_models::{Decoder, adapter_table};
 
 use crate::config::LoraConfig;
 use crate::error::{Result, TrainError};
-use crate::random::Random;
 
 /// A trained module's places in the flat tensor.
 #[derive(Debug, Clone)]
@@ -115,11 +115,11 @@ impl Parameters {
     pub(crate) fn new(ctx: &mut Ctx, model: &dyn Decoder, lora: &LoraConfig, seed: u64) -> Result<Self> {
         let layout = Layout::new(model, lora)?;
         let mut values = vec![0.0_f32; layout.len];
-        let mut random = Random::new(seed);
+        let mut random = SplitMix64::new(seed);
         for module in &layout.modules {
             let bound = 1.0 / (module.input as f32).sqrt();
             if let Some(a) = values.get_mut(module.a..module.b) {
-                a.iter_mut().for_each(|v| *v = random.uniform() * 2.0 * bound - bound);
+                a.iter_mut().for_each(|v| *v = uniform(&mut random) * 2.0 * bound - bound);
             }
         }
         let flat = |ctx: &Ctx, what| ctx.persistent(what, [layout.len], DType::F32);
@@ -236,6 +236,11 @@ pub(crate) struct ExportedModule<'a> {
     pub(crate) b: Vec<f32>,
     /// `[out]`.
     pub(crate) magnitude: Option<&'a [f32]>,
+}
+
+/// In `0 .. 1`, of 24 bits.
+fn uniform(random: &mut SplitMix64) -> f32 {
+    (random.next_u64() >> 40) as f32 / (1_u32 << 24) as f32
 }
 
 /// The transpose of a matrix of `rows` rows.

@@ -4,17 +4,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use wardrobe_data::{Dataset, Example};
 use wardrobe_device::{AdamW, Ctx, CtxConfig, Device, Dropout, StepLimits};
 use wardrobe_formats::peft::AdapterRope;
 use wardrobe_models::Decoder;
 
 use crate::checkpoint::{self, Progress, Run};
 use crate::config::{BatchSize, TrainConfig};
-use crate::dataset::Examples;
 use crate::error::{Result, TrainError};
 use crate::estimate::{self, Estimate};
 use crate::event::{Event, Observer, StepMetrics};
-use crate::microbatch::{MicroBatch, divide};
+use crate::microbatch::{MicroBatch, divide, num_rows};
 use crate::output::{Origin, TrainedAdapter};
 use crate::parameters::{Layout, Parameters};
 use crate::team::{BackwardOptions, Team};
@@ -134,17 +134,17 @@ impl Trainer {
     /// # Errors
     /// [`TrainError::Data`] without anything to learn, [`TrainError::Config`] for examples that are too long, and
     /// [`TrainError::Memory`] for a run that does not fit.
-    pub fn plan(&self, train: &Examples, eval: Option<&Examples>) -> Result<Plan> {
+    pub fn plan(&self, train: &Dataset, eval: Option<&Dataset>) -> Result<Plan> {
         let config = &self.config;
         let c = self.model.config();
-        let useful: Vec<_> = train.as_slice().iter().filter(|e| e.num_rows() > 0).collect();
+        let useful: Vec<_> = train.examples().iter().filter(|e| num_rows(e) > 0).collect();
         let num_examples = useful.len();
         if num_examples == 0 {
-            let n = train.as_slice().len();
+            let n = train.examples().len();
             return Err(TrainError::Data(format!("{n} examples, none of which has a token to predict")));
         }
-        let all = || train.as_slice().iter().chain(eval.into_iter().flat_map(Examples::as_slice));
-        if let Some(token) = all().flat_map(|e| &e.token_ids).find(|&&t| t as usize >= c.vocab_size) {
+        let all = || train.examples().iter().chain(eval.into_iter().flat_map(Dataset::examples));
+        if let Some(token) = all().flat_map(|e| &e.token_ids).find(|t| t.0 as usize >= c.vocab_size) {
             let reason =
                 format!("token {token} of a vocabulary of {}: another model's tokenizer?", c.vocab_size);
             return Err(TrainError::Data(reason));
@@ -157,7 +157,7 @@ impl Trainer {
             return Err(TrainError::Data(reason));
         }
         let rope = config.rope(c, context_tokens)?;
-        let longest_rows = all().map(|e| e.num_rows()).max().unwrap_or(0);
+        let longest_rows = all().map(|e| num_rows(e)).max().unwrap_or(0);
         let layout = Layout::new(self.model.as_ref(), &config.lora)?;
         let limit_bytes = config.memory_limit_bytes.or(self.available_bytes).unwrap_or(u64::MAX);
 
@@ -171,7 +171,7 @@ impl Trainer {
             }
         };
         let batch_examples = batch_size.saturating_mul(config.gradient_accumulation).min(num_examples);
-        max_rows = max_rows.min(useful.iter().map(|e| e.num_rows()).sum::<usize>().max(longest_rows));
+        max_rows = max_rows.min(useful.iter().map(|e| num_rows(e)).sum::<usize>().max(longest_rows));
         let size = estimate::worker_size(config, max_rows, max_rows.min(batch_examples.max(MAX_BATCH)));
         let parameter_bytes = estimate::parameter_bytes(&layout);
         let worker_bytes = estimate::worker_bytes(self.model.as_ref(), &layout, size);
@@ -194,8 +194,8 @@ impl Trainer {
         let total_steps = config.max_steps.map_or(all_steps, |max| max.min(all_steps));
         let by_ratio = (config.optimizer.warmup_ratio * total_steps as f64).round() as usize;
         let warmup_steps = config.optimizer.warmup_steps.unwrap_or(by_ratio).min(total_steps);
-        let flops_of = |e: &&crate::Example| {
-            estimate::example_flops(self.model.as_ref(), &layout, e.num_rows(), e.num_supervised())
+        let flops_of = |e: &&Example| {
+            estimate::example_flops(self.model.as_ref(), &layout, num_rows(e), e.num_supervised_tokens())
         };
         let an_epoch: u64 = useful.iter().map(flops_of).sum();
         let flops = (an_epoch as f64 * total_steps as f64 / steps_per_epoch as f64) as u64;
@@ -220,8 +220,8 @@ impl Trainer {
     /// Those of [`Trainer::plan`]; [`TrainError::NotFinite`], [`TrainError::Cancelled`], and what files and device say.
     pub fn train(
         &self,
-        train: &Examples,
-        eval: Option<&Examples>,
+        train: &Dataset,
+        eval: Option<&Dataset>,
         observer: &mut dyn Observer,
     ) -> Result<TrainedAdapter> {
         let plan = self.plan(train, eval)?;
@@ -235,7 +235,7 @@ impl Trainer {
 struct Session<'a> {
     trainer: &'a Trainer,
     plan: &'a Plan,
-    train: &'a Examples,
+    train: &'a Dataset,
     /// Examples with something to predict, by epoch's order.
     useful: Vec<bool>,
     eval: Vec<MicroBatch>,
@@ -254,8 +254,8 @@ impl<'a> Session<'a> {
     fn start(
         trainer: &'a Trainer,
         plan: &'a Plan,
-        train: &'a Examples,
-        eval: Option<&'a Examples>,
+        train: &'a Dataset,
+        eval: Option<&'a Dataset>,
         observer: &'a mut dyn Observer,
     ) -> Result<Self> {
         let config = &trainer.config;
@@ -275,7 +275,7 @@ impl<'a> Session<'a> {
             trainer,
             plan,
             train,
-            useful: train.as_slice().iter().map(|e| e.num_rows() > 0).collect(),
+            useful: train.examples().iter().map(|e| num_rows(e) > 0).collect(),
             eval,
             observer,
             ctx,
@@ -335,7 +335,7 @@ impl<'a> Session<'a> {
     fn next_examples(&self) -> Vec<usize> {
         let (step, plan) = (self.progress.step, self.plan);
         let (epoch, in_epoch) = (step / plan.steps_per_epoch, step % plan.steps_per_epoch);
-        let order = self.train.order(self.trainer.config.seed, epoch);
+        let order = self.train.epoch_order(self.trainer.config.seed, epoch as u64);
         let useful = order.into_iter().filter(|&i| self.useful.get(i).copied().unwrap_or(false));
         useful.skip(in_epoch * plan.batch_examples).take(plan.batch_examples).collect()
     }
@@ -345,10 +345,10 @@ impl<'a> Session<'a> {
         let config = &self.trainer.config;
         let step = self.progress.step;
         let examples = self.next_examples();
-        let all = self.train.as_slice();
+        let all = self.train.examples();
         let of_step: Vec<_> = examples.iter().filter_map(|&i| Some((i as u32, all.get(i)?))).collect();
-        let rows: Vec<usize> = of_step.iter().map(|(_, e)| e.num_rows()).collect();
-        let supervised: usize = of_step.iter().map(|(_, e)| e.num_supervised()).sum();
+        let rows: Vec<usize> = of_step.iter().map(|(_, e)| num_rows(e)).collect();
+        let supervised: usize = of_step.iter().map(|(_, e)| e.num_supervised_tokens()).sum();
         let batches: Vec<MicroBatch> = divide(&rows, self.plan.max_rows, MIN_PARTS)
             .into_iter()
             .map(|part| MicroBatch::new(part.into_iter().filter_map(|i| of_step.get(i).copied())))
@@ -486,12 +486,12 @@ impl<'a> Session<'a> {
 }
 
 /// All examples, some at a time.
-fn micro_batches(examples: &Examples, max_rows: usize, max_seqs: usize) -> Vec<MicroBatch> {
-    let all = examples.as_slice();
+fn micro_batches(examples: &Dataset, max_rows: usize, max_seqs: usize) -> Vec<MicroBatch> {
+    let all = examples.examples();
     let numbered: Vec<_> = all.iter().enumerate().map(|(i, e)| (i as u32, e)).collect();
     let mut batches = Vec::new();
     for group in numbered.chunks(max_seqs.max(1)) {
-        let rows: Vec<usize> = group.iter().map(|(_, e)| e.num_rows()).collect();
+        let rows: Vec<usize> = group.iter().map(|(_, e)| num_rows(e)).collect();
         for part in divide(&rows, max_rows, MIN_PARTS) {
             batches.push(MicroBatch::new(part.into_iter().filter_map(|i| group.get(i).copied())));
         }

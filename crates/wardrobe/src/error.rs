@@ -44,6 +44,16 @@ pub enum Error {
         /// What the system says is free.
         available_bytes: u64,
     },
+    /// The disk has no room for what would be written.
+    #[error("{}: {needed_bytes} bytes would be written, {free_bytes} are free", path.display())]
+    DiskSpace {
+        /// Folder of the file system.
+        path: std::path::PathBuf,
+        /// What would be written.
+        needed_bytes: u64,
+        /// What the system says is free.
+        free_bytes: u64,
+    },
     /// A setting.
     #[error("{0}")]
     Setting(String),

@@ -48,6 +48,7 @@ mod candle;
 mod device;
 mod error;
 mod memory;
+mod merge;
 mod model;
 mod model_text;
 
@@ -55,6 +56,7 @@ pub use candle::{adapter_from_tensors, adapter_source, adapter_tensors};
 pub use device::{CpuOptions, DeviceSpec, Isa, open_device};
 pub use error::{Error, Result};
 pub use memory::{MemoryPlan, available_memory_bytes};
+pub use merge::{MergeDtype, MergeFormat, MergeOptions, MergeProgress, MergeReport, MergedWeight, merge};
 pub use model::{EngineOptions, Model, ModelOptions, OpenProgress};
 pub use model_text::ModelText;
 pub use wardrobe_data as data;

@@ -62,12 +62,9 @@ impl ModelText {
 }
 
 /// The tokenizer that the model's files describe.
-fn tokenizer(files: &ModelFiles) -> Result<Tokenizer> {
+pub(crate) fn tokenizer(files: &ModelFiles) -> Result<Tokenizer> {
     if let Some(json) = files.tokenizer.read_tokenizer_json()? {
-        let config = match &files.tokenizer.tokenizer_config {
-            Some(map) => Some(TokenizerConfig::from_json(map_bytes(map).as_bytes())?),
-            None => None,
-        };
+        let config = tokenizer_config(files)?;
         return Ok(Tokenizer::from_tokenizer_json(&json, config.as_ref())?);
     }
     let Some(meta) = files.gguf_metadata() else {
@@ -97,6 +94,12 @@ fn tokenizer(files: &ModelFiles) -> Result<Tokenizer> {
         add_eos: meta.bool("tokenizer.ggml.add_eos_token")?,
         add_space_prefix: meta.bool("tokenizer.ggml.add_space_prefix")?,
     })?)
+}
+
+/// What `tokenizer_config.json` says, if there is one.
+pub(crate) fn tokenizer_config(files: &ModelFiles) -> Result<Option<TokenizerConfig>> {
+    let map = files.tokenizer.tokenizer_config.as_ref();
+    Ok(map.map(|map| TokenizerConfig::from_json(map_bytes(map).as_bytes())).transpose()?)
 }
 
 fn map_bytes(map: &serde_json::Map<String, serde_json::Value>) -> String {

@@ -9,12 +9,14 @@ mod gguf;
 mod hf;
 mod keys;
 pub(crate) mod rope;
+mod write;
 
 use std::path::Path;
 
 use crate::error::{FormatError, Result};
 
 pub use rope::RopeScaling;
+pub use write::{is_gguf_rope_key, set_hf_dtype};
 
 pub(crate) use keys::{Keys, describe};
 

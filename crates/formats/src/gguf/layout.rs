@@ -14,9 +14,9 @@ use crate::error::{FormatError, Result, shorten};
 use crate::gguf::{GgufFile, HfName, hf_name};
 use crate::source::{TensorInfo, TensorSource};
 
-/// In what order the rows of a tensor in the file stand.
+/// In what order the rows of a tensor in a GGUF file stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum RowOrder {
+pub enum RowOrder {
     /// As in Hugging Face layout.
     Same,
     /// Rotary pairs are neighbours within each head of `head_dim` rows.
@@ -27,6 +27,16 @@ enum RowOrder {
 }
 
 impl RowOrder {
+    /// The order in which a GGUF file of the `llama` architecture has the rows of the tensor that Hugging Face calls
+    /// `hf_name`.
+    pub fn of(hf_name: &str, head_dim: usize) -> Self {
+        if hf_name.contains(".q_proj.") || hf_name.contains(".k_proj.") {
+            Self::InterleavedPairs { head_dim }
+        } else {
+            Self::Same
+        }
+    }
+
     /// The row of the file that holds row `row` of the Hugging Face layout.
     fn file_row(self, row: usize) -> usize {
         match self {
@@ -37,6 +47,27 @@ impl RowOrder {
                 head * head_dim + 2 * (within % half) + within / half
             }
         }
+    }
+
+    /// Rows of `row_bytes` in Hugging Face layout, put in the order of the file; whole heads, from the first row of
+    /// one. What is over after the last whole head stays as it is.
+    pub fn to_file(self, bytes: Vec<u8>, row_bytes: usize) -> Vec<u8> {
+        let Self::InterleavedPairs { head_dim } = self else { return bytes };
+        let mut out = bytes.clone();
+        let head_bytes = head_dim.saturating_mul(row_bytes);
+        if row_bytes == 0 || head_bytes == 0 {
+            return out;
+        }
+        let heads = bytes.chunks_exact(head_bytes).zip(out.chunks_exact_mut(head_bytes));
+        for (from, to) in heads {
+            for (row, row_bytes_of) in from.chunks_exact(row_bytes).enumerate() {
+                let at = self.file_row(row) * row_bytes;
+                if let Some(slot) = to.get_mut(at..at + row_bytes) {
+                    slot.copy_from_slice(row_bytes_of);
+                }
+            }
+        }
+        out
     }
 }
 

@@ -26,10 +26,10 @@ use crate::source::{ByteSpan, FileReader, TensorInfo, TensorSource, check_overla
 use crate::storage::StorageType;
 use reader::HeadReader;
 
-pub use layout::GgufTensors;
-pub use names::{HfName, hf_name};
+pub use layout::{GgufTensors, RowOrder};
+pub use names::{HfName, gguf_name, hf_name};
 pub use value::{Array, Metadata, Value};
-pub use write::{GgufTensor, requantize_file, write};
+pub use write::{GgufTensor, file_type, requantize_file, write, write_streamed};
 
 const MAGIC: [u8; 4] = *b"GGUF";
 const DEFAULT_ALIGNMENT: u64 = 32;

@@ -49,6 +49,36 @@ pub fn hf_name(gguf_name: &str) -> Option<HfName> {
     Some(HfName::Tensor(format!("model.layers.{layer_idx}.{module}.{parameter}")))
 }
 
+/// The GGUF name of the Llama-family tensor `hf_name`, the inverse of [`hf_name`]; `None` if GGUF has no such tensor.
+pub fn gguf_name(name: &str) -> Option<String> {
+    let whole = match name {
+        "model.embed_tokens.weight" => Some("token_embd.weight"),
+        "lm_head.weight" => Some("output.weight"),
+        "model.norm.weight" => Some("output_norm.weight"),
+        _ => None,
+    };
+    if let Some(name) = whole {
+        return Some(name.to_owned());
+    }
+    let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    let (module, parameter) = rest.rsplit_once('.')?;
+    let part = match module {
+        "input_layernorm" => "attn_norm",
+        "post_attention_layernorm" => "ffn_norm",
+        "self_attn.q_proj" => "attn_q",
+        "self_attn.k_proj" => "attn_k",
+        "self_attn.v_proj" => "attn_v",
+        "self_attn.o_proj" => "attn_output",
+        "mlp.gate_proj" => "ffn_gate",
+        "mlp.up_proj" => "ffn_up",
+        "mlp.down_proj" => "ffn_down",
+        _ => return None,
+    };
+    let gguf = format!("blk.{layer}.{part}.{parameter}");
+    // The other direction knows which parameters and layers there are.
+    (hf_name(&gguf) == Some(HfName::Tensor(name.to_owned()))).then_some(gguf)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,6 +103,29 @@ mod tests {
         assert_eq!(tensor("blk.0.ffn_down.bias"), "model.layers.0.mlp.down_proj.bias");
         assert_eq!(hf_name("rope_freqs.weight"), Some(HfName::RopeFactors));
         assert_eq!(hf_name("blk.1.attn_rot_embd.weight"), Some(HfName::Derived));
+    }
+
+    #[test]
+    fn names_lead_back() {
+        let mut found = 0;
+        for part in
+            ["attn_norm", "ffn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up"]
+        {
+            for parameter in ["weight", "bias"] {
+                let gguf = format!("blk.7.{part}.{parameter}");
+                if let Some(HfName::Tensor(hf)) = hf_name(&gguf) {
+                    assert_eq!(gguf_name(&hf), Some(gguf));
+                    found += 1;
+                }
+            }
+        }
+        assert_eq!(found, 14);
+        assert_eq!(gguf_name("lm_head.weight").as_deref(), Some("output.weight"));
+        for name in
+            ["lm_head.bias", "model.layers.01.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.scale", "x"]
+        {
+            assert_eq!(gguf_name(name), None, "{name}");
+        }
     }
 
     #[test]

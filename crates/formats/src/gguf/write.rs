@@ -1,13 +1,12 @@
 //! Writing GGUF files, and the same weights in another storage type.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use crate::convert;
 use crate::error::{FormatError, Result};
 use crate::gguf::value::{Array, Value};
 use crate::gguf::{DEFAULT_ALIGNMENT, GgufFile, MAGIC};
+use crate::sink::TensorSink;
 use crate::source::TensorSource;
 use crate::storage::StorageType;
 
@@ -34,6 +33,20 @@ pub fn write(
     metadata: &[(String, Value)],
     tensors: &[GgufTensor],
     mut data: impl FnMut(usize) -> Result<Vec<u8>>,
+) -> Result<()> {
+    write_streamed(path, metadata, tensors, |idx, sink| sink.put(&data(idx)?))
+}
+
+/// The same for tensors that need not be in memory: `fill` is called once with the index of each, in their order, and
+/// puts its bytes.
+///
+/// # Errors
+/// As [`write()`], and what `fill` gives.
+pub fn write_streamed(
+    path: &Path,
+    metadata: &[(String, Value)],
+    tensors: &[GgufTensor],
+    mut fill: impl FnMut(usize, &mut TensorSink) -> Result<()>,
 ) -> Result<()> {
     let mut head = Vec::new();
     head.extend_from_slice(&MAGIC);
@@ -76,21 +89,14 @@ pub fn write(
     }
     head.resize(head.len().next_multiple_of(DEFAULT_ALIGNMENT as usize), 0);
 
-    let io = |e| FormatError::io(path, e);
-    let mut file = BufWriter::new(File::create(path).map_err(io)?);
-    file.write_all(&head).map_err(io)?;
+    let mut sink = TensorSink::create(path)?;
+    sink.raw(&head)?;
     for (idx, (tensor, size)) in tensors.iter().zip(sizes).enumerate() {
-        let bytes = data(idx)?;
-        if bytes.len() != size {
-            let problem = format!("{size} bytes expected, {} given", bytes.len());
-            return Err(FormatError::tensor(path, &tensor.name, problem));
-        }
-        file.write_all(&bytes).map_err(io)?;
+        sink.tensor(&tensor.name, size, |sink| fill(idx, sink))?;
         let padding = size.next_multiple_of(DEFAULT_ALIGNMENT as usize) - size;
-        file.write_all(&[0; DEFAULT_ALIGNMENT as usize][..padding]).map_err(io)?;
+        sink.raw(&[0; DEFAULT_ALIGNMENT as usize][..padding])?;
     }
-    let file = file.into_inner().map_err(|e| FormatError::io(path, e.into_error()))?;
-    file.sync_all().map_err(io)
+    sink.finish()
 }
 
 /// Writes the weights of `source` to `path` with every quantised tensor and every matrix in `storage`; vectors stay
@@ -134,7 +140,7 @@ pub fn requantize_file(source: &GgufFile, path: &Path, storage: StorageType) -> 
 }
 
 /// llama.cpp's `llama_ftype` for a file whose matrices are all of one type.
-fn file_type(storage: StorageType) -> Option<u32> {
+pub fn file_type(storage: StorageType) -> Option<u32> {
     use StorageType::*;
     Some(match storage {
         F32 => 0,

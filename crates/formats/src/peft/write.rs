@@ -1,9 +1,7 @@
 //! Writing an adapter folder.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::config::AdapterConfig;
 use super::contents::{AdapterTensor, LoraEmbedding, LoraModule, SavedModule};
@@ -13,6 +11,7 @@ use super::{CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE};
 use crate::error::{FormatError, Result};
 use crate::paths;
 use crate::safetensors::{self, TensorData};
+use crate::staging::{Staging, write_file, write_json};
 
 /// Everything that goes into an adapter folder.
 #[derive(Clone, Copy, Debug)]
@@ -60,43 +59,9 @@ pub(super) fn named_tensors<'a>(
 /// [`FormatError::Io`]; without `replace` that `dir` exists; [`FormatError::Escapes`] for an extra file whose name is
 /// no plain name; [`FormatError::Tensor`] for a name that is there twice.
 pub fn write_peft(dir: &Path, contents: &PeftContents<'_>, replace: bool) -> Result<()> {
-    let io = |path: &Path| {
-        let path = path.to_owned();
-        move |e| FormatError::io(&path, e)
-    };
-    if !replace && dir.symlink_metadata().is_ok() {
-        return Err(FormatError::io(dir, std::io::ErrorKind::AlreadyExists.into()));
-    }
-    let parent = match dir.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    std::fs::create_dir_all(parent).map_err(io(parent))?;
-    let staging = Staging::create(dir, "new")?;
-    write_files(&staging.path, contents)?;
-    sync_folder(&staging.path)?;
-
-    let old = if dir.symlink_metadata().is_ok() {
-        let old = Staging::create(dir, "old")?;
-        // The folder that reserved the name makes room: a rename onto an empty folder is not portable.
-        std::fs::remove_dir(&old.path).map_err(io(&old.path))?;
-        std::fs::rename(dir, &old.path).map_err(io(dir))?;
-        Some(old)
-    } else {
-        None
-    };
-    if let Err(e) = std::fs::rename(&staging.path, dir) {
-        if let Some(old) = old {
-            // Put the old one back; if that fails too, it stays under its temporary name rather than being removed.
-            let old_path = old.path.clone();
-            old.keep();
-            std::fs::rename(&old_path, dir).map_err(io(&old_path))?;
-        }
-        return Err(FormatError::io(dir, e));
-    }
-    staging.keep();
-    drop(old);
-    sync_folder(parent)
+    let staging = Staging::folder(dir, replace)?;
+    write_files(staging.path(), contents)?;
+    staging.publish()
 }
 
 fn write_files(dir: &Path, contents: &PeftContents<'_>) -> Result<()> {
@@ -118,64 +83,4 @@ fn write_files(dir: &Path, contents: &PeftContents<'_>) -> Result<()> {
         .collect();
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     safetensors::write(&dir.join(WEIGHTS_FILE), &tensors, &metadata)
-}
-
-fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
-    let text = serde_json::to_vec_pretty(value)
-        .map_err(|source| FormatError::Json { path: path.to_owned(), source })?;
-    write_file(path, &text)
-}
-
-fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    let io = |e| FormatError::io(path, e);
-    let mut file = File::create(path).map_err(io)?;
-    file.write_all(bytes).map_err(io)?;
-    file.sync_all().map_err(io)
-}
-
-/// Makes renames and new names in a folder durable, where the system has that.
-fn sync_folder(path: &Path) -> Result<()> {
-    #[cfg(unix)]
-    File::open(path).and_then(|f| f.sync_all()).map_err(|e| FormatError::io(path, e))?;
-    #[cfg(not(unix))]
-    let _ = path;
-    Ok(())
-}
-
-/// A folder beside the target that is removed again unless it is kept.
-struct Staging {
-    path: PathBuf,
-    is_kept: bool,
-}
-
-impl Staging {
-    fn create(dir: &Path, role: &str) -> Result<Self> {
-        const MAX_TRIES: u32 = 1000;
-        let name = dir
-            .file_name()
-            .and_then(|n| n.to_str())
-            .ok_or_else(|| FormatError::Escapes { path: dir.to_owned(), name: dir.display().to_string() })?;
-        for attempt in 0..MAX_TRIES {
-            let path = dir.with_file_name(format!(".{name}.{role}-{}-{attempt}", std::process::id()));
-            match std::fs::create_dir(&path) {
-                Ok(()) => return Ok(Self { path, is_kept: false }),
-                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
-                Err(e) => return Err(FormatError::io(&path, e)),
-            }
-        }
-        Err(FormatError::io(dir, std::io::ErrorKind::AlreadyExists.into()))
-    }
-
-    fn keep(mut self) {
-        self.is_kept = true;
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        if !self.is_kept {
-            // Nothing depends on it any more; what cannot be removed is a leftover with a name that tells.
-            let _ = std::fs::remove_dir_all(&self.path);
-        }
-    }
 }

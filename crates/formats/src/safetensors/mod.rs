@@ -20,7 +20,7 @@ use crate::error::{FormatError, Result, shorten};
 use crate::paths;
 use crate::source::{ByteSpan, FileReader, TensorInfo, TensorSource, read_span_rows};
 
-pub use write::{TensorData, write};
+pub use write::{TensorData, write, write_folder, write_streamed};
 
 pub(crate) use header::read_header;
 

@@ -14,8 +14,8 @@ use crate::error::{ModelError, Result};
 use crate::{Decoder, Module};
 
 /// The distance between two copies of one weight, of its norm: rounding to 16 bits, and to about 3 bits.
-const MAX_DENSE_DISTANCE: f64 = 0.01;
-const MAX_QUANTISED_DISTANCE: f64 = 0.25;
+pub(super) const MAX_DENSE_DISTANCE: f64 = 0.01;
+pub(super) const MAX_QUANTISED_DISTANCE: f64 = 0.25;
 
 /// What an adapter may be, and how it is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,19 +60,13 @@ impl LoraAdapter {
         adapter: &PeftAdapter,
         options: &LoraOptions,
     ) -> Result<Self> {
-        let refuse =
-            |reason: String| ModelError::Adapter { adapter: adapter.path().display().to_string(), reason };
-        if let Some(e) = adapter.embeddings().first() {
-            return Err(refuse(format!("adapts the embedding {}, which is not supported", e.module_path)));
-        }
+        let refuse = |reason: String| refusal(adapter, reason);
+        check_contents(adapter, options.allow_noop).map_or(Ok(()), |reason| Err(refuse(reason)))?;
         for saved in adapter.saved() {
             check_saved(ctx, model, saved)?.map_or(Ok(()), |reason| Err(refuse(reason)))?;
         }
         if adapter.modules().is_empty() {
             return Err(refuse("has no factors".to_owned()));
-        }
-        if adapter.is_noop() && !options.allow_noop {
-            return Err(refuse("all its B factors are zero, so it would change nothing".to_owned()));
         }
         let mut parts = Vec::with_capacity(adapter.modules().len());
         for part in adapter.modules() {
@@ -86,20 +80,12 @@ impl LoraAdapter {
                 return Err(refuse(reason));
             }
             let (out, input) = (module.weight.rows(), module.weight.cols());
-            let wanted = ([part.rank, input], [out, part.rank]);
-            if part.a.shape() != wanted.0 || part.b.shape() != wanted.1 {
-                return Err(refuse(format!(
-                    "module {}: A is {:?} and B is {:?}, but the model's layer needs {:?} and {:?}; is it for another model?",
-                    module.path,
-                    part.a.shape(),
-                    part.b.shape(),
-                    wanted.0,
-                    wanted.1
-                )));
-            }
+            check_shapes(part, out, input).map_or(Ok(()), |reason| Err(refuse(reason)))?;
             parts.push((module, part));
         }
-        check_complete(model, adapter, &parts)?.map_or(Ok(()), |reason| Err(refuse(reason)))?;
+        let paths: Vec<&str> = model.modules().iter().map(|m| m.path.as_str()).collect();
+        let found = parts.iter().map(|(module, _)| module.path.as_str()).collect();
+        check_complete(&paths, adapter, &found)?.map_or(Ok(()), |reason| Err(refuse(reason)))?;
         // Side by side in the order of use: layers that share an input need all their A, then all their B.
         parts.sort_by_key(|(module, _)| module.idx.0);
         let precision = options.precision;
@@ -166,6 +152,37 @@ impl LoraAdapter {
     }
 }
 
+/// The error of an adapter that does not fit.
+pub(super) fn refusal(adapter: &PeftAdapter, reason: String) -> ModelError {
+    ModelError::Adapter { adapter: adapter.path().display().to_string(), reason }
+}
+
+/// Why an adapter cannot be used at all: nothing to add, or more than factors of linear layers.
+pub(super) fn check_contents(adapter: &PeftAdapter, allow_noop: bool) -> Option<String> {
+    if let Some(e) = adapter.embeddings().first() {
+        return Some(format!("adapts the embedding {}, which is not supported", e.module_path));
+    }
+    if adapter.modules().is_empty() && adapter.saved().is_empty() {
+        return Some("has no factors".to_owned());
+    }
+    let noop = adapter.is_noop() && !allow_noop;
+    noop.then(|| "all its B factors are zero, so it would change nothing".to_owned())
+}
+
+/// Why factors do not fit a layer of `out` and `input` features.
+pub(super) fn check_shapes(part: &LoraModule, out: usize, input: usize) -> Option<String> {
+    let (a, b) = ([part.rank, input], [out, part.rank]);
+    let fits = part.a.shape() == a && part.b.shape() == b;
+    (!fits).then(|| {
+        format!(
+            "module {}: A is {:?} and B is {:?}, but the model's layer needs {a:?} and {b:?}; is it for another model?",
+            part.module_path,
+            part.a.shape(),
+            part.b.shape(),
+        )
+    })
+}
+
 /// Why a parameter that the adapter brings whole cannot be served. PEFT stores the frozen weight below the factors of an
 /// `lm_head`: that is the model's own, and need not be kept twice.
 fn check_saved(ctx: &mut Ctx, model: &dyn Decoder, saved: &SavedModule) -> Result<Option<String>> {
@@ -207,17 +224,16 @@ fn check_saved(ctx: &mut Ctx, model: &dyn Decoder, saved: &SavedModule) -> Resul
 
 /// What the configuration promises of this model and the file does not have: where factors are missing, the base would
 /// answer alone without a word.
-fn check_complete(
-    model: &dyn Decoder,
+pub(super) fn check_complete(
+    paths: &[&str],
     adapter: &PeftAdapter,
-    found: &[(&Module, &LoraModule)],
+    found: &HashSet<&str>,
 ) -> Result<Option<String>> {
     if let Some(name) = adapter.config().modules_to_save.first() {
         return Ok(Some(format!("modules_to_save names {:?}, whose tensors are missing", shown(name))));
     }
     let targets = adapter.targets()?;
-    let paths = model.modules().iter().map(|m| m.path.as_str());
-    if let Some(entry) = targets.entry_without_module(paths) {
+    if let Some(entry) = targets.entry_without_module(paths.iter().copied()) {
         // The embedding exists, and what would adapt it is missing. Other names PEFT passes over: lists are written
         // for several architectures at once.
         if entry.rsplit('.').next() == Some("embed_tokens") {
@@ -227,9 +243,7 @@ fn check_complete(
         let path = adapter.path().display();
         tracing::warn!("{path}: target_modules names {:?}, which the model does not have", shown(entry));
     }
-    let found: HashSet<u32> = found.iter().map(|(module, _)| module.idx.0).collect();
-    let lacking = |m: &&Module| targets.contains(&m.path) && !found.contains(&m.idx.0);
-    let mut lacking = model.modules().iter().filter(lacking);
+    let mut lacking = paths.iter().filter(|path| targets.contains(path) && !found.contains(**path));
     Ok(lacking.next().map(|first| {
         let others = match lacking.count() {
             0 => String::new(),
@@ -238,7 +252,7 @@ fn check_complete(
         format!(
             "tensor base_model.model.{}.lora_A.weight is missing{others}, although the configuration targets it; is \
              the file whole?",
-            first.path
+            first
         )
     }))
 }

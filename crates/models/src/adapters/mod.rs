@@ -2,3 +2,4 @@
 
 pub mod held;
 pub mod lora;
+pub mod merge;

@@ -5,7 +5,7 @@ mod llama;
 use std::sync::Arc;
 
 use wardrobe_device::Ctx;
-use wardrobe_formats::ModelFiles;
+use wardrobe_formats::{ModelConfig, ModelFiles};
 
 use crate::Decoder;
 use crate::error::{ModelError, Result};
@@ -21,9 +21,21 @@ const ARCHITECTURES: &[(&[&str], Load)] = &[(&["LlamaForCausalLM", "MistralForCa
 /// # Errors
 /// [`ModelError`] naming the architecture, the tensor or the configuration key at fault.
 pub fn load(ctx: &mut Ctx, files: &ModelFiles, options: &LoadOptions<'_>) -> Result<Arc<dyn Decoder>> {
-    let name = &files.config.architecture;
+    find(&files.config)?(ctx, files, options)
+}
+
+/// Whether there is a file for the architecture.
+///
+/// # Errors
+/// [`ModelError::UnknownArchitecture`].
+pub fn check(config: &ModelConfig) -> Result<()> {
+    find(config).map(drop)
+}
+
+fn find(config: &ModelConfig) -> Result<Load> {
+    let name = &config.architecture;
     match ARCHITECTURES.iter().find(|(names, _)| names.contains(&name.as_str())) {
-        Some((_, load)) => load(ctx, files, options),
+        Some((_, load)) => Ok(*load),
         None => Err(ModelError::UnknownArchitecture {
             name: name.clone(),
             supported: ARCHITECTURES

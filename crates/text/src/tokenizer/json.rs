@@ -151,12 +151,12 @@ struct Style {
     drops_leading_space: bool,
 }
 
-fn kind(part: &Value) -> &str {
+pub(super) fn kind(part: &Value) -> &str {
     part.get("type").and_then(Value::as_str).unwrap_or_default()
 }
 
 /// The steps of a part that may be a sequence, under the key that it uses.
-fn steps<'v>(part: &'v Value, key: &str) -> Vec<&'v Value> {
+pub(super) fn steps<'v>(part: &'v Value, key: &str) -> Vec<&'v Value> {
     match (kind(part), part.get(key).and_then(Value::as_array)) {
         ("Sequence", Some(list)) => list.iter().flat_map(|step| steps(step, key)).collect(),
         _ => vec![part],

@@ -11,6 +11,7 @@
 
 mod chunk;
 mod config;
+mod export;
 mod gguf;
 mod json;
 mod pieces;

@@ -24,6 +24,32 @@ enum Cut {
     Regex(&'static str),
 }
 
+/// A cut as a `tokenizer.json` has it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum GivenCut {
+    /// Every digit on its own.
+    EachDigit,
+    /// The matches of an expression, or the words of GPT-2.
+    Regex(String),
+}
+
+/// A name for these cuts, if one is known whose rules are the same.
+pub(super) fn name_of(cuts: &[GivenCut], nfc: bool, ignore_merges: bool) -> Option<&'static str> {
+    let is_same = |(rule, given): (&Cut, &GivenCut)| match (rule, given) {
+        (Cut::EachDigit, GivenCut::EachDigit) => true,
+        (Cut::Gpt2, GivenCut::Regex(given)) => given == GPT2,
+        (Cut::Regex(rule), GivenCut::Regex(given)) => given == rule,
+        _ => false,
+    };
+    let same = RULES.iter().find(|rules| {
+        rules.nfc == nfc
+            && rules.ignore_merges == ignore_merges
+            && rules.cuts.len() == cuts.len()
+            && rules.cuts.iter().zip(cuts).all(is_same)
+    });
+    same.and_then(|rules| rules.names.first()).copied()
+}
+
 /// What a name stands for.
 struct Rules {
     names: &'static [&'static str],
@@ -174,7 +200,7 @@ pub(super) fn named(name: Option<&str>) -> Result<PreTokenization> {
     })
 }
 
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+pub(super) const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
 fn regex(expression: &str) -> Result<Split> {
     Split::new(SplitPattern::Regex(expression.to_owned()), SplitDelimiterBehavior::Isolated, false)

@@ -13,6 +13,7 @@ mod eval;
 mod failure;
 mod http;
 mod log;
+mod merge;
 mod open;
 mod output;
 mod progress;
@@ -75,6 +76,8 @@ enum Command {
     Data(data::DataCommand),
     /// Measure how good a model and its adapters are at a task, on the same items
     Eval(Box<eval::EvalArgs>),
+    /// Write a model with an adapter merged into its weights
+    Merge(merge::MergeArgs),
     /// Measure speed and memory, beside what the machine can do
     Bench(Box<bench::BenchArgs>),
     /// Check what this machine offers and whether everything is in place
@@ -111,6 +114,7 @@ pub fn main() -> ExitCode {
         Command::Adapter(command) => adapter::run(&command),
         Command::Data(command) => data::run(&command),
         Command::Eval(args) => eval::run(&args),
+        Command::Merge(args) => merge::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions(args.shell),

@@ -1,5 +1,5 @@
-//! What a pull does, shown: a bar on a terminal, a line now and then elsewhere; and a model that is being opened: a bar on
-//! a terminal.
+//! What a pull or a merge does, shown: a bar on a terminal, a line now and then elsewhere; and a model that is being
+//! opened: a bar on a terminal.
 
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ const LINE_INTERVAL: Duration = Duration::from_secs(5);
 const KNOWN_SIZE: &str =
     "{msg} {bar:24} {decimal_bytes:>9} of {decimal_total_bytes} · {decimal_bytes_per_sec} · {eta} left";
 const OPENING: &str = "opening {msg} {bar:24} {decimal_bytes:>9} of {decimal_total_bytes}";
+const MERGING: &str = "merging {msg} {bar:24} {decimal_bytes:>9} of {decimal_total_bytes} · {eta} left";
 const UNKNOWN_SIZE: &str = "{msg} {spinner} {decimal_bytes} · {decimal_bytes_per_sec}";
 
 /// Shows a pull on standard error.
@@ -153,6 +154,51 @@ impl OpenProgress {
 }
 
 impl Drop for OpenProgress {
+    fn drop(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Shows how much of a merged model is written.
+pub struct MergeProgress {
+    bar: Option<ProgressBar>,
+    last_line: Cell<Instant>,
+}
+
+impl MergeProgress {
+    /// For the model of this name.
+    pub fn new(name: &str) -> Self {
+        let bar = output::stderr_is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+            if let Ok(style) = ProgressStyle::with_template(MERGING) {
+                bar.set_style(style.progress_chars("━╸─"));
+            }
+            bar.set_message(output::one_line(name, 40));
+            bar
+        });
+        Self { bar, last_line: Cell::new(Instant::now()) }
+    }
+
+    /// So many bytes of so many are written.
+    pub fn at(&self, written_bytes: u64, total_bytes: u64) {
+        match &self.bar {
+            Some(bar) => {
+                bar.set_length(total_bytes);
+                bar.set_position(written_bytes);
+            }
+            None if self.last_line.get().elapsed() >= LINE_INTERVAL && total_bytes > 0 => {
+                self.last_line.set(Instant::now());
+                let percent = written_bytes.saturating_mul(100) / total_bytes;
+                output::note(&format!("merging: {percent} % of {}", output::size(total_bytes)));
+            }
+            None => {}
+        }
+    }
+}
+
+impl Drop for MergeProgress {
     fn drop(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();

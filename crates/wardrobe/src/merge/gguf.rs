@@ -1,0 +1,212 @@
+//! A merged model as a GGUF file.
+
+use std::path::Path;
+
+use wardrobe_formats::gguf::{self, Array, GgufTensor, RowOrder, Value, file_type, gguf_name};
+use wardrobe_formats::{FormatError, ModelConfig, RopeScaling, Staging, StorageType, convert};
+use wardrobe_models::{MergedTensors, RopeSpec};
+use wardrobe_text::{GgufVocab, TokenizerConfig};
+
+use super::tensors::{Item, Progress, Writing};
+use super::{MergeFormat, MergeOptions, MergeReport, Source, check_space};
+use crate::error::{Error, Result};
+
+const ROPE_FACTORS: &str = "rope_freqs.weight";
+/// What GGUF writers put for block formats as they are today.
+const QUANTIZATION_VERSION: u32 = 2;
+
+pub(super) fn write(
+    source: &Source<'_>,
+    merged: &MergedTensors<'_>,
+    output: &Path,
+    options: &MergeOptions,
+    progress: Progress<'_>,
+) -> Result<MergeReport> {
+    let path = source.files.path();
+    let mut notes = Vec::new();
+    let mut items = Vec::new();
+    let mut described = Vec::new();
+    for tensor in merged.tensors() {
+        let name = &tensor.info.name;
+        // Tables that are computed.
+        if name.ends_with("rotary_emb.inv_freq") {
+            continue;
+        }
+        let gguf_name = gguf_name(name).ok_or_else(|| {
+            let (tensor, problem) = (name.clone(), "has no name in a GGUF file".to_owned());
+            FormatError::Tensor { path: path.to_owned(), tensor, problem }
+        })?;
+        let storage = storage(source, tensor, options, &mut notes)?;
+        let shape = tensor.info.shape.clone();
+        described.push(GgufTensor { name: gguf_name, storage, shape });
+        items.push(Item { tensor, storage, order: RowOrder::of(name, source.config.head_dim) });
+    }
+    let config = gguf_config(&source.config);
+    let factors = match &config.rope_scaling {
+        RopeScaling::FrequencyFactors(factors) => {
+            let (name, shape) = (ROPE_FACTORS.to_owned(), vec![factors.len()]);
+            described.push(GgufTensor { name, storage: StorageType::F32, shape });
+            convert::from_f32(StorageType::F32, factors, 1)?
+        }
+        _ => Vec::new(),
+    };
+    let metadata = metadata(source, &config, options, &mut notes)?;
+    let size_bytes = items.iter().map(Item::size_bytes).fold(factors.len() as u64, u64::saturating_add);
+    // Vocabularies take some tens of bytes a token.
+    check_space(output, size_bytes.saturating_add(128 * source.config.vocab_size as u64))?;
+
+    let staging = Staging::file(output, options.replace)?;
+    let mut writing = Writing::new(merged, progress);
+    writing.start(size_bytes);
+    gguf::write_streamed(staging.path(), &metadata, &described, |idx, sink| match items.get(idx) {
+        Some(item) => writing.put(item, sink),
+        None => sink.put(&factors),
+    })?;
+    staging.publish()?;
+    Ok(writing.report(MergeFormat::Gguf, described.len(), size_bytes, notes))
+}
+
+/// How a tensor is stored: vectors in f32, as llama.cpp computes with them.
+fn storage(
+    source: &Source<'_>,
+    tensor: &wardrobe_models::MergedTensor,
+    options: &MergeOptions,
+    notes: &mut Vec<String>,
+) -> Result<StorageType> {
+    let info = &tensor.info;
+    if !info.storage.is_float() {
+        return Err(wardrobe_models::ModelError::TensorType {
+            name: info.name.clone(),
+            storage: info.storage,
+        }
+        .into());
+    }
+    let is_matrix = info.shape.len() > 1;
+    let is_gguf = source.files.gguf_metadata().is_some();
+    let wanted = match options.dtype.storage() {
+        None if is_gguf => return Ok(info.storage),
+        _ if !is_matrix => return Ok(StorageType::F32),
+        Some(storage) => storage,
+        None => match info.storage {
+            StorageType::F64 => StorageType::F32,
+            StorageType::F8_E4M3 | StorageType::F8_E5M2 => StorageType::BF16,
+            own => own,
+        },
+    };
+    if info.row_numel().is_multiple_of(wanted.block_size()) {
+        return Ok(wanted);
+    }
+    notes.push(format!(
+        "{} is F16: its rows of {} are no whole blocks of {wanted}",
+        info.name,
+        info.row_numel()
+    ));
+    Ok(StorageType::F16)
+}
+
+/// The configuration as GGUF has it: Llama 3's scaling is frequency factors there.
+fn gguf_config(config: &ModelConfig) -> ModelConfig {
+    let mut config = config.clone();
+    if matches!(config.rope_scaling, RopeScaling::Llama3 { .. }) {
+        config.rope_scaling = RopeScaling::FrequencyFactors(RopeSpec::of(&config).divisors());
+    }
+    config
+}
+
+fn metadata(
+    source: &Source<'_>,
+    config: &ModelConfig,
+    options: &MergeOptions,
+    notes: &mut Vec<String>,
+) -> Result<Vec<(String, Value)>> {
+    let text = |key: &str, value: &str| (key.to_owned(), Value::String(value.to_owned()));
+    let number = |key: &str, value: u32| (key.to_owned(), Value::U32(value));
+    let path = source.files.path();
+    let mut metadata = vec![text("general.architecture", "llama"), text("general.name", &source.name())];
+    let file_type = options.dtype.storage().and_then(file_type);
+    match source.files.gguf_metadata() {
+        Some(base) => {
+            let has_own_rope = source.adapter.rope().is_some();
+            for (key, value) in base.iter() {
+                let is_set_here = ["general.architecture", "general.name", "general.alignment"]
+                    .contains(&key)
+                    || (key == "general.file_type" && file_type.is_some())
+                    || (has_own_rope && wardrobe_formats::config::is_gguf_rope_key(key));
+                if !is_set_here {
+                    metadata.push((key.to_owned(), value.clone()));
+                }
+            }
+            if has_own_rope {
+                metadata.extend(config.rope_to_gguf(path)?);
+            }
+            metadata.extend(file_type.map(|file_type| number("general.file_type", file_type)));
+        }
+        None => {
+            let of_base = source.files.tensors.tensors().iter().find(|t| t.shape.len() > 1);
+            let of_base = of_base.and_then(|info| wardrobe_formats::gguf::file_type(info.storage));
+            metadata.push(text("general.type", "model"));
+            metadata.extend(file_type.or(of_base).map(|file_type| number("general.file_type", file_type)));
+            metadata.push(number("general.quantization_version", QUANTIZATION_VERSION));
+            metadata.extend(config.to_gguf(path)?);
+            metadata.extend(tokenizer(source, notes)?);
+        }
+    }
+    Ok(metadata)
+}
+
+/// The tokenizer of a Hugging Face folder.
+fn tokenizer(source: &Source<'_>, notes: &mut Vec<String>) -> Result<Vec<(String, Value)>> {
+    let files = &source.files.tokenizer;
+    let Some(json) = files.read_tokenizer_json()? else {
+        let path = source.files.path().display();
+        return Err(Error::Setting(format!("{path} has no tokenizer.json, which a GGUF file is to hold")));
+    };
+    let config = crate::model_text::tokenizer_config(source.files)?;
+    let vocab_size = source.config.vocab_size;
+    let vocab = GgufVocab::from_tokenizer_json(&json, config.as_ref(), vocab_size)?;
+    Ok(vocab_metadata(source, vocab, config.as_ref(), notes))
+}
+
+fn vocab_metadata(
+    source: &Source<'_>,
+    vocab: GgufVocab,
+    config: Option<&TokenizerConfig>,
+    notes: &mut Vec<String>,
+) -> Vec<(String, Value)> {
+    let key = |name: &str| format!("tokenizer.ggml.{name}");
+    let mut metadata = vec![
+        (key("model"), Value::String(vocab.model)),
+        (key("tokens"), Value::Array(Array::String(vocab.tokens))),
+        (key("token_type"), Value::Array(Array::I32(vocab.token_types))),
+        (key("merges"), Value::Array(Array::String(vocab.merges))),
+    ];
+    metadata.extend(vocab.pre.map(|pre| (key("pre"), Value::String(pre))));
+    // A model may end its answers with several tokens; GGUF has three places for them.
+    let mut ends = source.config.eos_token_ids.clone();
+    let eos = vocab.eos_id.filter(|id| ends.is_empty() || ends.contains(id)).or(ends.first().copied());
+    ends.retain(|id| Some(*id) != eos);
+    let mut ends = ends.into_iter();
+    let bos = vocab.bos_id.or(source.config.bos_token_id);
+    let ids = [
+        ("bos_token_id", bos),
+        ("eos_token_id", eos),
+        ("eot_token_id", ends.next()),
+        ("eom_token_id", ends.next()),
+        ("unknown_token_id", vocab.unk_id),
+        ("padding_token_id", vocab.pad_id),
+    ];
+    metadata.extend(ids.into_iter().filter_map(|(name, id)| Some((key(name), Value::U32(id?)))));
+    let left: Vec<String> = ends.map(|id| id.to_string()).collect();
+    if !left.is_empty() {
+        notes.push(format!(
+            "tokens {} also end an answer, for which a GGUF file has no place",
+            left.join(", ")
+        ));
+    }
+    let flags = [("add_bos_token", vocab.add_bos), ("add_eos_token", vocab.add_eos)];
+    metadata.extend(flags.into_iter().filter_map(|(name, flag)| Some((key(name), Value::Bool(flag?)))));
+    let files = &source.files.tokenizer;
+    let template = files.chat_template.as_deref().or_else(|| config?.chat_template(false));
+    metadata.extend(template.map(|t| ("tokenizer.chat_template".to_owned(), Value::String(t.to_owned()))));
+    metadata
+}
