@@ -31,13 +31,14 @@ NATIVE = {
 }
 # A -> B: A may use B.
 ARROWS = {
-    "wardrobe": {"batch", "data", "device", "engine", "eval", "formats", "hub", "models", "server", "text"},
+    "wardrobe": {"batch", "data", "device", "engine", "eval", "formats", "hub", "models", "server", "text", "train"},
     "server": {"batch", "engine", "text"},
     "data": {"text"},
     "eval": {"engine"},
     "engine": {"device", "formats", "models", "text"},
     "models": {"device", "formats"},
     "batch": set(),
+    "train": {"data", "device", "formats", "models"},
     "device": set(),
     "formats": set(),
     "hub": set(),

@@ -304,6 +304,8 @@ impl<'a> Session<'a> {
     fn run(&mut self) -> Result<()> {
         while self.progress.step < self.plan.total_steps && !self.progress.is_stopped {
             if self.observer.is_cancelled() {
+                // What was done is not lost.
+                self.save()?;
                 return Err(TrainError::Cancelled { step: self.progress.step });
             }
             self.step()?;

@@ -54,6 +54,12 @@ pub enum Error {
         /// What the system says is free.
         free_bytes: u64,
     },
+    /// Training.
+    #[error(transparent)]
+    Train(Box<wardrobe_train::TrainError>),
+    /// Data for training.
+    #[error(transparent)]
+    Data(Box<wardrobe_data::DataError>),
     /// A setting.
     #[error("{0}")]
     Setting(String),
@@ -61,3 +67,15 @@ pub enum Error {
 
 /// Result of the facade's functions.
 pub type Result<T> = std::result::Result<T, Error>;
+
+impl From<wardrobe_data::DataError> for Error {
+    fn from(error: wardrobe_data::DataError) -> Self {
+        Error::Data(Box::new(error))
+    }
+}
+
+impl From<wardrobe_train::TrainError> for Error {
+    fn from(error: wardrobe_train::TrainError) -> Self {
+        Error::Train(Box::new(error))
+    }
+}

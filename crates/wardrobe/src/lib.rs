@@ -51,6 +51,7 @@ mod memory;
 mod merge;
 mod model;
 mod model_text;
+mod training;
 
 pub use candle::{adapter_from_tensors, adapter_source, adapter_tensors};
 pub use device::{CpuOptions, DeviceSpec, Isa, open_device};
@@ -59,6 +60,7 @@ pub use memory::{MemoryPlan, available_memory_bytes};
 pub use merge::{MergeDtype, MergeFormat, MergeOptions, MergeProgress, MergeReport, MergedWeight, merge};
 pub use model::{EngineOptions, Model, ModelOptions, OpenProgress};
 pub use model_text::ModelText;
+pub use training::{Sharing, TrainInto, Trainer, in_process};
 pub use wardrobe_data as data;
 pub use wardrobe_device::DType;
 pub use wardrobe_engine::{
@@ -70,3 +72,5 @@ pub use wardrobe_eval as eval;
 pub use wardrobe_formats::{AdapterConfig, PeftAdapter};
 pub use wardrobe_models::{AdapterPrecision, LoraAdapter, LoraOptions, ModelConfig, WeightPrecision};
 pub use wardrobe_text::{ChatInput, ChatTemplate, Message, Tokenizer};
+pub use wardrobe_train as train;
+pub use wardrobe_train::{TrainConfig, TrainedAdapter};

@@ -31,10 +31,10 @@ pub enum DataCommand {
 
 /// How a file is read.
 #[derive(Debug, clap::Args)]
-struct ReadArgs {
+pub(super) struct ReadArgs {
     /// A .jsonl, .csv or .parquet file
     #[arg(value_name = "FILE")]
-    file: PathBuf,
+    pub(super) file: PathBuf,
     /// Its format, if the name does not tell: jsonl, csv or parquet
     #[arg(long, value_name = "FORMAT", value_parser = format)]
     format: Option<Format>,
@@ -54,7 +54,7 @@ struct ReadArgs {
 
 /// How records become tokens.
 #[derive(Debug, clap::Args)]
-struct EncodeArgs {
+pub(super) struct EncodeArgs {
     /// auto (the model's chat template), plain, alpaca, chatml, llama2-inst, zephyr, vicuna, or a text with {column} in it
     #[arg(long, value_name = "TEMPLATE", default_value = "auto")]
     prompt_template: PromptTemplate,
@@ -216,7 +216,7 @@ impl ReadArgs {
 }
 
 impl EncodeArgs {
-    fn options(&self, read: &ReadArgs) -> DataOptions {
+    pub(super) fn options(&self, read: &ReadArgs) -> DataOptions {
         DataOptions {
             read: read.options(),
             template: self.prompt_template.clone(),
@@ -234,7 +234,7 @@ fn model_text(model: &str) -> anyhow::Result<ModelText> {
 }
 
 /// An error with what helps against it.
-fn hinted(error: DataError) -> anyhow::Error {
+pub(super) fn hinted(error: DataError) -> anyhow::Error {
     match error {
         DataError::OutputExists(_) => with_hint(error, "--force replaces it"),
         DataError::Record { ref finding, .. } if finding.place.is_some() => {

@@ -24,6 +24,7 @@ mod settings;
 mod shipped;
 mod signals;
 mod sources;
+mod train;
 mod values;
 
 use std::process::ExitCode;
@@ -74,6 +75,8 @@ enum Command {
     /// Check, measure, filter and split data for training
     #[command(subcommand)]
     Data(data::DataCommand),
+    /// Fine-tune a LoRA adapter of a model on your data
+    Train(Box<train::TrainArgs>),
     /// Measure how good a model and its adapters are at a task, on the same items
     Eval(Box<eval::EvalArgs>),
     /// Write a model with an adapter merged into its weights
@@ -113,6 +116,7 @@ pub fn main() -> ExitCode {
         Command::Rm(args) => cache::remove(&args),
         Command::Adapter(command) => adapter::run(&command),
         Command::Data(command) => data::run(&command),
+        Command::Train(args) => train::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Merge(args) => merge::run(&args),
         Command::Bench(args) => bench::run(&args),

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use super::output;
 
 /// Exit code of a process that Ctrl-C ended.
-const INTERRUPTED: i32 = 130;
+pub const INTERRUPTED: i32 = 130;
 /// Exit code of a process that SIGTERM ended.
 const TERMINATED: i32 = 143;
 
@@ -45,6 +45,24 @@ async fn next() -> io::Result<i32> {
 #[cfg(not(unix))]
 async fn next() -> io::Result<i32> {
     tokio::signal::ctrl_c().await.map(|()| INTERRUPTED)
+}
+
+/// A flag that Ctrl-C or SIGTERM sets, for work that ends at its next good place; the next of either ends the process.
+pub fn stop_flag() -> io::Result<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let ours = flag.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("wardrobe-signals".to_owned()).spawn(move || {
+        runtime.block_on(async {
+            while let Ok(code) = next().await {
+                if ours.swap(true, Ordering::Relaxed) {
+                    std::process::exit(code);
+                }
+                output::note("stopping after this step; once more to stop at once");
+            }
+        });
+    })?;
+    Ok(flag)
 }
 
 /// Ctrl-C in a conversation: it stops the answer that runs; twice at the prompt, it ends the process.
