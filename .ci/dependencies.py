@@ -38,7 +38,7 @@ ARROWS = {
     "engine": {"device", "formats", "models", "text"},
     "models": {"device", "formats"},
     "batch": set(),
-    "train": {"data", "device", "formats", "models"},
+    "train": {"data", "device", "formats", "models", "text"},
     "device": set(),
     "formats": set(),
     "hub": set(),

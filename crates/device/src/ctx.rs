@@ -13,7 +13,6 @@ use crate::error::{DeviceError, Result, invalid};
 use crate::kv::{BLOCK_SIZE, KvCache, KvConfig, KvLayer};
 use crate::lora::{LoraBatch, ModuleIdx};
 use crate::ops::{Device, LinearTarget, Ops, PagedAttention, RopeTables, StepMode};
-use crate::sample::{LogprobRow, SampleRow, Sampled, TokenLogprobs};
 use crate::step::{GraphKey, Step, StepBounds, StepBuffers, StepInputs, StepLimits};
 use crate::tape::{MemoUse, Recorded, RecordedTarget, Training};
 use crate::tensor::{Life, Tensor, expect};
@@ -513,37 +512,5 @@ impl Ctx {
             out: out.clone(),
         });
         Ok(out)
-    }
-
-    /// Draws one token from each row of `logits` `[rows, vocabulary]`.
-    pub fn sample(&mut self, logits: &Tensor, rows: &[SampleRow]) -> Result<Vec<Sampled>> {
-        let op = "sample";
-        let vocab = logits.shape.row_len();
-        expect(op, "logits", logits, Shape::from([rows.len(), vocab]), DType::F32)?;
-        for row in rows {
-            let ids = row.banned.iter().chain(&row.logprob_tokens);
-            let ids =
-                ids.chain(row.logit_bias.iter().map(|(t, _)| t)).chain(row.history.iter().map(|c| &c.token));
-            if let Some(t) = ids.copied().find(|&t| t as usize >= vocab) {
-                return invalid(op, format!("token {t} of a vocabulary of {vocab}"));
-            }
-            if row.allowed.as_ref().is_some_and(|m| m.len() != vocab.div_ceil(32)) {
-                return invalid(op, format!("a mask for a vocabulary of {vocab} has the wrong length"));
-            }
-        }
-        // SAFETY: checked above.
-        unsafe { self.ops.sample(logits, rows) }
-    }
-
-    /// Log-probability of a given token in each row of `logits` `[rows, vocabulary]`.
-    pub fn logprobs(&mut self, logits: &Tensor, rows: &[LogprobRow]) -> Result<Vec<TokenLogprobs>> {
-        let op = "logprobs";
-        let vocab = logits.shape.row_len();
-        expect(op, "logits", logits, Shape::from([rows.len(), vocab]), DType::F32)?;
-        if let Some(row) = rows.iter().find(|r| r.target as usize >= vocab) {
-            return invalid(op, format!("token {} of a vocabulary of {vocab}", row.target));
-        }
-        // SAFETY: checked above.
-        unsafe { self.ops.logprobs(logits, rows) }
     }
 }

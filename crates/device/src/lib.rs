@@ -9,10 +9,13 @@
 //! conformance cases.
 
 mod arena;
+mod backward;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod cpu;
 mod ctx;
+mod ctx_grad;
+mod ctx_sample;
 mod dtype;
 mod error;
 #[cfg(any(test, feature = "conformance"))]

@@ -6,6 +6,7 @@
 
 use wardrobe_data::Example;
 use wardrobe_device::{BLOCK_SIZE, StepInputs};
+use wardrobe_text::TokenId;
 
 /// Rows of an example that have to be computed: those up to the one that predicts the last supervised token.
 pub(crate) fn num_rows(example: &Example) -> usize {
@@ -64,6 +65,13 @@ impl MicroBatch {
         }
         inputs.block_tables = tables.concat();
         batch
+    }
+
+    /// One text, every position of which gives logits.
+    pub(crate) fn text(tokens: &[TokenId]) -> Self {
+        let token_ids = tokens.iter().copied().chain(tokens.last().copied()).collect();
+        let loss = std::iter::once(false).chain(std::iter::repeat_n(true, tokens.len())).collect();
+        Self::new([(0, &Example { token_ids, loss })])
     }
 
     /// Blocks of keys and values.

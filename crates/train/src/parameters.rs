@@ -10,6 +10,7 @@ use wardrobe_data::SplitMix64;
 use wardrobe_device::{
     Ctx, DType, Device, LoraFactors, LoraGrads, LoraModules, LoraTable, ModuleIdx, Tensor, TrainedModule,
 };
+use wardrobe_formats::PeftAdapter;
 use wardrobe_models::{Decoder, adapter_table};
 
 use crate::config::LoraConfig;
@@ -180,6 +181,38 @@ impl Parameters {
         let b = transposed(&b_t, module.rank);
         let Some(layer) = model.modules().get(module.idx.0 as usize) else { return Ok(Vec::new()) };
         Ok(self.device.update_norms(&layer.weight, [&a, &b], module.scale as f32)?)
+    }
+
+    /// Takes an adapter's values; the moments stay as they are.
+    ///
+    /// # Errors
+    /// [`TrainError::Config`] for one of other modules, ranks or kind.
+    pub(crate) fn set(&self, ctx: &mut Ctx, model: &dyn Decoder, adapter: &PeftAdapter) -> Result<()> {
+        let refuse = |reason: String| Err(TrainError::config("start", reason));
+        let parts = adapter.modules();
+        if parts.len() != self.layout.modules.len() {
+            let (there, wanted) = (parts.len(), self.layout.modules.len());
+            return refuse(format!("the adapter has {there} modules, {wanted} are trained"));
+        }
+        for module in &self.layout.modules {
+            let Some(part) = parts.iter().find(|part| part.module_path == module.path) else {
+                return refuse(format!("the adapter has nothing for {}", module.path));
+            };
+            let shapes = (part.a.shape(), part.b.shape());
+            let wanted = (&[module.rank, module.input][..], &[module.out, module.rank][..]);
+            if shapes != wanted || (part.scale - module.scale).abs() > 1e-9 * module.scale {
+                return refuse(format!("{}: another shape or scale than is trained", module.path));
+            }
+            let (a, b, magnitude) = module.views(&self.values)?;
+            ctx.write_f32(&a, &part.a.to_f32()?)?;
+            ctx.write_f32(&b, &transposed(&part.b.to_f32()?, module.out))?;
+            match (&part.magnitude, magnitude) {
+                (Some(from), Some(to)) => ctx.write_f32(&to, &from.to_f32()?)?,
+                (None, None) => {}
+                _ => return refuse(format!("{}: only one of the two is DoRA", module.path)),
+            }
+        }
+        self.pack(ctx, model)
     }
 
     fn start_magnitudes(&self, ctx: &mut Ctx, model: &dyn Decoder) -> Result<()> {

@@ -70,6 +70,11 @@ pub(crate) struct Losses {
 }
 
 impl Losses {
+    /// In nats a supervised token.
+    pub(crate) fn mean(&self) -> f64 {
+        self.sum / self.tokens.max(1) as f64
+    }
+
     pub(crate) fn add(&mut self, other: Losses) {
         self.sum += other.sum;
         self.tokens += other.tokens;
