@@ -18,7 +18,18 @@ const KILLS: usize = 25;
 fn train(folder: &Path, output: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_wardrobe"));
     command.current_dir(folder).arg("train").arg("model").arg("data.jsonl");
-    command.args(["--output", output, "--epochs", "12", "--batch-size", "4", "--save-steps", "1", "--rank", "4"]);
+    command.args([
+        "--output",
+        output,
+        "--epochs",
+        "12",
+        "--batch-size",
+        "4",
+        "--save-steps",
+        "1",
+        "--rank",
+        "4",
+    ]);
     command.args(["--eval-size", "4", "--dropout", "0.1", "--dora", "--threads", "2"]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command

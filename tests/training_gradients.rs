@@ -292,6 +292,12 @@ fn how_examples_are_divided_makes_no_difference() {
         let off = largest_difference(&got, &want);
         assert!(off < 1e-5, "{micro_batch_tokens} tokens on {threads} threads: off by {off:e}");
     }
+    // Values that are kept are those that would be computed again.
+    let kept = |kept_bytes| {
+        let config = TrainConfig { kept_bytes, micro_batch_tokens: 64, ..whole.clone() };
+        gradients(&opened, &adapter, config, &examples)
+    };
+    assert_eq!(kept(0), kept(1 << 30));
     // The number of threads changes no bit.
     let parted = |threads| {
         let config = TrainConfig { micro_batch_tokens: 50, threads: Some(threads), ..whole.clone() };

@@ -14,7 +14,7 @@ use crate::kv::{BLOCK_SIZE, KvCache, KvConfig, KvLayer};
 use crate::lora::{LoraBatch, ModuleIdx};
 use crate::ops::{Device, LinearTarget, Ops, PagedAttention, RopeTables, StepMode};
 use crate::step::{GraphKey, Step, StepBounds, StepBuffers, StepInputs, StepLimits};
-use crate::tape::{MemoUse, Recorded, RecordedTarget, Training};
+use crate::tape::{Recorded, RecordedTarget, Training};
 use crate::tensor::{Life, Tensor, expect};
 use crate::weight::{HostTensor, Weight};
 use crate::{DType, Shape};
@@ -340,7 +340,7 @@ impl Ctx {
             expect(op, "adapter slots", lora.slots, Shape::from([rows]), DType::U32)?;
             expect(op, "adapter scales", lora.scales, Shape::from([rows]), DType::F32)?;
         }
-        let mut outs = Vec::with_capacity(N);
+        let (mut outs, mut is_kept) = (Vec::with_capacity(N), false);
         for p in &projections {
             if p.weight.cols() != x.shape.row_len() {
                 let expected = Shape::from([rows, p.weight.cols()]);
@@ -356,7 +356,9 @@ impl Ctx {
             if let (Some(lora), Some(module)) = (lora, p.module) {
                 lora.check(module, p.weight)?;
             }
-            outs.push(self.alloc(shape, DType::F32)?);
+            let (out, kept) = self.linear_out(shape)?;
+            is_kept |= kept;
+            outs.push(out);
         }
         let lora_xs = self.lora_inputs(x, &projections, lora)?;
         let targets: Vec<LinearTarget<'_>> = projections
@@ -372,8 +374,10 @@ impl Ctx {
                 out,
             })
             .collect();
-        // SAFETY: checked above; outputs are fresh.
-        unsafe { self.ops.linear(x, &targets, lora)? };
+        if !(is_kept && self.training.recalls()) {
+            // SAFETY: checked above; outputs are fresh, or nobody else's.
+            unsafe { self.ops.linear(x, &targets, lora)? };
+        }
         self.training.record(|| Recorded::Linear {
             x: x.clone(),
             targets: (projections.iter().zip(&lora_xs).zip(&outs))
@@ -464,25 +468,25 @@ impl Ctx {
             let checked = (step.bounds.num_blocks, step.bounds.block_size);
             return invalid(op, format!("the step was checked for {checked:?} blocks, the cache is {cache}"));
         }
-        let memo = self.training.memo().cloned();
+        let memo = self.training.attention_memo().cloned();
         if memo.is_none() && self.training.is_recording() {
-            return invalid(op, "attention is recorded only with what it gave (Ctx::with_attention)");
+            return invalid(op, "attention is recorded only with what it gave (Ctx::with_memo)");
         }
         let (out, lse) = match &memo {
-            Some((memo, _)) => {
+            Some(memo) => {
                 expect(op, "kept output", &memo.out, Shape::from([rows, h * d]), DType::F32)?;
                 expect(op, "kept lse", &memo.lse, Shape::from([rows, h]), DType::F32)?;
                 (memo.out.reshape([rows, h, d])?, Some(&memo.lse))
             }
             None => (self.alloc([rows, h, d], DType::F32)?, None),
         };
-        if !matches!(memo, Some((_, MemoUse::Recall))) {
+        if !self.training.recalls() {
             let (scale, window) = (spec.scale, spec.window);
             let args = PagedAttention { q: &q, k: &k, v: &v, kv, step, scale, window, out: &out, lse };
             // SAFETY: checked above; the step's tables were checked against the cache when it was staged.
             unsafe { self.ops.paged_attention(args)? };
         }
-        if let Some((memo, _)) = memo {
+        if let Some(memo) = memo {
             let (qkv, spec, step) = ([q, k, v], *spec, step.clone());
             self.training.record(|| Recorded::Attention { qkv, memo, spec, step });
         }

@@ -42,6 +42,6 @@ pub use lora::{BoundAdapter, LoraBatch, LoraFactors, LoraModules, LoraTable, Mod
 pub use ops::{Device, LinearTarget, Ops, PagedAttention, RopeTables, StepMode};
 pub use sample::{LogprobRow, SampleRow, Sampled, TokenCount, TokenLogprobs};
 pub use step::{GraphKey, Step, StepBounds, StepInputs, StepLimits};
-pub use tape::{AttentionMemo, MemoUse, Seed, Tape};
+pub use tape::{AttentionMemo, BlockMemo, LinearMemo, MemoUse, Seed, Tape};
 pub use tensor::{Memory, Tensor};
 pub use weight::{HostTensor, Weight, WeightData};

@@ -3,8 +3,8 @@
 //! The ops of a context are written down while it records ([`Ctx::record`]); [`Ctx::backward`] walks them in reverse. So
 //! models are written once and know nothing of gradients. Recorded values lie in the arena: a tape is used up in the
 //! scope in which it was made. To keep memory small, trainers keep the input of each block alone and record one block at
-//! a time (Chen et al., arXiv 1604.06174); what attention gave is kept beside it, since it costs most to compute again
-//! (Korthikanti et al., arXiv 2205.05198, section 5).
+//! a time (Chen et al., arXiv 1604.06174). What is costly to compute again may be kept beside it in a [`BlockMemo`]: what
+//! attention gave always, what linear layers gave where there is room (Korthikanti et al., arXiv 2205.05198, section 5).
 
 use crate::ctx::{AttentionSpec, Ctx, Projection};
 use crate::error::{DeviceError, Result, invalid};
@@ -23,6 +23,31 @@ pub struct AttentionMemo {
     pub out: Tensor,
     /// Logarithms of the softmax' denominators, `[rows, heads]`.
     pub lse: Tensor,
+}
+
+/// What costly ops gave in a block, kept from the first computation for the second.
+#[derive(Clone, Debug)]
+pub struct BlockMemo {
+    /// Of the block's one attention op.
+    pub attention: AttentionMemo,
+    /// Of its linear ops, if they are kept.
+    pub linears: Option<LinearMemo>,
+}
+
+/// What linear ops gave, in the order in which they were called.
+#[derive(Clone, Debug)]
+pub struct LinearMemo {
+    max_rows: usize,
+    /// `[max_rows, out]` each.
+    outs: Vec<Tensor>,
+    next: usize,
+}
+
+impl LinearMemo {
+    /// Room for so many rows, taken when the ops first run.
+    pub fn new(max_rows: usize) -> Self {
+        LinearMemo { max_rows, outs: Vec::new(), next: 0 }
+    }
 }
 
 /// A value and its gradient, from which [`Ctx::backward`] starts.
@@ -78,11 +103,11 @@ impl RecordedTarget {
 #[derive(Debug, Default)]
 pub(crate) struct Training {
     tape: Option<Tape>,
-    memo: Option<(AttentionMemo, MemoUse)>,
+    memo: Option<(BlockMemo, MemoUse)>,
     pub(crate) dropout: Option<RowDropout>,
 }
 
-/// Whether attention is computed and kept, or taken from what was kept.
+/// Whether ops are computed and kept, or taken from what was kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MemoUse {
     /// Compute, and write.
@@ -110,8 +135,12 @@ impl Training {
         self.tape.is_some()
     }
 
-    pub(crate) fn memo(&self) -> Option<&(AttentionMemo, MemoUse)> {
-        self.memo.as_ref()
+    pub(crate) fn attention_memo(&self) -> Option<&AttentionMemo> {
+        self.memo.as_ref().map(|(memo, _)| &memo.attention)
+    }
+
+    pub(crate) fn recalls(&self) -> bool {
+        matches!(self.memo, Some((_, MemoUse::Recall)))
     }
 }
 
@@ -128,20 +157,44 @@ impl Ctx {
         Ok((result?, tape.unwrap_or_default()))
     }
 
-    /// Runs `f`, a block with one attention op at most, which writes to `memo` or is replaced by it.
+    /// Runs `f`, a block with one attention op at most: its costly ops write to `memo`, or are replaced by it.
     ///
     /// # Errors
     /// Those of `f`.
-    pub fn with_attention<R>(
+    pub fn with_memo<R>(
         &mut self,
-        memo: &AttentionMemo,
+        memo: &mut BlockMemo,
         use_: MemoUse,
         f: impl FnOnce(&mut Ctx) -> Result<R>,
     ) -> Result<R> {
+        if let Some(linears) = &mut memo.linears {
+            linears.next = 0;
+        }
         self.training.memo = Some((memo.clone(), use_));
         let result = f(self);
-        self.training.memo = None;
+        if let Some((used, _)) = self.training.memo.take() {
+            *memo = used;
+        }
         result
+    }
+
+    /// Where a linear op's result goes: to what is kept, if it is.
+    pub(crate) fn linear_out(&mut self, shape: Shape) -> Result<(Tensor, bool)> {
+        let device = self.device().clone();
+        let linears = self.training.memo.as_mut().and_then(|(memo, _)| memo.linears.as_mut());
+        let Some(linears) = linears else { return Ok((self.alloc(shape, DType::F32)?, false)) };
+        let idx = linears.next;
+        linears.next += 1;
+        if linears.outs.len() <= idx {
+            let whole = shape.with_rows(linears.max_rows);
+            let bytes = whole.numel().saturating_mul(DType::F32.size_bytes());
+            let memory = device.alloc("kept values", bytes)?;
+            linears.outs.push(Tensor::persistent(memory, whole, DType::F32)?);
+        }
+        match linears.outs.get(idx) {
+            Some(out) if out.shape().row_len() == shape.row_len() => Ok((out.rows(0, shape.rows())?, true)),
+            _ => invalid("linear", "another order of layers than before, among values that are kept"),
+        }
     }
 
     /// Sets dropout on what adapters read, for the step that was staged last: `example_idx` `[rows]` U32 numbers the rows'

@@ -76,6 +76,7 @@ pub(crate) fn identity(
     let config = TrainConfig {
         threads: None,
         memory_limit_bytes: None,
+        kept_bytes: 0,
         n_checkpoints: 1,
         save_steps: None,
         save_total_limit: 1,

@@ -229,6 +229,8 @@ pub struct TrainConfig {
     pub context_extension: Option<ContextExtension>,
     /// Rows that a worker computes at once, unless a single example has more.
     pub micro_batch_tokens: usize,
+    /// Bytes for values that are kept instead of computed again, over all workers.
+    pub kept_bytes: u64,
     /// Of parameters, order and dropout.
     pub seed: u64,
     /// Steps between evaluations; `None`: at each epoch's end.
@@ -258,7 +260,8 @@ impl Default for TrainConfig {
             max_steps: None,
             context_tokens: None,
             context_extension: None,
-            micro_batch_tokens: 512,
+            micro_batch_tokens: 256,
+            kept_bytes: 320 << 20,
             seed: 0,
             eval_steps: None,
             early_stop: None,

@@ -1,10 +1,10 @@
 //! What a run will take, before it starts.
 
-use wardrobe_models::Decoder;
+use wardrobe_models::{Decoder, ModelConfig};
 
 use crate::config::TrainConfig;
 use crate::parameters::Layout;
-use crate::worker::{HEAD_ROWS, WorkerSize};
+use crate::worker::{HEAD_ROWS, WorkerSize, kept_row_bytes};
 
 /// Memory and arithmetic of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -66,7 +66,7 @@ pub(crate) fn most_rows(
     limit_bytes: u64,
 ) -> usize {
     let fits = |rows: usize| {
-        let size = worker_size(config, rows, rows);
+        let size = worker_size(config, rows, rows, 0);
         parameter_bytes(layout) + num_workers as u64 * worker_bytes(model, layout, size) <= limit_bytes
     };
     let (mut low, mut high) = (0_usize, 1 << 22);
@@ -77,12 +77,24 @@ pub(crate) fn most_rows(
     low
 }
 
-pub(crate) fn worker_size(config: &TrainConfig, max_rows: usize, max_seqs: usize) -> WorkerSize {
+/// Blocks whose values each of the workers may keep.
+pub(crate) fn kept_blocks(c: &ModelConfig, kept_bytes: u64, max_rows: usize, num_workers: usize) -> usize {
+    let block = (kept_row_bytes(c) * max_rows * num_workers) as u64;
+    usize::try_from(kept_bytes / block.max(1)).unwrap_or(usize::MAX).min(c.num_layers)
+}
+
+pub(crate) fn worker_size(
+    config: &TrainConfig,
+    max_rows: usize,
+    max_seqs: usize,
+    kept_blocks: usize,
+) -> WorkerSize {
     WorkerSize {
         max_rows: max_rows.max(HEAD_ROWS),
         max_seqs,
         rank: config.lora.rank,
         dropout: config.lora.dropout > 0.0,
         dora: config.lora.use_dora,
+        kept_blocks,
     }
 }

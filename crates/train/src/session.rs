@@ -60,7 +60,7 @@ impl<'a> Session<'a> {
         }
         let rope = TrainConfig::rope_spec(model.config(), plan.rope.as_ref());
         let max_seqs = plan.max_rows.min(plan.batch_examples.max(MAX_BATCH));
-        let size = estimate::worker_size(config, plan.max_rows, max_seqs);
+        let size = estimate::worker_size(config, plan.max_rows, max_seqs, plan.kept_blocks);
         let workers = (plan.estimate.num_workers, plan.num_threads);
         let team = Team::new(&trainer.device, model, &rope, &parameters, size, workers)?;
         let eval_set = eval;
@@ -131,7 +131,11 @@ impl<'a> Session<'a> {
     fn next_examples(&self) -> Vec<usize> {
         let (step, plan) = (self.progress.step, self.plan);
         let (epoch, in_epoch) = (step / plan.steps_per_epoch, step % plan.steps_per_epoch);
-        let order = self.train.epoch_order(self.trainer.config.seed, epoch as u64);
+        let order = if self.trainer.is_shuffled {
+            self.train.epoch_order(self.trainer.config.seed, epoch as u64)
+        } else {
+            (0..self.train.len()).collect()
+        };
         let useful = order.into_iter().filter(|&i| self.useful.get(i).copied().unwrap_or(false));
         useful.skip(in_epoch * plan.batch_examples).take(plan.batch_examples).collect()
     }

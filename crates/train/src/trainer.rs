@@ -19,6 +19,8 @@ use crate::output::TrainedAdapter;
 use crate::parameters::Layout;
 use crate::session::{Session, micro_batches};
 
+/// Rows of all workers' micro-batches, unless one has more for itself.
+const MAX_ROWS_SIDE_BY_SIDE: usize = 2048;
 /// Most examples of a batch that takes as many as fit.
 pub(crate) const MAX_BATCH: usize = 256;
 
@@ -39,6 +41,8 @@ pub struct Plan {
     pub context_tokens: usize,
     /// Rows of a worker's largest micro-batch.
     pub max_rows: usize,
+    /// Blocks whose values are kept instead of computed again.
+    pub kept_blocks: usize,
     /// Threads in all.
     pub num_threads: usize,
     /// Rotary positions of the adapter's own.
@@ -54,6 +58,7 @@ pub struct Trainer {
     pub(crate) config: TrainConfig,
     base_name: Option<String>,
     pub(crate) start: Option<PeftAdapter>,
+    pub(crate) is_shuffled: bool,
     pub(crate) run_folder: Option<PathBuf>,
     available_bytes: Option<u64>,
     num_threads: usize,
@@ -84,6 +89,7 @@ impl Trainer {
             config,
             base_name: None,
             start: None,
+            is_shuffled: true,
             run_folder: None,
             available_bytes: None,
             num_threads,
@@ -102,6 +108,13 @@ impl Trainer {
     #[must_use]
     pub fn with_start(mut self, adapter: PeftAdapter) -> Self {
         self.start = Some(adapter);
+        self
+    }
+
+    /// Takes the examples in the order in which they are, in every epoch: for comparisons.
+    #[must_use]
+    pub fn in_given_order(mut self) -> Self {
+        self.is_shuffled = false;
         self
     }
 
@@ -179,11 +192,16 @@ impl Trainer {
         };
         let batch_examples = batch_size.saturating_mul(config.gradient_accumulation).min(num_examples);
         max_rows = max_rows.min(useful.iter().map(|e| num_rows(e)).sum::<usize>().max(longest_rows));
-        let size = estimate::worker_size(config, max_rows, max_rows.min(batch_examples.max(MAX_BATCH)));
+        let max_seqs = max_rows.min(batch_examples.max(MAX_BATCH));
+        let worker_bytes = |kept_blocks: usize| {
+            let size = estimate::worker_size(config, max_rows, max_seqs, kept_blocks);
+            estimate::worker_bytes(self.model.as_ref(), &layout, size)
+        };
         let parameter_bytes = estimate::parameter_bytes(&layout);
-        let worker_bytes = estimate::worker_bytes(self.model.as_ref(), &layout, size);
-        let most = self.num_threads.min(batch_examples).max(1);
-        let total = |workers: usize| parameter_bytes + worker_bytes * workers as u64;
+        let total = |workers: usize| parameter_bytes + worker_bytes(0) * workers as u64;
+        // Long examples one after the other on all threads: side by side each would need its own memory.
+        let beside = (MAX_ROWS_SIDE_BY_SIDE / max_rows.max(1)).max(1);
+        let most = self.num_threads.min(batch_examples).min(beside).max(1);
         let Some(num_workers) = (1..=most).rev().find(|&n| total(n) <= limit_bytes) else {
             let advice = if longest_rows > config.micro_batch_tokens {
                 "shorten the longest example, or allow more"
@@ -196,6 +214,9 @@ impl Trainer {
                 advice: advice.to_owned(),
             });
         };
+        let kept_bytes = config.kept_bytes.min(limit_bytes - total(num_workers));
+        let kept_blocks = estimate::kept_blocks(c, kept_bytes, max_rows, num_workers);
+        let worker_bytes = worker_bytes(kept_blocks);
         let steps_per_epoch = num_examples.div_ceil(batch_examples);
         let all_steps = steps_per_epoch.saturating_mul(config.epochs);
         let total_steps = config.max_steps.map_or(all_steps, |max| max.min(all_steps));
@@ -215,6 +236,7 @@ impl Trainer {
             warmup_steps,
             context_tokens,
             max_rows,
+            kept_blocks,
             num_threads: self.num_threads,
             rope,
             estimate: Estimate { parameters, parameter_bytes, worker_bytes, num_workers, flops },

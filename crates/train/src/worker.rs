@@ -1,13 +1,14 @@
 //! One worker: the forward and the backward pass of micro-batches, in a context of its own.
 //!
-//! State: room for the input of every block (the checkpoints) and for what attention gave in it; everything else is
-//! computed again in the arena, block by block.
+//! State: room for the input of every block (the checkpoints), for what attention gave in it, and, as far as memory is
+//! given for it, for what its linear layers gave; everything else is computed again in the arena, block by block.
 
 use std::sync::Arc;
 
 use wardrobe_device::{
-    AttentionMemo, BLOCK_SIZE, Ctx, CtxConfig, DType, Device, Dropout, KvCache, KvConfig, LoraTable, MemoUse,
-    RopeTables, Seed, Step, StepBounds, StepInputs, StepLimits, Tensor, TrainedModule,
+    AttentionMemo, BLOCK_SIZE, BlockMemo, Ctx, CtxConfig, DType, Device, Dropout, KvCache, KvConfig,
+    LinearMemo, LoraTable, MemoUse, RopeTables, Seed, Step, StepBounds, StepInputs, StepLimits, Tensor,
+    TrainedModule,
 };
 use wardrobe_models::{BlockState, Decoder, ModelConfig, RopeSpec, rope_table};
 
@@ -31,6 +32,8 @@ pub(crate) struct WorkerSize {
     pub(crate) dropout: bool,
     /// Whether outputs are scaled.
     pub(crate) dora: bool,
+    /// Blocks whose linear layers are not computed again.
+    pub(crate) kept_blocks: usize,
 }
 
 impl WorkerSize {
@@ -53,9 +56,15 @@ impl WorkerSize {
         let per_row = (c.num_layers + 1) * c.hidden_size
             + c.num_layers * (c.q_size() + c.num_heads)
             + 2 * c.hidden_size;
+        let kept = self.kept_blocks * kept_row_bytes(c) / 4;
         let kv = 2 * c.kv_size() * MicroBatch::num_blocks(self.max_rows, self.max_seqs) * BLOCK_SIZE;
-        4 * (self.max_rows * per_row + kv)
+        4 * (self.max_rows * (per_row + kept) + kv)
     }
+}
+
+/// Bytes of a row of a block whose linear layers' results are kept, beside its input.
+pub(crate) fn kept_row_bytes(c: &ModelConfig) -> usize {
+    4 * (c.q_size() + 2 * c.kv_size() + c.hidden_size + 2 * c.intermediate_size)
 }
 
 /// What a micro-batch gave.
@@ -92,6 +101,31 @@ pub(crate) struct BackwardInputs<'a> {
     pub(crate) dropout: Option<Dropout>,
 }
 
+/// What is held of a block between the passes.
+struct BlockRoom {
+    /// `[max rows, hidden]`; none where it is among the kept.
+    output: Option<Tensor>,
+    memo: BlockMemo,
+}
+
+impl BlockRoom {
+    /// Runs a block of `rows` rows with what is kept of it.
+    fn run(
+        &mut self,
+        ctx: &mut Ctx,
+        rows: usize,
+        use_: MemoUse,
+        block: impl FnOnce(&mut Ctx) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let AttentionMemo { out, lse } = &self.memo.attention;
+        let attention = AttentionMemo { out: out.rows(0, rows)?, lse: lse.rows(0, rows)? };
+        let mut memo = BlockMemo { attention, linears: self.memo.linears.take() };
+        let result = ctx.with_memo(&mut memo, use_, block);
+        self.memo.linears = memo.linears;
+        result
+    }
+}
+
 /// See the module's head.
 pub(crate) struct Worker {
     pub(crate) ctx: Ctx,
@@ -99,9 +133,9 @@ pub(crate) struct Worker {
     rope: RopeTables,
     kv: KvCache,
     bounds: StepBounds,
-    /// `[max rows, hidden]`: the input of each block, and the last one's output.
-    inputs: Vec<Tensor>,
-    memos: Vec<AttentionMemo>,
+    /// `[max rows, hidden]`: the embedded tokens.
+    first: Tensor,
+    blocks: Vec<BlockRoom>,
     d_x: Tensor,
     d_hidden: Tensor,
 }
@@ -132,13 +166,16 @@ impl Worker {
         let table = rope_table(rope, max_rows);
         let table = ctx.upload_f32("the RoPE table", [max_rows, rope.rotary_dim / 2, 2], &table)?;
         let rows = |ctx: &Ctx, what, n: usize| ctx.persistent(what, [max_rows, n], DType::F32);
-        let inputs = (0..=c.num_layers)
-            .map(|_| rows(&ctx, "a checkpoint", c.hidden_size))
-            .collect::<Result<Vec<_>>>()?;
-        let memos = (0..c.num_layers)
-            .map(|_| {
+        let first = rows(&ctx, "a checkpoint", c.hidden_size)?;
+        let blocks = (0..c.num_layers)
+            .map(|idx| {
                 let out = rows(&ctx, "attention's output", c.q_size())?;
-                Ok(AttentionMemo { out, lse: rows(&ctx, "attention's denominators", c.num_heads)? })
+                let attention =
+                    AttentionMemo { out, lse: rows(&ctx, "attention's denominators", c.num_heads)? };
+                let is_kept = idx < size.kept_blocks;
+                let output = if is_kept { None } else { Some(rows(&ctx, "a checkpoint", c.hidden_size)?) };
+                let linears = is_kept.then(|| LinearMemo::new(max_rows));
+                Ok(BlockRoom { output, memo: BlockMemo { attention, linears } })
             })
             .collect::<Result<_>>()?;
         let (d_x, d_hidden) =
@@ -152,7 +189,7 @@ impl Worker {
             block_size: BLOCK_SIZE,
         };
         let rope = RopeTables { tables: vec![table] };
-        Ok(Worker { ctx, model, rope, kv, bounds, inputs, memos, d_x, d_hidden })
+        Ok(Worker { ctx, model, rope, kv, bounds, first, blocks, d_x, d_hidden })
     }
 
     /// The losses of a micro-batch, and the gradients of their weighted sum if they are wanted. `between` runs before
@@ -164,16 +201,11 @@ impl Worker {
         backward: Option<BackwardInputs<'_>>,
         between: &(dyn Fn() + Sync),
     ) -> Result<Losses> {
-        let Worker { ctx, model, rope, kv, bounds, inputs, memos, d_x, d_hidden } = self;
+        let Worker { ctx, model, rope, kv, bounds, first, blocks, d_x, d_hidden } = self;
         let model = model.as_ref();
         let rows = batch.inputs.token_ids.len();
         let step = ctx.stage(&batch.inputs, bounds)?;
-        let view = |t: &Tensor| t.rows(0, rows);
-        let inputs = inputs.iter().map(view).collect::<Result<Vec<_>>>()?;
-        let memos = memos
-            .iter()
-            .map(|m| Ok(AttentionMemo { out: view(&m.out)?, lse: view(&m.lse)? }))
-            .collect::<Result<Vec<_>>>()?;
+        let first = first.rows(0, rows)?;
         let dropout = backward.and_then(|b| b.dropout);
         if let Some(dropout) = dropout {
             let bytes: Vec<u8> = batch.example_idx.iter().flat_map(|i| i.to_le_bytes()).collect();
@@ -181,39 +213,42 @@ impl Worker {
             ctx.set_dropout(Some((dropout, &example_idx)))?;
         }
         let result = (|| {
-            let (Some(first), Some(last)) = (inputs.first(), inputs.last()) else {
-                return Ok(Losses::default());
-            };
             ctx.scratch(|ctx| {
                 let x = model.embed(ctx, &step)?;
-                ctx.copy(&x, first)
+                ctx.copy(&x, &first)
             })?;
-            for (idx, (pair, memo)) in inputs.array_windows::<2>().zip(&memos).enumerate() {
-                let [x, next] = pair;
+            // The input of each block.
+            let mut inputs = Vec::with_capacity(blocks.len());
+            let mut x = first.clone();
+            for (idx, room) in blocks.iter_mut().enumerate() {
                 between();
-                ctx.scratch(|ctx| {
+                let y = ctx.scratch(|ctx| {
                     let state = BlockState { kv: kv.layer_mut(0)?, rope, lora: table };
-                    let y = if backward.is_some() {
-                        ctx.with_attention(memo, MemoUse::Keep, |ctx| model.block(ctx, idx, x, &step, state))?
-                    } else {
-                        model.block(ctx, idx, x, &step, state)?
-                    };
-                    ctx.copy(&y, next)
+                    let block = |ctx: &mut Ctx| model.block(ctx, idx, &x, &step, state);
+                    if backward.is_none() {
+                        let y = block(ctx)?;
+                        ctx.copy(&y, &first)?;
+                        return Ok(first.clone());
+                    }
+                    let y = room.run(ctx, rows, MemoUse::Keep, block)?;
+                    let Some(output) = &room.output else { return Ok(y) };
+                    let output = output.rows(0, rows)?;
+                    ctx.copy(&y, &output)?;
+                    Ok(output)
                 })?;
+                inputs.push(std::mem::replace(&mut x, y));
             }
             let d_x = d_x.rows(0, rows)?;
             let losses = ctx.without_dropout(|ctx| {
-                head(ctx, model, (last, &step), batch, table, backward, (&d_x, d_hidden))
+                head(ctx, model, (&x, &step), batch, table, backward, (&d_x, d_hidden))
             })?;
             let Some(backward) = backward else { return Ok(losses) };
-            for (idx, (x, memo)) in inputs.iter().zip(&memos).enumerate().rev() {
+            for (idx, (x, room)) in inputs.iter().zip(blocks).enumerate().rev() {
                 between();
                 ctx.scratch(|ctx| {
                     let state = BlockState { kv: kv.layer_mut(0)?, rope, lora: table };
                     let (y, tape) = ctx.record(|ctx| {
-                        ctx.with_attention(memo, MemoUse::Recall, |ctx| {
-                            model.block(ctx, idx, x, &step, state)
-                        })
+                        room.run(ctx, rows, MemoUse::Recall, |ctx| model.block(ctx, idx, x, &step, state))
                     })?;
                     let seed = Seed { value: &y, gradient: d_x.clone() };
                     ctx.backward(tape, seed, x, &d_x, backward.modules)

@@ -8,9 +8,9 @@ use super::random::Random;
 use super::tiny_model::{BOUNDS, Chunk, TinyBatch, rope_table};
 use super::{Expected, Subject, upload, upload_u32};
 use crate::{
-    AdamW, AttentionMemo, AttentionSpec, BLOCK_SIZE, Ctx, DType, Dropout, KvConfig, LoraBatch, LoraFactors,
-    LoraGrads, LoraModules, LoraTable, MemoUse, ModuleIdx, Projection, Result, RopeTables, Seed, Tensor,
-    TrainedModule, WeightFormat,
+    AdamW, AttentionMemo, AttentionSpec, BLOCK_SIZE, BlockMemo, Ctx, DType, Dropout, KvConfig, LoraBatch,
+    LoraFactors, LoraGrads, LoraModules, LoraTable, MemoUse, ModuleIdx, Projection, Result, RopeTables, Seed,
+    Tensor, TrainedModule, WeightFormat,
 };
 
 /// What a gradient may be off, of the largest of its tensor.
@@ -242,14 +242,15 @@ pub(super) fn attention(subject: &Subject) {
                 dtype: DType::F32,
             })
             .unwrap();
-        let memo = AttentionMemo {
+        let attention = AttentionMemo {
             out: ctx.persistent("kept", [rows, widths[0]], DType::F32).unwrap(),
             lse: ctx.persistent("kept", [rows, num_heads], DType::F32).unwrap(),
         };
+        let mut memo = BlockMemo { attention, linears: None };
         let [q, k, v] = &tensors;
         let mut run = |ctx: &mut Ctx, use_: MemoUse| {
             let kv = kv.layer_mut(0)?;
-            ctx.with_attention(&memo, use_, |ctx| ctx.paged_attention([q, k, v], &spec, kv, &step))
+            ctx.with_memo(&mut memo, use_, |ctx| ctx.paged_attention([q, k, v], &spec, kv, &step))
         };
         ctx.scratch(|ctx| run(ctx, MemoUse::Keep)).unwrap();
         let loss = |operands: &Operands| weighted(&attend(operands, &spec, lens), &seed);
