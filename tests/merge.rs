@@ -261,6 +261,28 @@ fn an_adapters_positions_become_the_models() {
     }
 }
 
+/// Frequency factors that no scaling with a name gives stay in GGUF files.
+#[test]
+fn positions_without_a_name_are_refused_in_a_folder() {
+    let base = TinyModel::default().write();
+    let model = open(base.path());
+    let scaling = RopeScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position: 64,
+    };
+    let rope = AdapterRope { theta: None, scaling, max_position_embeddings: 640 };
+    let (_dir, adapter) = written(&RandomLora { rope: Some(rope), ..RandomLora::default() }, &model);
+    let (_plain, plain) = written(&RandomLora::default(), &model);
+    let out = tempfile::tempdir().unwrap();
+    let (gguf, _) = merge_into(base.path(), &adapter, &out, "m.gguf", &MergeOptions::default());
+    merge_into(&gguf, &plain, &out, "again.gguf", &MergeOptions::default());
+    let error = merge(&gguf, &plain, out.path().join("x"), &MergeOptions::default(), &|_, _| {}).unwrap_err();
+    assert!(error.to_string().contains("rope_freqs.weight"), "{error}");
+    assert_eq!(names(out.path()), ["again.gguf", "m.gguf"]);
+}
+
 /// Types of the output, what rounding costs as reported and as measured from the files, and copies bit for bit.
 #[test]
 fn types_are_those_asked_for_and_the_rest_is_copied() {
