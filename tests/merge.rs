@@ -117,7 +117,7 @@ fn merged_models_answer_as_base_and_adapter_do() {
                 difference(&expected, &logprobs(&model, None, &tokens)) > 0.1,
                 "{kind} changes something"
             );
-            let independent = reference.merged(&adapter).logits(&[tokens.clone()]);
+            let independent = reference.merged(&adapter).logits(std::slice::from_ref(&tokens));
             let independent: Vec<Vec<f64>> = independent[0].iter().map(|row| log_softmax(row)).collect();
             let out = tempfile::tempdir().unwrap();
             for name in ["folder", "model.gguf"] {
@@ -163,7 +163,8 @@ fn merges_go_on_from_either_format() {
         // Of F32 matrices alone, so F32 without being asked.
         let (folder, report) = merge_into(&gguf, &second, &out, "two", &MergeOptions::default());
         assert!(report.merged.iter().all(|w| w.storage == StorageType::F32), "{:?}", report.notes);
-        let expected = Reference::open(base.path()).merged(&first).merged(&second).logits(&[tokens.clone()]);
+        let expected =
+            Reference::open(base.path()).merged(&first).merged(&second).logits(std::slice::from_ref(&tokens));
         let expected: Vec<Vec<f64>> = expected[0].iter().map(|row| log_softmax(row)).collect();
         let merged = open(&folder);
         let off = difference(&logprobs(&merged, None, &tokens), &expected);
