@@ -117,7 +117,7 @@ fn merged_models_answer_as_base_and_adapter_do() {
                 difference(&expected, &logprobs(&model, None, &tokens)) > 0.1,
                 "{kind} changes something"
             );
-            let independent = reference.merged(&adapter).logits(&[tokens.clone()]);
+            let independent = reference.merged(&adapter).logits(std::slice::from_ref(&tokens));
             let independent: Vec<Vec<f64>> = independent[0].iter().map(|row| log_softmax(row)).collect();
             let out = tempfile::tempdir().unwrap();
             for name in ["folder", "model.gguf"] {
@@ -163,7 +163,8 @@ fn merges_go_on_from_either_format() {
         // Of F32 matrices alone, so F32 without being asked.
         let (folder, report) = merge_into(&gguf, &second, &out, "two", &MergeOptions::default());
         assert!(report.merged.iter().all(|w| w.storage == StorageType::F32), "{:?}", report.notes);
-        let expected = Reference::open(base.path()).merged(&first).merged(&second).logits(&[tokens.clone()]);
+        let expected =
+            Reference::open(base.path()).merged(&first).merged(&second).logits(std::slice::from_ref(&tokens));
         let expected: Vec<Vec<f64>> = expected[0].iter().map(|row| log_softmax(row)).collect();
         let merged = open(&folder);
         let off = difference(&logprobs(&merged, None, &tokens), &expected);
@@ -259,6 +260,28 @@ fn an_adapters_positions_become_the_models() {
             }
         }
     }
+}
+
+/// Frequency factors that no scaling with a name gives stay in GGUF files.
+#[test]
+fn positions_without_a_name_are_refused_in_a_folder() {
+    let base = TinyModel::default().write();
+    let model = open(base.path());
+    let scaling = RopeScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position: 64,
+    };
+    let rope = AdapterRope { theta: None, scaling, max_position_embeddings: 640 };
+    let (_dir, adapter) = written(&RandomLora { rope: Some(rope), ..RandomLora::default() }, &model);
+    let (_plain, plain) = written(&RandomLora::default(), &model);
+    let out = tempfile::tempdir().unwrap();
+    let (gguf, _) = merge_into(base.path(), &adapter, &out, "m.gguf", &MergeOptions::default());
+    merge_into(&gguf, &plain, &out, "again.gguf", &MergeOptions::default());
+    let error = merge(&gguf, &plain, out.path().join("x"), &MergeOptions::default(), &|_, _| {}).unwrap_err();
+    assert!(error.to_string().contains("rope_freqs.weight"), "{error}");
+    assert_eq!(names(out.path()), ["again.gguf", "m.gguf"]);
 }
 
 /// Types of the output, what rounding costs as reported and as measured from the files, and copies bit for bit.
