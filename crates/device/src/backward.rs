@@ -168,10 +168,10 @@ impl Backward<'_> {
             }
             Recorded::SiluMul { gate, up, out } => {
                 let Some(d_out) = self.take(&out)? else { return Ok(()) };
-                let (d_gate, d_up) = (self.alloc(gate.shape())?, self.alloc(up.shape())?);
+                // Elementwise, so that one of the two may lie where the output's gradient lay.
+                let (d_gate, d_up) = (d_out.clone(), self.alloc(up.shape())?);
                 // SAFETY: as above.
                 unsafe { self.ctx.grad_ops()?.silu_mul_backward(&gate, &up, &d_out, &d_gate, &d_up)? };
-                self.release(&d_out)?;
                 self.give(&gate, d_gate)?;
                 self.give(&up, d_up)
             }

@@ -154,7 +154,7 @@ pub trait GradOps {
     /// again tile by tile, so that memory does not grow with the square of the length.
     unsafe fn attention_backward(&mut self, args: AttentionBackward<'_>) -> Result<()>;
 
-    /// Writes the gradients of [`crate::Ops::silu_mul`].
+    /// Writes the gradients of [`crate::Ops::silu_mul`]. `d_gate` may be `d_out`.
     unsafe fn silu_mul_backward(
         &mut self,
         gate: &Tensor,

@@ -80,7 +80,9 @@ pub(crate) fn most_rows(
 /// Blocks whose values each of the workers may keep.
 pub(crate) fn kept_blocks(c: &ModelConfig, kept_bytes: u64, max_rows: usize, num_workers: usize) -> usize {
     let block = (kept_row_bytes(c) * max_rows * num_workers) as u64;
-    usize::try_from(kept_bytes / block.max(1)).unwrap_or(usize::MAX).min(c.num_layers)
+    let most = usize::try_from(kept_bytes / block.max(1)).unwrap_or(usize::MAX).min(c.num_layers);
+    // A few blocks of long examples would take much and save little.
+    if most < c.num_layers / 2 { 0 } else { most }
 }
 
 pub(crate) fn worker_size(

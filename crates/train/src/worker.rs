@@ -43,7 +43,7 @@ impl WorkerSize {
         let values = 5 * h + 3 * q + 3 * kv + 3 * inner;
         // At the gated product: the gradients of the residual, of both inputs and of the output; at attention: those of
         // queries, keys and values, and the latter by query head.
-        let gradients = h + (3 * inner + h).max(5 * q + 2 * kv + h);
+        let gradients = h + (2 * inner + h).max(5 * q + 2 * kv + h);
         let dropped = if self.dropout { 3 * h + q + 2 * h + inner + inner.max(q).max(h) } else { 0 };
         let scaled = if self.dora { 2 * inner.max(q) } else { 0 };
         let per_row = values + gradients + dropped + scaled + 2 * self.rank;

@@ -69,6 +69,7 @@ pub(crate) unsafe fn attend<'a>(isa: Isa, f16: bool, args: Attend<'a>, next: Opt
 struct State<const N: usize> {
     max: [f32; N],
     sum: [f32; N],
+    q: [*const f32; N],
     /// Where the values are summed: the rows of the output.
     values: [*mut f32; N],
 }
@@ -87,43 +88,99 @@ impl<E: KvElement> AttendKernel<'_, E> {
         (self.args.window.map_or(0, |w| end.saturating_sub(w)), end)
     }
 
+    /// `N` query vectors from `first` on, over their whole span.
     #[inline(always)]
     unsafe fn queries<S: Simd, const N: usize>(&self, first: usize) {
+        // SAFETY: the caller's.
+        unsafe {
+            let mut state = self.begin::<N>(first);
+            let (start, end) = (self.span(first).0, self.span(first + N - 1).1);
+            let mut split = start - start % SPLIT;
+            while split < end {
+                self.split::<S, N>(first, split, &mut state);
+                split += SPLIT;
+            }
+            self.end::<S, N>(first, &state);
+        }
+    }
+
+    /// As many whole groups of query vectors as there are, split by split, so that all of them find a split's keys and
+    /// values in the cache. Gives the number of vectors.
+    #[inline(always)]
+    unsafe fn groups<S: Simd>(&self, num_queries: usize) -> usize {
+        let whole = num_queries - num_queries % QUERIES;
+        // SAFETY: the caller's.
+        unsafe {
+            let mut states = Vec::with_capacity(whole / QUERIES);
+            for first in (0..whole).step_by(QUERIES) {
+                states.push(self.begin::<QUERIES>(first));
+            }
+            let (start, end) = (self.span(0).0, self.span(whole - 1).1);
+            let mut split = start - start % SPLIT;
+            while split < end {
+                for (group, state) in states.iter_mut().enumerate() {
+                    self.split::<S, QUERIES>(group * QUERIES, split, state);
+                }
+                split += SPLIT;
+            }
+            for (group, state) in states.iter().enumerate() {
+                self.end::<S, QUERIES>(group * QUERIES, state);
+            }
+        }
+        whole
+    }
+
+    /// The state before the first split.
+    #[inline(always)]
+    unsafe fn begin<const N: usize>(&self, first: usize) -> State<N> {
         let dim = self.args.cache.head_dim;
-        let mut state =
-            State { max: [f32::NEG_INFINITY; N], sum: [0.0; N], values: [std::ptr::null_mut(); N] };
-        let mut scores = [[0.0_f32; SPLIT]; N];
-        let mut q = [std::ptr::null::<f32>(); N];
-        for (i, (q, values)) in q.iter_mut().zip(&mut state.values).enumerate() {
+        let mut state = State {
+            max: [f32::NEG_INFINITY; N],
+            sum: [0.0; N],
+            q: [std::ptr::null(); N],
+            values: [std::ptr::null_mut(); N],
+        };
+        for i in 0..N {
             let (row, head) = self.query(first + i);
             let at = (row * self.args.num_heads + head) * dim;
-            *q = self.args.q.wrapping_add(at);
-            *values = self.args.out.wrapping_add(at);
+            state.q[i] = self.args.q.wrapping_add(at);
+            state.values[i] = self.args.out.wrapping_add(at);
             // SAFETY: this row and head are ours to write.
-            unsafe { values.write_bytes(0, dim) };
+            unsafe { state.values[i].write_bytes(0, dim) };
         }
+        state
+    }
+
+    /// The positions of a split that the vectors from `first` on see, if there are any.
+    #[inline(always)]
+    unsafe fn split<S: Simd, const N: usize>(&self, first: usize, split: usize, state: &mut State<N>) {
         // The first vector starts lowest, the last ends highest.
         let (start, end) = (self.span(first).0, self.span(first + N - 1).1);
-        let mut split = start - start % SPLIT;
-        while split < end {
-            let split_end = end.min(split + SPLIT);
-            // SAFETY: the caller's; positions stay below the sequence's context.
-            unsafe {
-                self.scores::<S, N>(&q, split, split_end, &mut scores);
-                for (i, scores) in scores.iter_mut().enumerate() {
-                    self.weights::<S, N>((first, i), (split, split_end), scores, &mut state);
-                }
-                self.accumulate::<S, N>((split.max(start), split_end), split, &scores, &state.values);
-            }
-            split += SPLIT;
+        let split_end = end.min(split + SPLIT);
+        if split >= end || split_end <= start {
+            return;
         }
-        for (i, (sum, values)) in state.sum.into_iter().zip(state.values).enumerate() {
-            // SAFETY: as above.
+        let mut scores = [[0.0_f32; SPLIT]; N];
+        // SAFETY: the caller's; positions stay below the sequence's context.
+        unsafe {
+            self.scores::<S, N>(&state.q, split, split_end, &mut scores);
+            for (i, scores) in scores.iter_mut().enumerate() {
+                self.weights::<S, N>((first, i), (split, split_end), scores, state);
+            }
+            self.accumulate::<S, N>((split.max(start), split_end), split, &scores, &state.values);
+        }
+    }
+
+    /// What is left to do after the last split.
+    #[inline(always)]
+    unsafe fn end<S: Simd, const N: usize>(&self, first: usize, state: &State<N>) {
+        for i in 0..N {
+            // SAFETY: this row and head are ours to write.
             unsafe {
-                rescale::<S>(values, dim, 1.0 / sum);
+                rescale::<S>(state.values[i], self.args.cache.head_dim, 1.0 / state.sum[i]);
                 if !self.args.lse.is_null() {
                     let (row, head) = self.query(first + i);
-                    *self.args.lse.add(row * self.args.num_heads + head) = state.max[i] + sum.ln();
+                    *self.args.lse.add(row * self.args.num_heads + head) = state.max[i] + state.sum[i].ln();
                 }
             }
         }
@@ -161,8 +218,9 @@ impl<E: KvElement> AttendKernel<'_, E> {
     ) {
         let mut block_idx = split / BLOCK_SIZE;
         let end_idx = end.div_ceil(BLOCK_SIZE);
-        // Few chains would wait for their own sums: two blocks make twice as many.
-        while N < QUERIES && block_idx + 2 <= end_idx {
+        // Few chains would wait for their own sums: two blocks make twice as many. And with many queries two blocks share
+        // the loads of these, where the registers hold the sums.
+        while (N < QUERIES || S::REGISTERS >= 32) && block_idx + 2 <= end_idx {
             // SAFETY: the caller's.
             unsafe { self.block_scores::<S, N, 2>(q, block_idx, split, scores) };
             block_idx += 2;
@@ -397,6 +455,10 @@ impl<E: KvElement> Kernel for AttendKernel<'_, E> {
         }
         let num_queries = (self.args.rows.1 - self.args.rows.0) * self.args.group;
         let mut first = 0;
+        if num_queries >= 2 * QUERIES {
+            // SAFETY: the caller's.
+            first = unsafe { self.groups::<S>(num_queries) };
+        }
         while first < num_queries {
             // SAFETY: the caller's; never more query vectors than are left.
             unsafe {

@@ -13,8 +13,12 @@ use crate::DType;
 use crate::error::{DeviceError, Result, invalid};
 use crate::ops::PagedAttention;
 
-/// Rows of a long prompt are cut so that a task is a few whole groups of query vectors.
+/// Rows of a prompt are cut so that a task is a few whole groups of query vectors; long ones into longer tasks, which read
+/// their context less often.
 const ROWS_PER_TASK: usize = 16;
+const LONG_ROWS_PER_TASK: usize = 64;
+/// From so many rows on.
+const LONG_ROWS: usize = 512;
 
 /// Attention, lowered.
 pub(crate) struct Attention {
@@ -69,8 +73,9 @@ pub(crate) unsafe fn lower(program: &mut Program, args: PagedAttention<'_>) -> R
         let Some(&[first, end]) = range.first_chunk::<2>() else { continue };
         let (first, end) = (first as usize, end as usize);
         seq_of_row.extend(std::iter::repeat_n(seq as u32, end - first));
-        for first in (first..end).step_by(ROWS_PER_TASK) {
-            let rows = (first, end.min(first + ROWS_PER_TASK));
+        let per_task = if end - first >= LONG_ROWS { LONG_ROWS_PER_TASK } else { ROWS_PER_TASK };
+        for first in (first..end).step_by(per_task) {
+            let rows = (first, end.min(first + per_task));
             tasks.extend((0..num_kv_heads).map(|kv_head| Task { rows, kv_head }));
         }
     }
