@@ -27,6 +27,8 @@ fn help_names_every_command_and_each_has_its_own() {
         "adapter",
         "eval",
         "merge",
+        "data",
+        "train",
         "bench",
         "doctor",
         "completions",

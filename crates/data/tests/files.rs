@@ -385,7 +385,7 @@ fn split_parts_by_seed_and_keeps_equal_records_together() {
     text.extend((0..20).map(|idx| format!("{{\"completion\": \"\\u00e9\", \"prompt\": \"{idx}\"}}\n")));
     let path = write(folder.path(), "a.jsonl", &text);
     let mut seen = std::collections::BTreeSet::new();
-    for seed in 0..20 {
+    for seed in 0..8 {
         let options = SplitOptions {
             read: ReadOptions::default(),
             test_size: TestSize::Fraction(0.25),
@@ -416,7 +416,7 @@ fn split_parts_by_seed_and_keeps_equal_records_together() {
             "the same seed, the same lines"
         );
     }
-    assert!(seen.len() > 15, "seeds differ");
+    assert!(seen.len() > 5, "seeds differ");
     let options =
         |test_size| SplitOptions { read: ReadOptions::default(), test_size, seed: 1, replace: true };
     let (train, test) = (folder.path().join("x"), folder.path().join("y"));
@@ -472,7 +472,7 @@ fn a_few_megabytes_are_checked_at_once() {
     let line =
         format!("{{\"prompt\":\"{}\",\"completion\":\"{}\"}}\n", "word ".repeat(100), "word ".repeat(20));
     let started = std::time::Instant::now();
-    let report = check_bytes("a.jsonl", line.repeat(8 << 20 / line.len()));
+    let report = check_bytes("a.jsonl", line.repeat((8 << 20) / line.len()));
     assert!(report.is_ok());
     // Some 50 ms; the bound leaves room for a slow machine under load.
     assert!(started.elapsed().as_secs() < 5, "{:?}", started.elapsed());
