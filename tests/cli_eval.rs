@@ -24,7 +24,8 @@ fn data(name: &str) -> String {
 #[test]
 fn what_is_wrong_is_told_before_a_model_is_opened() {
     let biographies = data("biographies/test.jsonl");
-    let eval = |args: &[&str]| wardrobe(&[&["eval", "./no-model.gguf", "--data", &biographies], args].concat());
+    let eval =
+        |args: &[&str]| wardrobe(&[&["eval", "./no-model.gguf", "--data", &biographies], args].concat());
     for (args, code, named) in [
         (&["--task", "chess"][..], 2, "record and last-words"),
         (&["--report", "out.txt"], 2, "out.txt"),
