@@ -4,6 +4,8 @@
 //! compared as numbers (`1801` is `1801.0`), everything else exactly: `"1801"` is no number. An answer that is not one
 //! JSON object from end to end, white space aside, has no field right.
 
+use std::collections::HashMap;
+
 use serde_json::{Map, Value};
 
 use super::{Metric, Score, Scored, Task, means};
@@ -20,6 +22,9 @@ const FIELD_PREFIX: &str = "field ";
 /// Fields that count as dates beside those that have "date" in their path.
 const DATE_FIELDS: [&str; 5] = ["born", "died", "year", "month", "day"];
 
+/// More is no record that a model answers with, and each is a column of the report.
+const MAX_FIELDS: usize = 256;
+
 type Path = Vec<String>;
 type Fields = Vec<(Path, Value)>;
 
@@ -32,11 +37,14 @@ impl Task for Record {
         "valid: the answer is one JSON object; fields: gold fields that it has right, nothing where it is not valid; dates: \
          the same for dates (born, died, year, month, day, and date in a field's path); exact: all fields right and no \
          others; balanced: mean over fields of the mean over a field's gold values of how often the value was right, \
-         so that a rare value counts as much as a frequent one"
+         so that a rare value counts as much as a frequent one; dates are left out of it"
     }
 
     fn check_gold(&self, gold: &str) -> Result<(), String> {
         match fields_of(gold) {
+            Some(fields) if fields.len() > MAX_FIELDS => {
+                Err(format!("the gold answer has {} fields, more than {MAX_FIELDS}", fields.len()))
+            }
             Some(fields) if !fields.is_empty() => Ok(()),
             _ => Err("the gold answer is no JSON object with fields".to_owned()),
         }
@@ -69,24 +77,16 @@ impl Task for Record {
     }
 
     fn majority_answer(&self, golds: &[&str]) -> Option<String> {
-        let mut counts: Vec<(Path, Vec<(Value, usize)>)> = Vec::new();
+        let mut tallies = Tallies::default();
         for (path, value) in golds.iter().filter_map(|gold| fields_of(gold)).flatten() {
-            let at = counts.iter().position(|(own, _)| *own == path).unwrap_or_else(|| {
-                counts.push((path, Vec::new()));
-                counts.len() - 1
-            });
-            let Some((_, values)) = counts.get_mut(at) else { continue };
-            match values.iter_mut().find(|(own, _)| same(own, &value)) {
-                Some((_, count)) => *count += 1,
-                None => values.push((value, 1)),
-            }
+            tallies.count(path, value, false);
         }
         let mut record = Map::new();
-        for (path, values) in counts {
+        for field in tallies.fields {
             // The first of equals, so that the order of the file decides and not that of a hash.
-            let most = values.iter().map(|(_, count)| *count).max()?;
-            let (value, _) = values.into_iter().find(|(_, count)| *count == most)?;
-            put(&mut record, &path, value);
+            let most = field.values.iter().map(|tally| tally.num_items).max()?;
+            let tally = field.values.into_iter().find(|tally| tally.num_items == most)?;
+            put(&mut record, &field.path, tally.value);
         }
         (!record.is_empty()).then(|| Value::Object(record).to_string())
     }
@@ -169,36 +169,68 @@ fn shown(path: &Path) -> String {
     path.join(".")
 }
 
+/// How often each value of each field is gold, and how often it was right then, in the order of first appearance.
+#[derive(Default)]
+struct Tallies {
+    fields: Vec<FieldTally>,
+}
+
+struct FieldTally {
+    path: Path,
+    values: Vec<Tally>,
+    /// Place of a value, by its text.
+    places: HashMap<String, usize>,
+}
+
+struct Tally {
+    value: Value,
+    num_items: usize,
+    num_right: usize,
+}
+
+impl Tallies {
+    fn count(&mut self, path: Path, value: Value, is_right: bool) {
+        let at = self.fields.iter().position(|field| field.path == path).unwrap_or_else(|| {
+            self.fields.push(FieldTally { path, values: Vec::new(), places: HashMap::new() });
+            self.fields.len() - 1
+        });
+        let Some(field) = self.fields.get_mut(at) else { return };
+        // Numbers that are the same have one text.
+        let text = match value.as_f64() {
+            Some(number) => format!("{number:?}"),
+            None => value.to_string(),
+        };
+        let next = field.values.len();
+        let place = *field.places.entry(text).or_insert(next);
+        if place == next {
+            field.values.push(Tally { value, num_items: 0, num_right: 0 });
+        }
+        if let Some(tally) = field.values.get_mut(place) {
+            tally.num_items += 1;
+            tally.num_right += usize::from(is_right);
+        }
+    }
+}
+
 /// Mean over fields of the mean over gold values of how often that value was right. Dates are left out: each has a value of
 /// its own, and `dates` says how often they are right.
 fn balanced(scored: &[Scored<'_>]) -> Option<Metric> {
-    let mut fields: Vec<(Path, Vec<(Value, usize, usize)>)> = Vec::new();
+    let mut tallies = Tallies::default();
     for item in scored {
         for (path, value) in fields_of(item.gold).unwrap_or_default() {
-            if is_date(&path) {
-                continue;
-            }
-            let right = item.score.get(&format!("{FIELD_PREFIX}{}", shown(&path))).unwrap_or_default();
-            let at = fields.iter().position(|(own, _)| *own == path).unwrap_or_else(|| {
-                fields.push((path, Vec::new()));
-                fields.len() - 1
-            });
-            let Some((_, values)) = fields.get_mut(at) else { continue };
-            let num_right = usize::from(right > 0.5);
-            match values.iter_mut().find(|(own, _, _)| same(own, &value)) {
-                Some((_, num, sum)) => (*num, *sum) = (*num + 1, *sum + num_right),
-                None => values.push((value, 1, num_right)),
+            if !is_date(&path) {
+                let right = item.score.get(&format!("{FIELD_PREFIX}{}", shown(&path))).unwrap_or_default();
+                tallies.count(path, value, right > 0.5);
             }
         }
     }
-    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
-    let of_field = |(_, values): &(Path, Vec<(Value, usize, usize)>)| {
-        mean(&values.iter().map(|(_, num, right)| *right as f64 / *num as f64).collect::<Vec<_>>())
-    };
-    let by_field: Vec<f64> = fields.iter().map(of_field).collect();
+    let mean = |values: Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
+    let of_value = |tally: &Tally| tally.num_right as f64 / tally.num_items as f64;
+    let by_field: Vec<f64> =
+        tallies.fields.iter().map(|field| mean(field.values.iter().map(of_value).collect())).collect();
     (!by_field.is_empty()).then(|| Metric {
         name: BALANCED.to_owned(),
-        value: mean(&by_field),
+        value: mean(by_field),
         standard_error: None,
         num_items: scored.len(),
     })
@@ -246,7 +278,8 @@ mod tests {
         let answer = r#"{"name": "a", "date_of_birth": {"year": 1900}, "tags": ["y", "x"], "none": {}}"#;
         assert_eq!(score(gold, answer), (1.0, 0.6, Some(0.5), 0.0));
         assert_eq!(Record.score(gold, answer).get("field date_of_birth.year"), Some(1.0));
-        for bad in ["", "{}", "3", "no"] {
+        let many: Map<String, Value> = (0..=MAX_FIELDS).map(|i| (i.to_string(), Value::Null)).collect();
+        for bad in ["", "{}", "3", "no", &Value::Object(many).to_string()] {
             assert!(Record.check_gold(bad).is_err(), "{bad}");
         }
     }

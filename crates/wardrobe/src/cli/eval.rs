@@ -155,7 +155,7 @@ impl EvalArgs {
     }
 
     /// The tokens of an item's question.
-    fn prompt(&self, model: &Model, turns: &[Turn]) -> wardrobe::Result<Vec<TokenId>> {
+    fn prompt(&self, model: &Model, turns: &[Turn]) -> anyhow::Result<Vec<TokenId>> {
         if self.raw {
             let texts: Vec<&str> = turns.iter().map(|turn| turn.content.as_str()).collect();
             return Ok(model.tokenizer().encode(&texts.join("\n\n"), true)?);
@@ -167,7 +167,7 @@ impl EvalArgs {
             .into_iter()
             .chain(turns.iter().map(|turn| Message::text(&turn.role, &turn.content)))
             .collect();
-        model.chat_prompt(&messages)
+        Ok(model.chat_prompt(&messages)?)
     }
 
     fn write(&self, report: &Report) -> anyhow::Result<()> {
