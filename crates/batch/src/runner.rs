@@ -109,6 +109,8 @@ impl JobRunner {
         let root = &config.root;
         let io = |error: std::io::Error| BatchError::io(root, &error);
         fs::create_dir_all(root).map_err(io)?;
+        // Whatever the process's working folder will be.
+        let root = &root.canonicalize().map_err(io)?;
         let lock =
             File::options().create(true).truncate(false).write(true).open(root.join("lock")).map_err(io)?;
         match lock.try_lock() {
