@@ -25,6 +25,7 @@ fn help_names_every_command_and_each_has_its_own() {
         "list",
         "rm",
         "adapter",
+        "jobs",
         "bench",
         "doctor",
         "completions",

@@ -10,6 +10,7 @@ mod check;
 mod doctor;
 mod failure;
 mod http;
+mod jobs;
 mod log;
 mod open;
 mod output;
@@ -68,6 +69,9 @@ enum Command {
     /// Look into adapters
     #[command(subcommand)]
     Adapter(adapter::AdapterCommand),
+    /// Look after fine-tuning jobs of a running server
+    #[command(subcommand)]
+    Jobs(jobs::JobsCommand),
     /// Measure speed and memory, beside what the machine can do
     Bench(Box<bench::BenchArgs>),
     /// Check what this machine offers and whether everything is in place
@@ -102,6 +106,7 @@ pub fn main() -> ExitCode {
         Command::List(args) => cache::list(&args),
         Command::Rm(args) => cache::remove(&args),
         Command::Adapter(command) => adapter::run(&command),
+        Command::Jobs(command) => jobs::run(&command),
         Command::Bench(args) => bench::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions(args.shell),
