@@ -35,6 +35,8 @@ pub struct RunnerConfig {
     pub concurrency: usize,
     /// Jobs that wait or run; more are refused.
     pub max_open_jobs: u64,
+    /// Jobs in all, with those that have ended; more are refused.
+    pub max_jobs: u64,
     /// The largest file.
     pub max_file_bytes: u64,
     /// All files together; more are refused.
@@ -51,6 +53,7 @@ impl RunnerConfig {
             organization: "wardrobe".to_owned(),
             concurrency: 1,
             max_open_jobs: 1000,
+            max_jobs: 100_000,
             max_file_bytes: 512 << 20,
             max_total_file_bytes: 16 << 30,
             max_files: 10_000,
@@ -67,6 +70,7 @@ impl RunnerConfig {
         }
         for (field, value) in [
             ("max_open_jobs", self.max_open_jobs),
+            ("max_jobs", self.max_jobs),
             ("max_file_bytes", self.max_file_bytes),
             ("max_total_file_bytes", self.max_total_file_bytes),
             ("max_files", self.max_files),
@@ -297,8 +301,8 @@ impl JobRunner {
         let id = shared.ids.next("ft-");
         let name = adapter_name(&spec, &shared.config.organization, &id);
         let resolved = shared.fine_tuner.validate(&spec, &files, &name).map_err(BatchError::Refused)?;
-        let max_open_jobs = shared.config.max_open_jobs;
-        let new = NewJob { id: &id, name: &name, spec: &spec, resolved: &resolved, max_open_jobs };
+        let limits = (shared.config.max_open_jobs, shared.config.max_jobs);
+        let new = NewJob { id: &id, name: &name, spec: &spec, resolved: &resolved, limits };
         let job = shared.store.add_job(&new)?;
         shared.signal();
         Ok(job)
