@@ -460,3 +460,35 @@ fn adapter_name(spec: &JobSpec, organization: &str, id: &str) -> String {
     let short: String = id.trim_start_matches("ft-").chars().take(8).collect();
     format!("ft:{base}:{organization}:{}:{short}", spec.suffix.as_deref().unwrap_or(""))
 }
+
+#[cfg(all(test, feature = "simulation"))]
+mod tests {
+    use super::*;
+    use crate::simulation::SimulatedFineTuner;
+
+    #[test]
+    fn a_job_cancelled_between_its_claim_and_its_run_does_not_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let trainer = Arc::new(SimulatedFineTuner::new("base", Duration::ZERO));
+        let runner = JobRunner::open(RunnerConfig::new(folder.path()), trainer).unwrap();
+        let (file_name, purpose) = ("a.jsonl".to_owned(), FilePurpose::FineTune);
+        let mut upload = runner.begin_upload(NewFile { id: None, file_name, purpose, sha256: None }).unwrap();
+        upload.write(b"{\"text\": \"a\"}\n").unwrap();
+        let spec = JobSpec {
+            api: crate::JobApi::FineTunes,
+            model: "base".to_owned(),
+            training_file: upload.finish().unwrap().id,
+            validation_file: None,
+            suffix: None,
+            seed: None,
+            hyperparameters: crate::Hyperparameters::default(),
+            metadata: None,
+        };
+        let id = runner.create_job(spec).unwrap().id;
+        let claimed = runner.shared.store.claim().unwrap().unwrap();
+        assert!(runner.cancel(&id).unwrap().cancel_requested);
+        runner.shared.run(claimed);
+        let job = runner.job(&id).unwrap();
+        assert_eq!((job.status, job.progress.steps_completed), (JobStatus::Cancelled, 0));
+    }
+}
