@@ -29,6 +29,7 @@ fn help_names_every_command_and_each_has_its_own() {
         "merge",
         "data",
         "train",
+        "jobs",
         "bench",
         "doctor",
         "completions",

@@ -19,7 +19,7 @@ target=${CARGO_TARGET_DIR:-$here/../../target}
 
 # serve PORT MAX_CONCURRENT
 serve() {
-    "$target/debug/examples/fake" "127.0.0.1:$1" "$work/adapters" "$2" > "$work/log-$1" 2>&1 &
+    "$target/debug/examples/fake" "127.0.0.1:$1" "$work/adapters" "$2" "$work/jobs-$1" > "$work/log-$1" 2>&1 &
     servers+=($!)
     for _ in $(seq 100); do
         (exec 3<> "/dev/tcp/127.0.0.1/$1") 2>/dev/null && return
@@ -29,7 +29,9 @@ serve() {
     return 1
 }
 
-export WARDROBE_API_KEY=key-of-run-fake
+export WARDROBE_API_KEY=key-of-run-fake SIMULATED=1
+all="openai_python openai_node async_openai lm_eval openai_fine_tuning together_fine_tuning"
+export WARDROBE_CLIENTS=${WARDROBE_CLIENTS:-$all}
 serve "$port" 1024
 serve $((port + 1)) 1
 OVERLOAD_URL=http://127.0.0.1:$((port + 1)) "$here/run.sh" "http://127.0.0.1:$port" fake letters

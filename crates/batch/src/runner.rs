@@ -35,6 +35,8 @@ pub struct RunnerConfig {
     pub concurrency: usize,
     /// Jobs that wait or run; more are refused.
     pub max_open_jobs: u64,
+    /// Jobs in all, with those that have ended; more are refused.
+    pub max_jobs: u64,
     /// The largest file.
     pub max_file_bytes: u64,
     /// All files together; more are refused.
@@ -51,6 +53,7 @@ impl RunnerConfig {
             organization: "wardrobe".to_owned(),
             concurrency: 1,
             max_open_jobs: 1000,
+            max_jobs: 100_000,
             max_file_bytes: 512 << 20,
             max_total_file_bytes: 16 << 30,
             max_files: 10_000,
@@ -67,6 +70,7 @@ impl RunnerConfig {
         }
         for (field, value) in [
             ("max_open_jobs", self.max_open_jobs),
+            ("max_jobs", self.max_jobs),
             ("max_file_bytes", self.max_file_bytes),
             ("max_total_file_bytes", self.max_total_file_bytes),
             ("max_files", self.max_files),
@@ -109,6 +113,8 @@ impl JobRunner {
         let root = &config.root;
         let io = |error: std::io::Error| BatchError::io(root, &error);
         fs::create_dir_all(root).map_err(io)?;
+        // Whatever the process's working folder will be.
+        let root = &root.canonicalize().map_err(io)?;
         let lock =
             File::options().create(true).truncate(false).write(true).open(root.join("lock")).map_err(io)?;
         match lock.try_lock() {
@@ -295,8 +301,8 @@ impl JobRunner {
         let id = shared.ids.next("ft-");
         let name = adapter_name(&spec, &shared.config.organization, &id);
         let resolved = shared.fine_tuner.validate(&spec, &files, &name).map_err(BatchError::Refused)?;
-        let max_open_jobs = shared.config.max_open_jobs;
-        let new = NewJob { id: &id, name: &name, spec: &spec, resolved: &resolved, max_open_jobs };
+        let limits = (shared.config.max_open_jobs, shared.config.max_jobs);
+        let new = NewJob { id: &id, name: &name, spec: &spec, resolved: &resolved, limits };
         let job = shared.store.add_job(&new)?;
         shared.signal();
         Ok(job)
@@ -453,4 +459,36 @@ fn adapter_name(spec: &JobSpec, organization: &str, id: &str) -> String {
     let base: String = spec.model.chars().filter(|c| !c.is_control()).take(MAX_BASE_CHARS).collect();
     let short: String = id.trim_start_matches("ft-").chars().take(8).collect();
     format!("ft:{base}:{organization}:{}:{short}", spec.suffix.as_deref().unwrap_or(""))
+}
+
+#[cfg(all(test, feature = "simulation"))]
+mod tests {
+    use super::*;
+    use crate::simulation::SimulatedFineTuner;
+
+    #[test]
+    fn a_job_cancelled_between_its_claim_and_its_run_does_not_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let trainer = Arc::new(SimulatedFineTuner::new("base", Duration::ZERO));
+        let runner = JobRunner::open(RunnerConfig::new(folder.path()), trainer).unwrap();
+        let (file_name, purpose) = ("a.jsonl".to_owned(), FilePurpose::FineTune);
+        let mut upload = runner.begin_upload(NewFile { id: None, file_name, purpose, sha256: None }).unwrap();
+        upload.write(b"{\"text\": \"a\"}\n").unwrap();
+        let spec = JobSpec {
+            api: crate::JobApi::FineTunes,
+            model: "base".to_owned(),
+            training_file: upload.finish().unwrap().id,
+            validation_file: None,
+            suffix: None,
+            seed: None,
+            hyperparameters: crate::Hyperparameters::default(),
+            metadata: None,
+        };
+        let id = runner.create_job(spec).unwrap().id;
+        let claimed = runner.shared.store.claim().unwrap().unwrap();
+        assert!(runner.cancel(&id).unwrap().cancel_requested);
+        runner.shared.run(claimed);
+        let job = runner.job(&id).unwrap();
+        assert_eq!((job.status, job.progress.steps_completed), (JobStatus::Cancelled, 0));
+    }
 }

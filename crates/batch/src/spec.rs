@@ -285,10 +285,16 @@ impl Hyperparameters {
                 return Err(Refusal::new(field, format!("is {value}, not {range}")));
             }
         }
-        if let Auto::Value(modules) = &self.lora_target_modules
-            && (modules.is_empty() || modules.iter().any(|name| name.trim().is_empty()))
-        {
-            return Err(Refusal::new("lora_target_modules", "has no name, or an empty one"));
+        const MAX_MODULES: usize = 64;
+        const MAX_MODULE_BYTES: usize = 128;
+        if let Auto::Value(modules) = &self.lora_target_modules {
+            let fits = |name: &String| !name.trim().is_empty() && name.len() <= MAX_MODULE_BYTES;
+            if !(1..=MAX_MODULES).contains(&modules.len()) || !modules.iter().all(fits) {
+                let reason = format!(
+                    "needs 1 to {MAX_MODULES} names, none empty or longer than {MAX_MODULE_BYTES} bytes"
+                );
+                return Err(Refusal::new("lora_target_modules", reason));
+            }
         }
         if let Some(stop) = &self.early_stopping
             && (stop.patience == 0 || !stop.min_delta.is_finite() || stop.min_delta < 0.0)

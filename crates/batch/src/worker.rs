@@ -116,7 +116,7 @@ impl Shared {
         drop(self.wake.wait_timeout_while(signals, limit, nothing_new));
     }
 
-    fn run(&self, job: Job) {
+    pub(crate) fn run(&self, job: Job) {
         let span = tracing::info_span!("fine_tuning_job", job = job.id, adapter = job.name);
         let _entered = span.entered();
         let flags =

@@ -267,13 +267,20 @@ fn pages_cover_everything_once() {
 #[test]
 fn the_queue_has_an_end() {
     let bench = Bench::new();
-    let config = RunnerConfig { max_open_jobs: 2, ..RunnerConfig::new(bench.root()) };
+    let config = RunnerConfig { max_open_jobs: 2, max_jobs: 3, ..RunnerConfig::new(bench.root()) };
     let runner = JobRunner::open(config, Arc::new(support::trainer(&support::Log::default()))).unwrap();
     let file = bench.upload(&runner, 1);
     for _ in 0..2 {
         runner.create_job(spec(&file, "x")).unwrap();
     }
     assert!(matches!(runner.create_job(spec(&file, "x")), Err(BatchError::StoreFull { limit: 2, .. })));
+    let first = runner.jobs(None, 10, &[]).unwrap().items[1].id.clone();
+    runner.cancel(&first).unwrap();
+    runner.create_job(spec(&file, "x")).unwrap();
+    runner.cancel(&runner.jobs(None, 1, &[]).unwrap().items[0].id).unwrap();
+    assert!(matches!(runner.create_job(spec(&file, "x")), Err(BatchError::StoreFull { limit: 3, .. })));
+    runner.delete_job(&first).unwrap();
+    runner.create_job(spec(&file, "x")).unwrap();
 }
 
 #[test]

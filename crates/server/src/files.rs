@@ -18,6 +18,7 @@ use crate::uploads::{Source, UPLOAD_PATH, write_all};
 use crate::wire::files::{FileDeleted, FileList, FileObject};
 
 const MAX_FILES_A_PAGE: usize = 10_000;
+const MAX_NAME_BYTES: usize = 1024;
 
 /// The purpose of this name, in OpenAI's words or Together's.
 fn purpose(name: &str) -> Result<FilePurpose> {
@@ -77,6 +78,14 @@ pub(crate) async fn create(
             }
             _ => {}
         }
+    }
+    let is_digest = |text: &String| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if !form.checksum.as_ref().is_none_or(is_digest) {
+        return Err(ApiError::invalid("checksum", "is no SHA-256 in 64 hexadecimal digits"));
+    }
+    // It is kept until the file comes.
+    if form.file_name.as_ref().is_some_and(|name| name.len() > MAX_NAME_BYTES) {
+        return Err(ApiError::invalid("file_name", "is too long"));
     }
     let missing = |field: &str| ApiError::invalid(field, "is missing");
     let purpose = form.purpose.ok_or_else(|| missing("purpose"))?;

@@ -20,7 +20,7 @@ use crate::offload::Offload;
 use crate::uploads::Uploads;
 
 const MAX_ADAPTER_LOADS: usize = 2;
-const MAX_JOB_CALLS: usize = 8;
+const MAX_JOB_CALLS: usize = 16;
 
 /// What all requests share.
 pub(crate) struct ServerState {

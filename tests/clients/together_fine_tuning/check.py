@@ -117,14 +117,14 @@ def check_job(folder):
     assert job.id in [one.id for one in client.fine_tuning.list().data]
     check_download(folder, job, checkpoints.data[-1].step)
 
-    answer = client.chat.completions.create(
-        model=job.x_model_output_name, messages=[{"role": "user", "content": "Name a colour."}], max_tokens=8
-    )
+    # The package lists models only by project; whether this one is there shows when it is asked.
+    question = [{"role": "user", "content": "Name a colour."}]
+    ask = {"model": job.x_model_output_name, "messages": question, "max_tokens": 8}
+    answer = client.chat.completions.create(**ask)
     assert answer.model == job.x_model_output_name and answer.choices[0].message.content, answer
-    assert job.x_model_output_name in [one.id for one in client.models.list()]
     assert client.fine_tuning.delete(job.id).message
     refused(together.NotFoundError, lambda: client.fine_tuning.retrieve(job.id))
-    assert job.x_model_output_name not in [one.id for one in client.models.list()]
+    refused(together.NotFoundError, lambda: client.chat.completions.create(**ask))
 
 
 def check_download(folder, job, step):

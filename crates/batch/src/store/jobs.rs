@@ -23,7 +23,8 @@ pub(crate) struct NewJob<'a> {
     pub name: &'a str,
     pub spec: &'a JobSpec,
     pub resolved: &'a ResolvedSpec,
-    pub max_open_jobs: u64,
+    /// How many jobs may be open, and how many there may be in all.
+    pub limits: (u64, u64),
 }
 
 /// How a run of a job ended.
@@ -129,12 +130,15 @@ impl Store {
         let spec = serde_json::to_string(new.spec).map_err(not_written)?;
         let resolved = serde_json::to_string(new.resolved).map_err(not_written)?;
         self.change(|transaction| {
+            let (max_open, max_jobs) = new.limits;
             let open = "SELECT count(*) FROM jobs WHERE status IN ('queued', 'running')";
-            let open = whole(transaction.query_row(open, [], |row| row.get(0))?);
-            if open >= new.max_open_jobs {
-                return Err(
-                    BatchError::StoreFull { what: "the queue of jobs", limit: new.max_open_jobs }.into()
-                );
+            for (what, query, limit) in [
+                ("the queue of jobs", open, max_open),
+                ("the number of jobs", "SELECT count(*) FROM jobs", max_jobs),
+            ] {
+                if whole(transaction.query_row(query, [], |row| row.get(0))?) >= limit {
+                    return Err(BatchError::StoreFull { what, limit }.into());
+                }
             }
             let training = training_file(transaction, "training_file", &new.spec.training_file)?;
             if let Some(id) = &new.spec.validation_file {

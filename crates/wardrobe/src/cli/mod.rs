@@ -12,6 +12,7 @@ mod doctor;
 mod eval;
 mod failure;
 mod http;
+mod jobs;
 mod log;
 mod merge;
 mod open;
@@ -81,6 +82,9 @@ enum Command {
     Eval(Box<eval::EvalArgs>),
     /// Write a model with an adapter merged into its weights
     Merge(merge::MergeArgs),
+    /// Look after fine-tuning jobs of a running server
+    #[command(subcommand)]
+    Jobs(jobs::JobsCommand),
     /// Measure speed and memory, beside what the machine can do
     Bench(Box<bench::BenchArgs>),
     /// Check what this machine offers and whether everything is in place
@@ -119,6 +123,7 @@ pub fn main() -> ExitCode {
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Merge(args) => merge::run(&args),
+        Command::Jobs(command) => jobs::run(&command),
         Command::Bench(args) => bench::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions(args.shell),
