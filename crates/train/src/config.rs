@@ -97,6 +97,8 @@ pub struct OptimizerConfig {
     pub learning_rate: f64,
     /// How it goes up and down.
     pub schedule: Schedule,
+    /// The last learning rate as a part of the largest.
+    pub min_lr_ratio: f64,
     /// Steps of warm-up as a part of all steps; `warmup_steps` counts more.
     pub warmup_ratio: f64,
     /// Steps of linear warm-up.
@@ -118,6 +120,7 @@ impl Default for OptimizerConfig {
         OptimizerConfig {
             learning_rate: 1e-3,
             schedule: Schedule::Cosine,
+            min_lr_ratio: 0.0,
             warmup_ratio: 0.03,
             warmup_steps: None,
             weight_decay: 0.0,
@@ -137,6 +140,7 @@ impl OptimizerConfig {
         let lr = self.learning_rate;
         within("learning_rate", lr, lr > 0.0 && lr <= 10.0, "over 0 and up to 10")?;
         within("warmup_ratio", self.warmup_ratio, (0.0..=1.0).contains(&self.warmup_ratio), "from 0 to 1")?;
+        within("min_lr_ratio", self.min_lr_ratio, (0.0..=1.0).contains(&self.min_lr_ratio), "from 0 to 1")?;
         within("weight_decay", self.weight_decay, (0.0..=10.0).contains(&self.weight_decay), "from 0 to 10")?;
         within("beta1", self.beta1, (0.0..1.0).contains(&self.beta1), "from 0 to below 1")?;
         within("beta2", self.beta2, (0.0..1.0).contains(&self.beta2), "from 0 to below 1")?;

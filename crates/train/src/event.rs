@@ -25,6 +25,8 @@ pub struct StepMetrics {
     pub tokens: usize,
     /// Tokens that were predicted.
     pub supervised_tokens: usize,
+    /// Tokens that were computed in all steps.
+    pub total_tokens: u64,
     /// Seconds of this step.
     pub seconds: f64,
     /// Seconds of all steps, those before a resumption included.

@@ -192,7 +192,9 @@ impl<'a> Session<'a> {
         }
         let optimizer = &config.optimizer;
         let factor = optimizer.schedule.factor(step, self.plan.warmup_steps, self.plan.total_steps);
-        let learning_rate = optimizer.learning_rate * factor;
+        let is_warm = step >= self.plan.warmup_steps;
+        let least = if is_warm { optimizer.min_lr_ratio } else { 0.0 };
+        let learning_rate = optimizer.learning_rate * (least + (1.0 - least) * factor);
         let gradient_scale = match optimizer.max_grad_norm {
             Some(max) if norm > max => max / norm,
             _ => 1.0,
@@ -224,6 +226,7 @@ impl<'a> Session<'a> {
             grad_norm: norm,
             tokens: losses.rows,
             supervised_tokens: losses.tokens,
+            total_tokens: self.progress.tokens,
             seconds,
             total_seconds: self.progress.seconds,
             tokens_per_second: self.rows_done as f64 / self.started.elapsed().as_secs_f64(),

@@ -149,6 +149,14 @@ impl Trainer {
         &self.config
     }
 
+    /// Parameters that are trained.
+    ///
+    /// # Errors
+    /// As for [`Trainer::new`].
+    pub fn num_parameters(&self) -> Result<u64> {
+        Ok(Layout::new(self.model.as_ref(), &self.config.lora)?.len as u64)
+    }
+
     /// Looks at the examples and says what a run will take.
     ///
     /// # Errors

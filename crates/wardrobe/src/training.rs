@@ -103,6 +103,12 @@ impl Trainer {
         Trainer { inner: self.inner.with_pause(Arc::new(pause)) }
     }
 
+    /// Parameters that are trained.
+    pub fn num_parameters(&self) -> u64 {
+        // The settings were checked against the model when the trainer was made.
+        self.inner.num_parameters().unwrap_or(0)
+    }
+
     /// What a run over these examples will take.
     ///
     /// # Errors

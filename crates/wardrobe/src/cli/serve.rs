@@ -2,10 +2,14 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
-use wardrobe::{AdapterInfo, AdapterSource, ChatTemplate, Engine, EngineOptions, LoadOptions, Model};
+use wardrobe::{
+    AdapterInfo, AdapterSource, ChatTemplate, Engine, EngineOptions, LoadOptions, Model, ModelFineTuner,
+};
+use wardrobe_batch::{JobRunner, RunnerConfig};
 use wardrobe_server::{ServedModel, Server};
 use wardrobe_text::TemplateLimits;
 
@@ -16,6 +20,8 @@ use super::{check, log, open, signals};
 
 /// Keys are lines; a file of more than this is another file.
 const MAX_KEY_FILE_BYTES: u64 = 1 << 20;
+/// How long a job may take for its last step and a checkpoint.
+const JOB_STOP_LIMIT: Duration = Duration::from_secs(60);
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -85,7 +91,10 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
             .with_context(|| format!("cannot load the adapter {spec}"))?;
     }
     let secured = !api_keys.is_empty();
-    let served = served_model(&model, &engine, &names, &found.path)?;
+    let mut served = served_model(&model, &engine, &names, &found.path)?;
+    let jobs = settings.job_folder.as_deref().map(|folder| jobs(folder, &settings, &model, &engine, &names));
+    let jobs = jobs.transpose()?;
+    served.fine_tuning = jobs.clone();
     let server = Server::new(served, settings.server_config(api_keys)).map_err(check::server_error)?;
     let listener = bind(host, port)?;
     let address = listener.local_addr()?;
@@ -93,7 +102,30 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
         Banner { model: &model, engine: &engine, options: &options, names: &names, address, secured };
     output::write_stdout(banner.text(style, started).as_bytes())?;
     serve(server, listener, signals::stop_requested())?;
+    if let Some(jobs) = jobs
+        && !jobs.shutdown(JOB_STOP_LIMIT)
+    {
+        output::note("a fine-tuning job has not stopped in time; it goes on from its last checkpoint");
+    }
     output::line("stopped")
+}
+
+/// Opens the folder of jobs and lets them run.
+fn jobs(
+    folder: &Path,
+    settings: &Settings,
+    model: &Model,
+    engine: &Engine,
+    names: &[String],
+) -> anyhow::Result<Arc<JobRunner>> {
+    let threads = settings.training_threads.or(settings.threads);
+    let sharing = settings.training_rest.unwrap_or_default().0;
+    let fine_tuner =
+        ModelFineTuner::new(model.clone(), engine.clone(), names.to_vec()).with_sharing(threads, sharing);
+    let context = || format!("cannot open the job folder {}", folder.display());
+    let runner = JobRunner::open(RunnerConfig::new(folder), Arc::new(fine_tuner)).with_context(context)?;
+    runner.start().with_context(context)?;
+    Ok(Arc::new(runner))
 }
 
 /// Runs the server on this thread until `shutdown` is ready and it has drained.

@@ -11,7 +11,7 @@ use wardrobe::{CpuOptions, EngineConfig, EngineOptions, LoraOptions, ModelOption
 use wardrobe_server::ServerConfig;
 
 use super::sources;
-use super::values::{AdapterSpec, Adapters, ByteSize, Device, KvDtype, Weights};
+use super::values::{AdapterSpec, Adapters, ByteSize, Device, KvDtype, TrainingRest, Weights};
 
 /// Connections beside those whose requests run or wait: for probes, metrics and adapters.
 const SPARE_CONNECTIONS: usize = 64;
@@ -128,6 +128,34 @@ pub struct Settings {
         help_heading = "Adapters"
     )]
     pub adapter_root: Option<PathBuf>,
+    /// Folder of uploaded files and fine-tuning jobs, which opens those routes [default: none: they are closed]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "WARDROBE_JOB_FOLDER",
+        hide_env = true,
+        help_heading = "Fine-tuning"
+    )]
+    pub job_folder: Option<PathBuf>,
+    /// Threads that train [default: as many as compute]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "WARDROBE_TRAINING_THREADS",
+        hide_env = true,
+        help_heading = "Fine-tuning"
+    )]
+    pub training_threads: Option<usize>,
+    /// While requests run, the part of its time in which training rests: from 0 to below 1, or `serving-first`, to wait for
+    /// them at every layer [default: serving-first]
+    #[arg(
+        long,
+        value_name = "PART",
+        env = "WARDROBE_TRAINING_REST",
+        hide_env = true,
+        help_heading = "Fine-tuning"
+    )]
+    pub training_rest: Option<TrainingRest>,
     /// Different adapters in one step [default: 16]
     #[arg(long, value_name = "N", env = "WARDROBE_MAX_SLOTS", hide_env = true, help_heading = "Adapters")]
     pub max_slots: Option<usize>,
@@ -244,6 +272,7 @@ impl Settings {
         let under = |path: &mut PathBuf| *path = folder.join(&*path);
         settings.adapter.iter_mut().for_each(|adapter| under(&mut adapter.path));
         settings.adapter_root.iter_mut().for_each(under);
+        settings.job_folder.iter_mut().for_each(under);
         settings.api_key_file.iter_mut().for_each(under);
         if let Some(model) = settings.model.as_mut().filter(|m| m.starts_with("./") || m.starts_with("../")) {
             *model = folder.join(&*model).display().to_string();
@@ -271,6 +300,9 @@ impl Settings {
             adapter: list(self.adapter, other.adapter),
             pin: list(self.pin, other.pin),
             adapter_root: self.adapter_root.or(other.adapter_root),
+            job_folder: self.job_folder.or(other.job_folder),
+            training_threads: self.training_threads.or(other.training_threads),
+            training_rest: self.training_rest.or(other.training_rest),
             max_slots: self.max_slots.or(other.max_slots),
             max_adapters_memory: self.max_adapters_memory.or(other.max_adapters_memory),
             max_adapters_device_memory: self.max_adapters_device_memory.or(other.max_adapters_device_memory),

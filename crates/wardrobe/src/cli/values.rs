@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use wardrobe::{AdapterPrecision, DType, DeviceSpec, WeightPrecision};
+use wardrobe::{AdapterPrecision, DType, DeviceSpec, Sharing, WeightPrecision};
 
 /// Reads and writes a type in settings files as the text that options have.
 macro_rules! serde_as_text {
@@ -25,7 +25,33 @@ macro_rules! serde_as_text {
     )*};
 }
 
-serde_as_text!(Device, KvDtype, Weights, Adapters, AdapterSpec);
+serde_as_text!(Device, KvDtype, Weights, Adapters, AdapterSpec, TrainingRest);
+
+/// How training shares the machine with requests.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct TrainingRest(pub Sharing);
+
+impl FromStr for TrainingRest {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "serving-first" {
+            return Ok(Self(Sharing::ServingFirst));
+        }
+        let part: Option<f32> = text.parse().ok().filter(|part| (0.0..1.0).contains(part));
+        let wrong = || format!("{text:?} is neither serving-first nor a number from 0 to below 1");
+        part.map(|part| Self(Sharing::Part(part))).ok_or_else(wrong)
+    }
+}
+
+impl fmt::Display for TrainingRest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Sharing::ServingFirst => f.write_str("serving-first"),
+            Sharing::Part(part) => part.fmt(f),
+        }
+    }
+}
 
 /// A number of bytes: `512MiB`, `2GB`, `1.5GiB`, `1048576`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
