@@ -26,6 +26,7 @@ mod shipped;
 mod signals;
 mod sources;
 mod train;
+mod tuning;
 mod values;
 
 use std::process::ExitCode;

@@ -1,5 +1,6 @@
-//! `quickstart`: everything in a minute. A small model is served, two adapters are loaded while it runs, all three answer
-//! in one batch, and one is replaced under that load. What it prints was measured and checked just then.
+//! `quickstart`: everything in a few minutes. A small model is served, two adapters are loaded while it runs, all three answer
+//! in one batch, and one is replaced under that load; then another is trained beside the server and swapped in. What it
+//! prints was measured and checked just then.
 
 use std::path::Path;
 use std::sync::mpsc;
@@ -16,7 +17,7 @@ use super::open::ModelArgs;
 use super::output::{self, Style};
 use super::serve::{self, Banner};
 use super::shipped::{self, BIOGRAPHY_JSON, Item, LAST_WORDS, ShippedAdapter};
-use super::{log, open, signals};
+use super::{log, open, signals, tuning};
 
 const MODEL: &str = "smollm2-135m";
 /// Where the shipped adapters are written, in the cache.
@@ -40,6 +41,9 @@ pub struct QuickstartArgs {
     /// Keep serving afterwards, until Ctrl-C
     #[arg(long)]
     serve: bool,
+    /// Leave the training out
+    #[arg(long)]
+    no_train: bool,
     /// Port to listen on; 0 takes a free one [default: 8000 with --serve, else 0]
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
@@ -55,7 +59,7 @@ pub fn run(args: &QuickstartArgs) -> anyhow::Result<()> {
     let started = Instant::now();
     let port = args.port.unwrap_or(if args.serve { 8000 } else { 0 });
     drop(serve::bind("127.0.0.1", port)?);
-    output::line(&style.bold("One base model, two adapters, swapped while it serves."))?;
+    output::line(&style.bold("One base model, a wardrobe of adapters, swapped while it serves."))?;
 
     let root = Cache::open_default()?.root().join(ADAPTER_FOLDER);
     for adapter in [&BIOGRAPHY_JSON, &LAST_WORDS] {
@@ -87,7 +91,10 @@ pub fn run(args: &QuickstartArgs) -> anyhow::Result<()> {
         serve::serve(server, listener, shutdown)
     })?;
     let tour = Tour { client: Client::new(address), engine: engine.clone(), style };
-    let shown = tour.show();
+    let shown = tour.show().and_then(|()| match args.no_train {
+        true => Ok(()),
+        false => tuning::show(&model, &engine, MODEL, style),
+    });
     if shown.is_ok() {
         let took = output::duration(started.elapsed());
         output::line(&style.good(&format!("Nothing failed. {took} in all.")))?;

@@ -1,4 +1,5 @@
-//! What the binary carries: two trained adapters and held-out questions for them (`adapters/` in the repository).
+//! What the binary carries: two trained adapters and held-out questions for them (`adapters/` in the repository), and a data
+//! set to train on.
 
 use std::fs;
 use std::io;
@@ -43,6 +44,12 @@ pub const LAST_WORDS: ShippedAdapter = ShippedAdapter {
 const NUM_WORDS: usize = 8;
 
 static BIOGRAPHIES: &[u8] = bytes_of!("bio_test.jsonl");
+
+/// Biographies to train on, and others to ask for (`datasets/biographies` in the repository).
+static TRAINING_BIOGRAPHIES: &[u8] =
+    include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/datasets/biographies/train.jsonl"));
+pub static HELD_OUT_BIOGRAPHIES: &[u8] =
+    include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/datasets/biographies/test.jsonl"));
 
 impl ShippedAdapter {
     /// Bytes of its files.
@@ -92,20 +99,26 @@ struct Biography {
     completion: String,
 }
 
-fn biographies() -> anyhow::Result<Vec<Biography>> {
-    let lines = std::str::from_utf8(BIOGRAPHIES)?.lines();
+fn biographies(file: &[u8]) -> anyhow::Result<Vec<Biography>> {
+    let lines = std::str::from_utf8(file)?.lines();
     lines.map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 
 /// Held-out questions for [`BIOGRAPHY_JSON`].
 pub fn biography_items() -> anyhow::Result<Vec<Item>> {
-    let items = biographies()?.into_iter();
+    let items = biographies(BIOGRAPHIES)?.into_iter();
     Ok(items.map(|b| Item { prompt: b.prompt, expected: b.completion }).collect())
+}
+
+/// Prompts and completions to train on.
+pub fn training_records() -> anyhow::Result<Vec<(String, String)>> {
+    let records = biographies(TRAINING_BIOGRAPHIES)?.into_iter();
+    Ok(records.map(|b| (b.prompt, b.completion)).collect())
 }
 
 /// Held-out questions for [`LAST_WORDS`]: for the last eight words of the same texts.
 pub fn last_words_items() -> anyhow::Result<Vec<Item>> {
-    let items = biographies()?.into_iter().map(|biography| {
+    let items = biographies(BIOGRAPHIES)?.into_iter().map(|biography| {
         let text = biography.prompt.split("\n\n").next().unwrap_or_default().to_owned();
         let words: Vec<&str> = text.split_whitespace().collect();
         let expected = words.get(words.len().saturating_sub(NUM_WORDS)..).unwrap_or_default().join(" ");
