@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use command::{fails, succeeds, wardrobe};
+use command::{fails, output, stderr, succeeds, wardrobe};
 use serde_json::Value;
 use wardrobe_batch::{JobRunner, RunnerConfig};
 use wardrobe_server::{Server, ServerConfig};
@@ -86,7 +86,10 @@ fn jobs_are_made_watched_and_cancelled() {
     assert!(fails(&mut jobs(&["wait", &slow]), 1).contains("cancelled"));
 
     let failing = ["create", "--model", "fake", "--file", file, "--suffix", "user-error", "--wait"];
-    assert!(fails(&mut jobs(&failing), 1).contains("of no use"));
+    // It says how far it is before it says why it fails.
+    let failed = output(&mut jobs(&failing));
+    assert_eq!(failed.status.code(), Some(1));
+    assert!(stderr(&failed).contains("failed: the training file is of no use"), "{}", stderr(&failed));
     assert!(fails(&mut jobs(&["show", "ft-none"]), 1).contains("there is no fine-tuning job"));
     assert!(fails(&mut jobs(&["show", "../../models"]), 1).contains("there is no"));
     std::fs::write(folder.path().join("bad.jsonl"), "{}\n").unwrap();
