@@ -78,7 +78,8 @@ fn spoil_last_element(dir: &Path, value: f32) {
 }
 
 fn write_with(dir: &Path, config: &AdapterConfig, modules: &[LoraModule], saved: &[SavedModule]) {
-    let contents = PeftContents { config, modules, embeddings: &[], saved, rope: None, extra_files: &[] };
+    let contents =
+        PeftContents { config, modules, embeddings: &[], saved, rope: None, parity: None, extra_files: &[] };
     wardrobe_formats::peft::write_peft(dir, &contents, true).unwrap();
 }
 
@@ -414,6 +415,7 @@ fn a_request_can_scale_its_adapter() {
             embeddings: &[],
             saved: &[],
             rope: None,
+            parity: None,
             extra_files: &[],
         };
         let scaled = PeftAdapter::from_contents("scaled", &contents, &Default::default()).unwrap();

@@ -126,6 +126,7 @@ impl RandomLora {
             embeddings: &[],
             saved: &[],
             rope: self.rope.as_ref(),
+            parity: None,
             extra_files: &[],
         };
         PeftAdapter::from_contents("random", &contents, &PeftLimits::default()).unwrap()
@@ -141,6 +142,7 @@ impl RandomLora {
             embeddings: &[],
             saved: &[],
             rope,
+            parity: None,
             extra_files: &[],
         };
         wardrobe_formats::peft::write_peft(dir, &contents, true).unwrap();
@@ -149,7 +151,14 @@ impl RandomLora {
 
 /// Writes an adapter folder.
 pub fn write(config: &AdapterConfig, modules: &[LoraModule], dir: &std::path::Path) {
-    let contents =
-        PeftContents { config, modules, embeddings: &[], saved: &[], rope: None, extra_files: &[] };
+    let contents = PeftContents {
+        config,
+        modules,
+        embeddings: &[],
+        saved: &[],
+        rope: None,
+        parity: None,
+        extra_files: &[],
+    };
     wardrobe_formats::peft::write_peft(dir, &contents, true).unwrap();
 }

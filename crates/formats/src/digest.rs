@@ -16,6 +16,16 @@ const CHUNK_BYTES: usize = 1 << 20;
 pub struct Digest([u8; 32]);
 
 impl Digest {
+    /// From 64 hexadecimal digits.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        let digits: Vec<u8> = text.chars().map(|c| c.to_digit(16).map(|d| d as u8)).collect::<Option<_>>()?;
+        let bytes: Vec<u8> = digits.as_chunks::<2>().0.iter().map(|[high, low]| high << 4 | low).collect();
+        if digits.len() != 64 {
+            return None;
+        }
+        bytes.try_into().ok().map(Self)
+    }
+
     /// The bytes.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0

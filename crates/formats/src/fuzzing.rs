@@ -53,7 +53,7 @@ pub fn peft_config(text: &str) -> bool {
 /// Reads `text` as an adapter's `wardrobe.json`, and writes what was read.
 pub fn adapter_record(text: &str) -> bool {
     match peft::check_record(Path::new(peft::RECORD_FILE), text) {
-        Ok(rope) => rope.is_none_or(|rope| rope.to_json().is_object()),
+        Ok(record) => record.rope.is_none_or(|rope| rope.to_json().is_object()),
         Err(_) => false,
     }
 }

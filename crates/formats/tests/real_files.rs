@@ -119,6 +119,7 @@ fn adapters_from_peft_open_and_survive_rewriting() {
             embeddings: adapter.embeddings(),
             saved: adapter.saved(),
             rope: None,
+            parity: None,
             extra_files: &[],
         };
         let copy = out.path().join(dir.file_name().unwrap());

@@ -14,6 +14,7 @@ mod content;
 mod error;
 mod loader;
 mod rope;
+mod score;
 
 use std::sync::Arc;
 
@@ -26,6 +27,7 @@ pub use arch::load;
 pub use error::{ModelError, Result};
 pub use loader::{LoadOptions, LoadProgress, WeightPrecision};
 pub use rope::{RopeSpec, rope_table};
+pub use score::{HEAD_ROWS, arena_bytes, log_probs, logits};
 pub use wardrobe_formats::{Digest, ModelConfig};
 
 /// A linear layer that adapters may adapt.

@@ -62,8 +62,15 @@ fn fit_with(
         pattern.map_or(config.r, |(_, rank)| *rank)
     };
     let modules: Vec<LoraModule> = paths.into_iter().map(|p| factors(p.as_ref(), rank(p.as_ref()))).collect();
-    let contents =
-        PeftContents { config, modules: &modules, embeddings: &[], saved, rope: None, extra_files: &[] };
+    let contents = PeftContents {
+        config,
+        modules: &modules,
+        embeddings: &[],
+        saved,
+        rope: None,
+        parity: None,
+        extra_files: &[],
+    };
     let adapter = PeftAdapter::from_contents("memory", &contents, &PeftLimits::default()).unwrap();
     let lora = LoraAdapter::new(&mut ctx(), model, &adapter, &LoraOptions::default());
     lora.map(|lora| lora.num_modules()).map_err(|error| error.to_string())

@@ -2,8 +2,11 @@
 
 use std::path::Path;
 
-use wardrobe_formats::peft::{AdapterRope, LoraModule, PeftContents, PeftLimits, write_peft};
-use wardrobe_formats::{AdapterConfig, AdapterTensor, PeftAdapter};
+use wardrobe_data::SplitMix64;
+use wardrobe_formats::peft::{
+    AdapterRope, Canary, LoraModule, ParityRecord, PeftContents, PeftLimits, tensors_digest, write_peft,
+};
+use wardrobe_formats::{AdapterConfig, AdapterTensor, Digest, PeftAdapter};
 
 use crate::checkpoint::Progress;
 use crate::config::LoraConfig;
@@ -11,12 +14,24 @@ use crate::error::Result;
 use crate::parameters::Parameters;
 use crate::trainer::{Plan, Trainer};
 
+/// Tokens of the text that a parity record holds: few, since whoever loads the adapter computes them.
+const CANARY_TOKENS: usize = 16;
+
+/// The text of a parity record: random tokens, the same for every adapter of a vocabulary, so that it gives nothing of the
+/// training data away.
+pub(crate) fn canary_text(vocab_size: usize, max_tokens: usize) -> Vec<u32> {
+    let mut random = SplitMix64::new(0x7761_7264_726f_6265);
+    (0..CANARY_TOKENS.min(max_tokens)).map(|_| random.below(vocab_size as u64) as u32).collect()
+}
+
 /// What an adapter says of its making.
 #[derive(Debug, Clone)]
 pub(crate) struct Origin {
     lora: LoraConfig,
     base_name: Option<String>,
     rope: Option<AdapterRope>,
+    base_digest: Digest,
+    device: String,
 }
 
 impl Origin {
@@ -25,6 +40,8 @@ impl Origin {
             lora: trainer.config().lora.clone(),
             base_name: trainer.base_name().map(str::to_owned),
             rope: plan.rope.clone(),
+            base_digest: trainer.model.content_digest(),
+            device: trainer.device.name(),
         }
     }
 
@@ -69,6 +86,7 @@ impl Origin {
             embeddings: &[],
             saved: &[],
             rope: self.rope.as_ref(),
+            parity: None,
             extra_files: &[],
         })
     }
@@ -86,10 +104,18 @@ impl TrainedAdapter {
         origin: &Origin,
         parameters: &Parameters,
         values: &[f32],
+        canaries: Vec<Canary>,
         progress: &Progress,
     ) -> Result<Self> {
         let adapter = origin.with_contents(parameters, values, |contents| {
-            Ok(PeftAdapter::from_contents("the trainer", contents, &PeftLimits::default())?)
+            let parity = ParityRecord {
+                base_digest: origin.base_digest,
+                tensors_digest: tensors_digest(contents),
+                device: origin.device.clone(),
+                canaries,
+            };
+            let contents = PeftContents { parity: Some(&parity), ..*contents };
+            Ok(PeftAdapter::from_contents("the trainer", &contents, &PeftLimits::default())?)
         })?;
         Ok(TrainedAdapter { adapter, progress: progress.clone() })
     }
@@ -136,6 +162,7 @@ impl TrainedAdapter {
             embeddings: adapter.embeddings(),
             saved: adapter.saved(),
             rope: adapter.rope(),
+            parity: adapter.parity(),
             extra_files: &[],
         };
         Ok(write_peft(dir, &contents, replace)?)

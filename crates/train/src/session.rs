@@ -5,6 +5,8 @@ use std::time::Instant;
 use wardrobe_data::Dataset;
 use wardrobe_device::{AdamW, Ctx, CtxConfig, Dropout, StepLimits};
 
+use wardrobe_formats::peft::Canary;
+use wardrobe_models::log_probs;
 use wardrobe_text::TokenId;
 
 use crate::checkpoint::{self, Progress, Run};
@@ -13,7 +15,7 @@ use crate::error::{Result, TrainError};
 use crate::estimate;
 use crate::event::{Event, Observer, StepMetrics};
 use crate::microbatch::{MicroBatch, divide, num_rows};
-use crate::output::{Origin, TrainedAdapter};
+use crate::output::{Origin, TrainedAdapter, canary_text};
 use crate::parameters::Parameters;
 use crate::team::{BackwardOptions, Team};
 use crate::trainer::{MAX_BATCH, Plan, Trainer};
@@ -148,6 +150,15 @@ impl<'a> Session<'a> {
             Some(worker) => Ok(worker.logits(&inputs, Some(&table))?),
             None => Ok(Vec::new()),
         }
+    }
+
+    /// What the tuned model makes of a text, for whoever loads the adapter.
+    fn canaries(&mut self) -> Result<Vec<Canary>> {
+        let vocab_size = self.trainer.model.config().vocab_size;
+        let token_ids = canary_text(vocab_size, self.plan.max_rows);
+        let text: Vec<TokenId> = token_ids.iter().map(|&id| TokenId(id)).collect();
+        let (predicted, log_probs) = log_probs(&self.logits(&text)?, vocab_size, None);
+        Ok(vec![Canary { token_ids, predicted, log_probs }])
     }
 
     /// The gradients of the mean loss over the batches' supervised tokens.
@@ -295,7 +306,8 @@ impl<'a> Session<'a> {
         }
         let values = self.ctx.read_f32(&self.parameters.values)?;
         let origin = Origin::new(self.trainer, self.plan);
-        let adapter = TrainedAdapter::new(&origin, &self.parameters, &values, &self.progress)?;
+        let canaries = self.canaries()?;
+        let adapter = TrainedAdapter::new(&origin, &self.parameters, &values, canaries, &self.progress)?;
         if let Some(run) = &mut self.run {
             run.close()?;
         }

@@ -17,7 +17,7 @@ use wardrobe_device::Result;
 use crate::microbatch::MicroBatch;
 
 /// Rows of logits at once: a vocabulary of 50,000 takes 200 kB a row.
-pub(crate) const HEAD_ROWS: usize = 64;
+pub(crate) const HEAD_ROWS: usize = 128;
 
 /// What a worker is to hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

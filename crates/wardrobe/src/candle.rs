@@ -7,20 +7,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{DType as CandleDType, Device as CandleDevice, Tensor};
-use wardrobe_device::{
-    BLOCK_SIZE, Ctx, CtxConfig, DType, KvConfig, NULL_SLOT, RopeTables, StepBounds, StepInputs, StepLimits,
-};
-use wardrobe_engine::model::{HEAD_ROWS, arena_bytes};
+use wardrobe_device::{Ctx, CtxConfig, StepLimits};
 use wardrobe_engine::{AdapterSource, TokenId};
 use wardrobe_formats::peft::{LoraModule, PeftContents, PeftLimits};
 use wardrobe_formats::{AdapterConfig, AdapterTensor, PeftAdapter, StorageType};
-use wardrobe_models::{ForwardState, LoraAdapter, LoraOptions, RopeSpec, adapter_table, rope_table};
+use wardrobe_models::{LoraAdapter, LoraOptions, RopeSpec};
 
 use crate::error::{Error, Result};
 use crate::model::Model;
-
-/// Tokens computed at once by [`Model::logits`]: bounds its scratch memory, and changes no bit of the result.
-const MAX_CHUNK_TOKENS: usize = 256;
 
 /// What every tensor name of a PEFT file begins with.
 const PEFT_PREFIX: &str = "base_model.model.";
@@ -44,66 +38,11 @@ impl Model {
             let n = tokens.len();
             return Err(Error::Setting(format!("logits of {n} tokens; the model takes 1 to {max}")));
         }
-        let (max_rows, num_blocks) = (tokens.len().min(MAX_CHUNK_TOKENS), tokens.len().div_ceil(BLOCK_SIZE));
-        let step = StepLimits { max_rows, max_seqs: 1, max_blocks: num_blocks };
-        let arena_bytes = arena_bytes(self.decoder().as_ref(), max_rows);
-        let mut ctx = Ctx::new(self.device().clone(), CtxConfig { arena_bytes, step })?;
-        let mut kv = ctx.kv_cache(KvConfig {
-            num_layers: c.num_layers,
-            num_blocks,
-            num_kv_heads: c.num_kv_heads,
-            head_dim: c.head_dim,
-            dtype: DType::F32,
-        })?;
         let spec = own.map_or_else(|| RopeSpec::of(c), |rope| RopeSpec::of_adapter(c, rope));
-        let shape = [tokens.len(), spec.rotary_dim / 2, 2];
-        let table = ctx.upload_f32("the RoPE table", shape, &rope_table(&spec, tokens.len()))?;
-        let rope = RopeTables { tables: vec![table] };
-        let lora = match adapter {
-            Some(adapter) => {
-                let table = adapter_table(self.decoder().as_ref(), 1);
-                table.bind(0, adapter.modules().clone())?;
-                Some(Arc::new(table))
-            }
-            None => None,
-        };
-        let bounds = StepBounds {
-            vocab_size: c.vocab_size,
-            max_positions: tokens.len(),
-            num_rope_tables: 1,
-            num_slots: 1,
-            num_blocks,
-            block_size: BLOCK_SIZE,
-        };
-        let mut logits = Vec::with_capacity(tokens.len().saturating_mul(c.vocab_size));
-        for (i, chunk) in tokens.chunks(max_rows).enumerate() {
-            let first = i * max_rows;
-            let rows = chunk.len();
-            let inputs = StepInputs {
-                token_ids: chunk.iter().map(|t| t.0).collect(),
-                positions: (first..first + rows).map(|p| p as u32).collect(),
-                rope_idx: vec![0; rows],
-                lora_slots: vec![if lora.is_some() { 0 } else { NULL_SLOT }; rows],
-                lora_scales: vec![1.0; rows],
-                seq_starts: vec![0, rows as u32],
-                context_lens: vec![(first + rows) as u32],
-                block_tables: (0..num_blocks as u32).collect(),
-                max_blocks: num_blocks,
-                logit_rows: (0..rows as u32).collect(),
-            };
-            let hidden = ctx.run_step(&inputs, &bounds, |ctx, step| {
-                let state = ForwardState { kv: &mut kv, rope: &rope, lora: lora.as_ref() };
-                self.decoder().forward(ctx, step, state)
-            })?;
-            let Some(step) = ctx.step().cloned() else { continue };
-            for first_row in (0..rows).step_by(HEAD_ROWS) {
-                let part = hidden.rows(first_row, HEAD_ROWS.min(rows - first_row))?;
-                logits.extend(ctx.scratch(|ctx| {
-                    let part = self.decoder().head(ctx, &part, first_row, &step, lora.as_ref())?;
-                    ctx.read_f32(&part)
-                })?);
-            }
-        }
+        let ids: Vec<u32> = tokens.iter().map(|t| t.0).collect();
+        let modules = adapter.map(LoraAdapter::modules);
+        let logits =
+            wardrobe_models::logits(self.device().clone(), self.decoder().as_ref(), &ids, modules, &spec)?;
         Ok(Tensor::from_vec(logits, (tokens.len(), c.vocab_size), &CandleDevice::Cpu)?)
     }
 
@@ -158,8 +97,15 @@ pub fn adapter_from_tensors(
             _ => Err(Error::Setting(format!("{label}: module {module_path} has not both of A and B"))),
         })
         .collect::<Result<Vec<_>>>()?;
-    let contents =
-        PeftContents { config, modules: &modules, embeddings: &[], saved: &[], rope: None, extra_files: &[] };
+    let contents = PeftContents {
+        config,
+        modules: &modules,
+        embeddings: &[],
+        saved: &[],
+        rope: None,
+        parity: None,
+        extra_files: &[],
+    };
     Ok(PeftAdapter::from_contents(label, &contents, &PeftLimits::default())?)
 }
 

@@ -471,9 +471,8 @@ impl<'a> Report<'a> {
                     self.best = self.valid;
                 }
                 self.progress.evals_completed += 1;
-                let data = serde_json::json!({ "step": step, "valid_loss": loss });
-                let message = format!("Evaluation after step {step}: loss={loss:.4}");
-                self.control.event(EventLevel::Info, EventKind::EvalComplete, &message, &data)
+                let metrics = Metrics { step: *step as u64, valid_loss: Some(*loss), ..Metrics::default() };
+                self.control.step(&metrics, self.progress, None)
             }
             Event::Saved { step, path } => {
                 let folder = path.file_name().unwrap_or_default();

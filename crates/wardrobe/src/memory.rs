@@ -1,7 +1,7 @@
 //! What an engine over a model takes in memory, told before it is taken.
 
 use wardrobe_device::{BLOCK_SIZE, KvConfig};
-use wardrobe_engine::model::arena_bytes;
+use wardrobe_models::arena_bytes;
 
 use crate::error::{Error, Result};
 use crate::model::{EngineOptions, Model};

@@ -10,7 +10,7 @@ use wardrobe_device::{
     BLOCK_SIZE, Ctx, CtxConfig, DType, Device, DeviceError, KvCache, KvConfig, LogprobRow, LoraTable,
     NULL_SLOT, SampleRow, Step, StepBounds, StepInputs, StepLimits, Tensor, TokenLogprobs,
 };
-use wardrobe_models::{Decoder, ForwardState, RopeSpec, adapter_table};
+use wardrobe_models::{Decoder, ForwardState, HEAD_ROWS, RopeSpec, adapter_table, arena_bytes};
 
 use super::peft::PreparedLora;
 use super::rope::{self, AdapterRopeTable, BoundRope};
@@ -18,9 +18,6 @@ use crate::adapter::PreparedAdapter;
 use crate::error::{EngineError, ExecutorError};
 use crate::executor::{ChunkOutput, Executor, ExecutorLimits, SampleSpec, Sampled, StepOutput, StepPlan};
 use crate::ids::{Digest, SlotIdx, TokenId};
-
-/// Rows of logits computed at once: they are the largest scratch tensor by far.
-pub const HEAD_ROWS: usize = 32;
 
 /// Lengths of block tables are multiples of this.
 const BLOCK_TABLE_STEP: usize = 16;
@@ -205,16 +202,6 @@ fn is_lost(error: &DeviceError) -> bool {
 
 fn lost(error: &DeviceError) -> ExecutorError {
     ExecutorError::DeviceLost { reason: error.to_string() }
-}
-
-/// Upper bound of the scratch memory that a step of so many rows needs, with its head taken [`HEAD_ROWS`] rows at a
-/// time.
-pub fn arena_bytes(model: &dyn Decoder, max_rows: usize) -> usize {
-    let c = model.config();
-    let per_row = 8 * c.hidden_size + 3 * c.q_size() + 4 * c.kv_size() + 3 * c.intermediate_size;
-    let head_rows = HEAD_ROWS.min(max_rows) * c.vocab_size;
-    // Some room for the alignment of each tensor.
-    4 * (max_rows * per_row + head_rows) + (64 << 10)
 }
 
 /// What is wanted of the step's logit rows, in their order: first the rows to sample from, then the prompt's.

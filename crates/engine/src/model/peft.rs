@@ -7,6 +7,7 @@ use wardrobe_formats::peft::{AdapterRope, PeftLimits};
 use wardrobe_formats::{FormatError, PeftAdapter};
 use wardrobe_models::{Decoder, LoraAdapter, LoraOptions, ModelError, RopeSpec};
 
+use super::parity;
 use super::rope::{self, AdapterRopeTable, AdapterScalings};
 
 use crate::adapter::{AdapterLoader, AdapterSource, PreparedAdapter};
@@ -96,6 +97,9 @@ impl AdapterLoader for PeftLoader {
             .map_err(|e| AdapterError::Io { reason: e.to_string() })?;
         let lora = LoraAdapter::new(&mut ctx, self.model.as_ref(), adapter, &self.options);
         let lora = lora.map_err(model_error)?;
+        if let Some(record) = adapter.parity() {
+            parity::verify(&self.device, self.model.as_ref(), source, (adapter, &lora), record)?;
+        }
         let rope = lora.rope().map(|rope| self.rope(&mut ctx, source, rope)).transpose()?;
         Ok(Arc::new(PreparedLora { lora, rope }))
     }

@@ -15,6 +15,7 @@ mod config;
 mod contents;
 mod key;
 mod matching;
+mod parity;
 mod read;
 mod record;
 mod write;
@@ -22,15 +23,16 @@ mod write;
 pub use config::{AdapterConfig, ModuleSelector};
 pub use contents::{AdapterTensor, LoraEmbedding, LoraModule, SavedModule};
 pub use matching::Targets;
+pub use parity::{Canary, ParityRecord, tensors_digest};
 pub use read::{PeftAdapter, PeftLimits};
-pub use record::AdapterRope;
+pub use record::{AdapterRecord, AdapterRope};
 pub use write::{PeftContents, write_peft};
 
 /// File name of an adapter's configuration.
 pub const CONFIG_FILE: &str = "adapter_config.json";
 /// File name of an adapter's tensors.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
-/// File name of what an adapter says beyond that: [`AdapterRope`].
+/// File name of what an adapter says beyond that: [`AdapterRecord`].
 pub const RECORD_FILE: &str = "wardrobe.json";
 
 /// A check of a configuration's text alone, as far as it goes without tensors: parse it and compile its patterns.
@@ -48,7 +50,7 @@ pub fn check_config(path: &std::path::Path, text: &str) -> crate::Result<Adapter
 ///
 /// # Errors
 /// [`crate::FormatError`] naming the key at fault.
-pub fn check_record(path: &std::path::Path, text: &str) -> crate::Result<Option<AdapterRope>> {
+pub fn check_record(path: &std::path::Path, text: &str) -> crate::Result<AdapterRecord> {
     record::parse(path, &crate::paths::parse_json_object(path, text)?)
 }
 

@@ -13,6 +13,7 @@ use crate::config::Keys;
 use crate::digest::{Digest, DigestBuilder};
 use crate::error::{FormatError, Result};
 
+/// As the message says.
 const MAX_CANARIES: usize = 64;
 const MAX_CANARY_TOKENS: usize = 4096;
 
@@ -79,7 +80,9 @@ impl ParityRecord {
         };
         let canaries = match keys.get("canaries") {
             Some(Value::Array(canaries)) if canaries.len() <= MAX_CANARIES => canaries,
-            _ => return Err(keys.error("canaries", format!("an array of up to {MAX_CANARIES}"), "another value")),
+            _ => {
+                return Err(keys.error("canaries", "an array of up to 64", "another value"));
+            }
         };
         let canaries = canaries.iter().map(|canary| match canary {
             Value::Object(map) => Canary::from_json(path, map),
@@ -104,11 +107,17 @@ impl Canary {
         let log_probs: Vec<f32> = log_probs
             .filter(|values: &Vec<f32>| values.iter().all(|v| v.is_finite() && *v <= 0.0))
             .ok_or_else(|| keys.error("log_probs", "an array of finite numbers up to 0", "something else"))?;
-        let canary =
-            Canary { token_ids: keys.token_ids("token_ids")?, predicted: keys.token_ids("predicted")?, log_probs };
+        let canary = Canary {
+            token_ids: keys.token_ids("token_ids")?,
+            predicted: keys.token_ids("predicted")?,
+            log_probs,
+        };
         let len = canary.token_ids.len();
-        if !(1..=MAX_CANARY_TOKENS).contains(&len) || [canary.predicted.len(), canary.log_probs.len()] != [len; 2] {
-            let problem = "a canary needs as many tokens as predictions and log-probabilities, and not too many";
+        if !(1..=MAX_CANARY_TOKENS).contains(&len)
+            || [canary.predicted.len(), canary.log_probs.len()] != [len; 2]
+        {
+            let problem =
+                "a canary needs as many tokens as predictions and log-probabilities, and not too many";
             return Err(FormatError::malformed(path, problem));
         }
         Ok(canary)

@@ -7,7 +7,8 @@ use super::config::AdapterConfig;
 use super::contents::{AdapterTensor, LoraEmbedding, LoraModule, SavedModule};
 use super::key::{self, Key};
 use super::matching::{Matcher, Targets};
-use super::record::{self, AdapterRope};
+use super::parity::{self, ParityRecord};
+use super::record::{self, AdapterRecord, AdapterRope};
 use super::write::{PeftContents, named_tensors};
 use super::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::digest::{Digest, DigestBuilder};
@@ -45,6 +46,7 @@ pub struct PeftAdapter {
     embeddings: Vec<LoraEmbedding>,
     saved: Vec<SavedModule>,
     rope: Option<AdapterRope>,
+    parity: Option<ParityRecord>,
     digest: Digest,
 }
 
@@ -85,8 +87,8 @@ impl PeftAdapter {
         let parts = Parts::sort(&file)?;
         let assembled = parts.assemble(&file, &matcher, &config)?;
         drop(matcher);
-        let rope = record::read(dir)?;
-        Self::finish(&weights_path, dir, (config, rope), assembled, limits)
+        let record = record::read(dir)?;
+        Self::finish(&weights_path, dir, (config, record), assembled, limits)
     }
 
     /// An adapter from tensors in memory, under the same checks; `name` stands for the path in messages.
@@ -126,13 +128,14 @@ impl PeftAdapter {
         if let Some(rope) = contents.rope {
             rope.check(path)?;
         }
-        Self::finish(path, path, (config, contents.rope.cloned()), assembled, limits)
+        let record = AdapterRecord { rope: contents.rope.cloned(), parity: contents.parity.cloned() };
+        Self::finish(path, path, (config, record), assembled, limits)
     }
 
     fn finish(
         file: &Path,
         dir: &Path,
-        (config, rope): (AdapterConfig, Option<AdapterRope>),
+        (config, record): (AdapterConfig, AdapterRecord),
         mut parts: Assembled,
         limits: &PeftLimits,
     ) -> Result<Self> {
@@ -162,6 +165,7 @@ impl PeftAdapter {
                 ));
             }
         }
+        let AdapterRecord { rope, parity } = record;
         let digest = {
             let contents = PeftContents {
                 config: &config,
@@ -169,11 +173,12 @@ impl PeftAdapter {
                 embeddings: &embeddings,
                 saved: &saved,
                 rope: rope.as_ref(),
+                parity: None,
                 extra_files: &[],
             };
             content_digest(&contents)
         };
-        Ok(Self { path: dir.to_owned(), config, modules, embeddings, saved, rope, digest })
+        Ok(Self { path: dir.to_owned(), config, modules, embeddings, saved, rope, parity, digest })
     }
 
     /// The folder, or the name given to [`PeftAdapter::from_contents`].
@@ -213,6 +218,24 @@ impl PeftAdapter {
     /// Rotary positions that it brings, in the place of the model's.
     pub fn rope(&self) -> Option<&AdapterRope> {
         self.rope.as_ref()
+    }
+
+    /// What its trainer vouches for.
+    pub fn parity(&self) -> Option<&ParityRecord> {
+        self.parity.as_ref()
+    }
+
+    /// Digest of the tensors alone, as a [`ParityRecord`] has it.
+    pub fn tensors_digest(&self) -> Digest {
+        parity::tensors_digest(&PeftContents {
+            config: &self.config,
+            modules: &self.modules,
+            embeddings: &self.embeddings,
+            saved: &self.saved,
+            rope: None,
+            parity: None,
+            extra_files: &[],
+        })
     }
 
     /// SHA-256 over the configuration (as far as it is read), RoPE scaling, and all tensors with their names, types and
@@ -325,7 +348,7 @@ fn check_factors(
 fn content_digest(contents: &PeftContents<'_>) -> Digest {
     let mut builder = DigestBuilder::new("wardrobe adapter content 1");
     builder.part(contents.config.to_json().to_string().as_bytes());
-    if let Some(record) = record::to_json(contents.rope) {
+    if let Some(record) = record::to_json(contents.rope, None) {
         builder.part(record.to_string().as_bytes());
     }
     let mut tensors: Vec<_> = named_tensors(contents).collect();

@@ -1,6 +1,7 @@
-//! What an adapter says beyond PEFT's files, in `wardrobe.json` beside them.
+//! What an adapter says beyond PEFT's files, in `wardrobe.json` beside them: rotary positions of its own, and what its trainer
+//! vouches for ([`ParityRecord`]).
 //!
-//! PEFT has no place for it: a base model is trained at a longer context by changing *its* configuration. So whoever
+//! PEFT has no place for the former: a base model is trained at a longer context by changing *its* configuration. So whoever
 //! serves such an adapter must be told, and other runtimes need the same setting by hand.
 
 use std::fmt;
@@ -9,6 +10,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::RECORD_FILE;
+use super::parity::ParityRecord;
 use crate::config::{Keys, RopeScaling, bounds, rope};
 use crate::error::{FormatError, Result};
 use crate::paths;
@@ -95,22 +97,42 @@ impl fmt::Display for AdapterRope {
     }
 }
 
+/// What a record holds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AdapterRecord {
+    /// Rotary positions of the adapter's own.
+    pub rope: Option<AdapterRope>,
+    /// What its trainer vouches for.
+    pub parity: Option<ParityRecord>,
+}
+
 /// The record's text, if there is anything to record.
-pub(super) fn to_json(rope: Option<&AdapterRope>) -> Option<Value> {
-    rope.map(|rope| json!({ "version": VERSION, "rope": rope.to_json() }))
+pub(super) fn to_json(rope: Option<&AdapterRope>, parity: Option<&ParityRecord>) -> Option<Value> {
+    if rope.is_none() && parity.is_none() {
+        return None;
+    }
+    let mut record = Map::new();
+    record.insert("version".to_owned(), json!(VERSION));
+    if let Some(rope) = rope {
+        record.insert("rope".to_owned(), rope.to_json());
+    }
+    if let Some(parity) = parity {
+        record.insert("parity".to_owned(), parity.to_json());
+    }
+    Some(Value::Object(record))
 }
 
 /// Reads the record of the adapter folder `dir`, if it has one.
-pub(super) fn read(dir: &Path) -> Result<Option<AdapterRope>> {
+pub(super) fn read(dir: &Path) -> Result<AdapterRecord> {
     if !paths::exists(dir, RECORD_FILE) {
-        return Ok(None);
+        return Ok(AdapterRecord::default());
     }
     let path = paths::confined(dir, RECORD_FILE)?;
     parse(&path, &paths::read_json_object(&path, MAX_RECORD_BYTES)?)
 }
 
 /// Reads a record; `path` is for messages.
-pub(super) fn parse(path: &Path, map: &Map<String, Value>) -> Result<Option<AdapterRope>> {
+pub(super) fn parse(path: &Path, map: &Map<String, Value>) -> Result<AdapterRecord> {
     let keys = Keys::new(path, map);
     match keys.get("version").and_then(Value::as_u64) {
         Some(VERSION) => {}
@@ -119,8 +141,10 @@ pub(super) fn parse(path: &Path, map: &Map<String, Value>) -> Result<Option<Adap
             return Err(keys.error("version", "1, the only one that is known", found));
         }
     }
-    let Some(rope) = keys.object("rope")? else { return Ok(None) };
-    let rope = AdapterRope::from_json(&rope)?;
-    rope.check(path)?;
-    Ok(Some(rope))
+    let rope = keys.object("rope")?.map(|rope| AdapterRope::from_json(&rope)).transpose()?;
+    if let Some(rope) = &rope {
+        rope.check(path)?;
+    }
+    let parity = keys.object("parity")?.map(|parity| ParityRecord::from_json(path, &parity)).transpose()?;
+    Ok(AdapterRecord { rope, parity })
 }

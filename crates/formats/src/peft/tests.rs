@@ -343,6 +343,7 @@ fn writing_and_reading_gives_the_same_adapter() {
         embeddings: adapter.embeddings(),
         saved: adapter.saved(),
         rope: None,
+        parity: None,
         extra_files: &[("parity.json", b"{}")],
     };
     let root = tempdir().unwrap();
@@ -393,6 +394,7 @@ fn contents_in_memory_are_checked_as_files_are() {
             embeddings: &[],
             saved: &[],
             rope: None,
+            parity: None,
             extra_files: &[],
         };
         PeftAdapter::from_contents("trained", &contents, &PeftLimits::default())
@@ -461,6 +463,7 @@ fn rope_scaling_of_every_kind_is_read_as_written() {
             embeddings: &[],
             saved: &[],
             rope: Some(&rope),
+            parity: None,
             extra_files: &[],
         };
         let dir = root.path().join(i.to_string());

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::config::AdapterConfig;
 use super::contents::{AdapterTensor, LoraEmbedding, LoraModule, SavedModule};
 use super::key::PREFIX;
+use super::parity::ParityRecord;
 use super::record::{self, AdapterRope};
 use super::{CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE};
 use crate::error::{FormatError, Result};
@@ -26,6 +27,8 @@ pub struct PeftContents<'a> {
     pub saved: &'a [SavedModule],
     /// Rotary positions of its own.
     pub rope: Option<&'a AdapterRope>,
+    /// What its trainer vouches for.
+    pub parity: Option<&'a ParityRecord>,
     /// Further files of the folder: plain names and contents.
     pub extra_files: &'a [(&'a str, &'a [u8])],
 }
@@ -66,7 +69,7 @@ pub fn write_peft(dir: &Path, contents: &PeftContents<'_>, replace: bool) -> Res
 
 fn write_files(dir: &Path, contents: &PeftContents<'_>) -> Result<()> {
     write_json(&dir.join(CONFIG_FILE), &contents.config.to_json())?;
-    if let Some(record) = record::to_json(contents.rope) {
+    if let Some(record) = record::to_json(contents.rope, contents.parity) {
         write_json(&dir.join(RECORD_FILE), &record)?;
     }
     for (name, bytes) in contents.extra_files {

@@ -33,7 +33,7 @@ fn linears(decoder: &dyn Decoder) -> impl Iterator<Item = &wardrobe_models::Modu
 }
 
 fn contents<'a>(config: &'a AdapterConfig, modules: &'a [LoraModule]) -> PeftContents<'a> {
-    PeftContents { config, modules, embeddings: &[], saved: &[], rope: None, extra_files: &[] }
+    PeftContents { config, modules, embeddings: &[], saved: &[], rope: None, parity: None, extra_files: &[] }
 }
 
 fn random_contents(

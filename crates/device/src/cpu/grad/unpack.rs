@@ -88,15 +88,18 @@ impl<F: BlockFormat> UnpackBlocks<F> {
             for (j, group) in groups.into_iter().enumerate() {
                 bytes.as_mut_ptr().add(j * LANES).cast::<S::W>().write_unaligned(group);
             }
-            let offset = S::splat(F::OFFSET as f32);
-            for lane in 0..LANES {
-                // Signed bytes may be biased by 128: that is one flipped bit.
-                const { assert!(S::I8_BIAS == 0 || S::I8_BIAS == 128) };
-                let flip = if F::SIGNED && S::I8_BIAS == 128 { 0x8080_8080 } else { 0 };
-                let mut row = [0_u32; 8];
-                for (j, word) in row.iter_mut().enumerate() {
-                    *word = *bytes.get_unchecked(j * LANES + lane) ^ flip;
+            // Signed bytes may be biased by 128: that is one flipped bit.
+            const { assert!(S::I8_BIAS == 0 || S::I8_BIAS == 128) };
+            let flip = if F::SIGNED && S::I8_BIAS == 128 { 0x8080_8080 } else { 0 };
+            // All lanes first: what was stored just before in pieces is slow to load as a whole.
+            let mut rows = [[0_u32; 8]; LANES];
+            for j in 0..8 {
+                for (lane, row) in rows.iter_mut().enumerate() {
+                    *row.get_unchecked_mut(j) = *bytes.get_unchecked(j * LANES + lane) ^ flip;
                 }
+            }
+            let offset = S::splat(F::OFFSET as f32);
+            for (lane, row) in rows.iter().enumerate() {
                 let row: *const i8 = row.as_ptr().cast();
                 let minimum = S::splat(*minimums.get_unchecked(lane));
                 for half in 0..2 {
