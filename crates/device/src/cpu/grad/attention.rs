@@ -35,14 +35,23 @@ pub(super) struct HeadBackward {
     pub(super) window: Option<usize>,
 }
 
+/// A vector. Aligned, since it would else lie in two cache lines.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line([f32; LANES]);
+
+fn lines(len: usize) -> Vec<Line> {
+    vec![Line([0.0; LANES]); len.div_ceil(LANES)]
+}
+
 /// Tiles of one task.
 struct Tiles {
     /// `[head_dim, TILE]`: keys and values of the tile, transposed.
-    keys: Vec<f32>,
-    values: Vec<f32>,
+    keys: Vec<Line>,
+    values: Vec<Line>,
     /// `[TILE, TILE]`: weights, and gradients of the scores.
-    weights: Vec<f32>,
-    d_scores: Vec<f32>,
+    weights: Vec<Line>,
+    d_scores: Vec<Line>,
     /// `[rows]`: `Σ d_out * out`, what the softmax' normalisation takes away.
     delta: Vec<f32>,
 }
@@ -58,10 +67,10 @@ impl HeadBackward {
     pub(super) unsafe fn run(&self, isa: Isa) {
         let dim = self.head_dim;
         let mut tiles = Tiles {
-            keys: vec![0.0; dim * TILE],
-            values: vec![0.0; dim * TILE],
-            weights: vec![0.0; TILE * TILE],
-            d_scores: vec![0.0; TILE * TILE],
+            keys: lines(dim * TILE),
+            values: lines(dim * TILE),
+            weights: lines(TILE * TILE),
+            d_scores: lines(TILE * TILE),
             delta: vec![0.0; self.rows],
         };
         let (q_row, _) = self.strides();
@@ -94,10 +103,9 @@ impl HeadBackward {
                 // SAFETY: the caller's.
                 let (k, v) =
                     unsafe { (*self.k.add(at + key * kv_row + d), *self.v.add(at + key * kv_row + d)) };
-                if let (Some(to_k), Some(to_v)) =
-                    (tiles.keys.get_mut(d * TILE + key), tiles.values.get_mut(d * TILE + key))
-                {
-                    (*to_k, *to_v) = (k, v);
+                let (line, lane) = ((d * TILE + key) / LANES, key % LANES);
+                if let (Some(keys), Some(values)) = (tiles.keys.get_mut(line), tiles.values.get_mut(line)) {
+                    (keys.0[lane], values.0[lane]) = (k, v);
                 }
             }
         }
@@ -120,7 +128,8 @@ impl HeadBackward {
         let (q_row, kv_row) = self.strides();
         let of_queries = first_query * q_row + self.head * dim;
         let of_keys = first_key * q_row + self.head * dim;
-        let (weights, d_scores) = (tiles.weights.as_mut_ptr(), tiles.d_scores.as_mut_ptr());
+        let (weights, d_scores): (*mut f32, *mut f32) =
+            (tiles.weights.as_mut_ptr().cast(), tiles.d_scores.as_mut_ptr().cast());
         // SAFETY: the caller's; tiles hold TILE by TILE, and whole vectors of keys.
         unsafe {
             let by_keys = |a: *const f32, b: *const f32, c: *mut f32| Gemm {
@@ -136,8 +145,8 @@ impl HeadBackward {
                 k: dim,
                 accumulate: false,
             };
-            isa.run(by_keys(self.q.add(of_queries), tiles.keys.as_ptr(), weights));
-            isa.run(by_keys(self.d_out.add(of_queries), tiles.values.as_ptr(), d_scores));
+            isa.run(by_keys(self.q.add(of_queries), tiles.keys.as_ptr().cast(), weights));
+            isa.run(by_keys(self.d_out.add(of_queries), tiles.values.as_ptr().cast(), d_scores));
             isa.run(Softmax {
                 weights,
                 d_scores,

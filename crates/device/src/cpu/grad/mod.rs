@@ -14,7 +14,7 @@ use self::dropout::DropoutRow;
 use self::gemm::Gemm;
 use self::optimizer::AdamWPart;
 use self::rowwise::{CrossEntropy, RmsNormBackward, RopeBackward, SiluMulBackward};
-use self::unpack::{TILE_COLS, TILE_LEN, TILE_PANELS, unpack};
+use self::unpack::{TILE_COLS, TILE_PANELS, Tile, unpack};
 use super::lora::{ExpandArgs, ShrinkArgs, expand, shrink};
 use super::ops::CpuOps;
 use super::rows::RopeInputs;
@@ -140,7 +140,7 @@ impl FrozenLayer<'_> {
         accumulate: bool,
     ) {
         let weight = self.weight;
-        let mut tile = [0.0; TILE_LEN];
+        let mut tile = Tile::new();
         for panel in (0..weight.num_panels()).step_by(TILE_PANELS) {
             let panels = (panel, weight.num_panels().min(panel + TILE_PANELS));
             let first = panel * LANES;
@@ -151,7 +151,7 @@ impl FrozenLayer<'_> {
                     a: self.d_out.get().add(rows.0 * weight.rows + first),
                     a_row: weight.rows,
                     a_step: 1,
-                    b: tile.as_ptr(),
+                    b: tile.0.as_ptr(),
                     b_row: TILE_COLS,
                     c: d_x.add(rows.0 * weight.cols + cols.0),
                     c_row: weight.cols,
@@ -173,7 +173,7 @@ pub(super) fn update_norms(cpu: &Cpu, weight: &CpuWeight, [a, b]: [&[f32]; 2], s
     let mut norms = vec![0.0; rows];
     let to = SendPtr(norms.as_mut_ptr());
     cpu.chunks(rows, LANES, |first, num| {
-        let mut tile = [0.0; TILE_LEN];
+        let mut tile = Tile::new();
         let mut squares = [0.0_f64; LANES];
         for col in (0..cols).step_by(TILE_COLS) {
             let len = TILE_COLS.min(cols - col);
@@ -187,7 +187,7 @@ pub(super) fn update_norms(cpu: &Cpu, weight: &CpuWeight, [a, b]: [&[f32]; 2], s
                     a_step: 1,
                     b: a.as_ptr().add(col),
                     b_row: cols,
-                    c: tile.as_mut_ptr(),
+                    c: tile.0.as_mut_ptr(),
                     c_row: TILE_COLS,
                     m: num,
                     n: len,
@@ -195,7 +195,7 @@ pub(super) fn update_norms(cpu: &Cpu, weight: &CpuWeight, [a, b]: [&[f32]; 2], s
                     accumulate: true,
                 });
             }
-            for (squares, row) in squares.iter_mut().zip(tile.chunks(TILE_COLS)) {
+            for (squares, row) in squares.iter_mut().zip(tile.0.chunks(TILE_COLS)) {
                 *squares += row.iter().take(len).map(|w| f64::from(*w).powi(2)).sum::<f64>();
             }
         }
