@@ -160,13 +160,14 @@ unsafe fn start<F: BlockFormat, S: Simd>(sum: i32) -> S::I {
     unsafe { S::splat_i32(-offset * sum) }
 }
 
-/// The whole block's product. Integer sums are exact in any order, so few rows are free to take more chains than many.
+/// The whole block's product. Integer sums are exact in any order, so that the number of chains is free.
 #[inline(always)]
 unsafe fn dot_block<F: BlockFormat, S: Simd, const M: usize>(w: &[S::W; 8], a: *const i8, sum: i32) -> S::I {
     // SAFETY: 64 readable bytes, by the caller.
     unsafe {
         let low = a.add(BLOCK);
-        if M >= 4 {
+        // Two long chains, where registers are few; else four short ones, which wait less for themselves.
+        if M >= 4 && S::REGISTERS < 32 {
             let mut x = F::dot::<S>(S::splat_i32(0), w[0], a);
             x = F::dot::<S>(x, w[1], a.add(4));
             x = F::dot::<S>(x, w[2], a.add(8));
