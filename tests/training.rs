@@ -308,11 +308,9 @@ fn a_longer_context_brings_its_positions() {
 fn what_cannot_be_trained_is_refused_by_name() {
     let tiny = Tiny::new(TinyModel::default());
     let data = counting(tiny.vocab, 6, 40);
-    let refused = |config: TrainConfig, data: &Dataset| {
-        Trainer::new(tiny.model.clone(), config)
-            .and_then(|t| t.train(data).map(|_| ()))
-            .unwrap_err()
-            .to_string()
+    let refused = |config: TrainConfig, data: &Dataset| match Trainer::new(tiny.model.clone(), config) {
+        Ok(trainer) => trainer.train(data).unwrap_err().to_string(),
+        Err(error) => error.to_string(),
     };
     let lora = |lora: LoraConfig| TrainConfig { lora, ..config() };
     let cases = [

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crate::ctx::Ctx;
 use crate::error::{Result, invalid};
 use crate::grad::{AttentionBackward, DoraBackward, TrainedModule};
-use crate::tape::{Recorded, RecordedTarget, Seed, Tape};
+use crate::tape::{Recorded, RecordedAttention, RecordedTarget, Seed, Tape};
 use crate::tensor::{Tensor, expect};
 use crate::weight::Weight;
 use crate::{DType, Shape};
@@ -137,7 +137,8 @@ impl Backward<'_> {
                 }
                 Ok(())
             }
-            Recorded::Attention { qkv: [q, k, v], memo, spec, step } => {
+            Recorded::Attention(attention) => {
+                let RecordedAttention { qkv: [q, k, v], memo, spec, step } = *attention;
                 let Some(d_out) = self.take(&memo.out)? else { return Ok(()) };
                 let (d_q, d_k, d_v) =
                     (self.alloc(q.shape())?, self.alloc(k.shape())?, self.alloc(v.shape())?);

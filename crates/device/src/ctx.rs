@@ -14,7 +14,7 @@ use crate::kv::{BLOCK_SIZE, KvCache, KvConfig, KvLayer};
 use crate::lora::{LoraBatch, ModuleIdx};
 use crate::ops::{Device, LinearTarget, Ops, PagedAttention, RopeTables, StepMode};
 use crate::step::{GraphKey, Step, StepBounds, StepBuffers, StepInputs, StepLimits};
-use crate::tape::{Recorded, RecordedTarget, Training};
+use crate::tape::{Recorded, RecordedAttention, RecordedTarget, Training};
 use crate::tensor::{Life, Tensor, expect};
 use crate::weight::{HostTensor, Weight};
 use crate::{DType, Shape};
@@ -434,7 +434,7 @@ impl Ctx {
         unsafe { self.ops.rope(&pairs, &step.positions, &step.rope_idx, tables)? };
         self.training.record(|| Recorded::Rope {
             pairs: ins.iter().cloned().zip(outs.iter().cloned()).collect(),
-            step: step.clone(),
+            step: Box::new(step.clone()),
             tables: tables.clone(),
         });
         outs.try_into().or_else(|_| invalid(op, "as many outputs as inputs"))
@@ -488,7 +488,8 @@ impl Ctx {
         }
         if let Some(memo) = memo {
             let (qkv, spec, step) = ([q, k, v], *spec, step.clone());
-            self.training.record(|| Recorded::Attention { qkv, memo, spec, step });
+            let attention = RecordedAttention { qkv, memo, spec, step };
+            self.training.record(|| Recorded::Attention(Box::new(attention)));
         }
         out.reshape([rows, h * d])
     }

@@ -70,10 +70,18 @@ pub struct Tape {
 pub(crate) enum Recorded {
     RmsNorm { x: Tensor, weight: Tensor, eps: f32, out: Tensor },
     Linear { x: Tensor, targets: Vec<RecordedTarget>, with_lora: bool },
-    Rope { pairs: Vec<(Tensor, Tensor)>, step: Step, tables: RopeTables },
-    Attention { qkv: [Tensor; 3], memo: AttentionMemo, spec: AttentionSpec, step: Step },
+    Rope { pairs: Vec<(Tensor, Tensor)>, step: Box<Step>, tables: RopeTables },
+    Attention(Box<RecordedAttention>),
     SiluMul { gate: Tensor, up: Tensor, out: Tensor },
     Gather { x: Tensor, rows: Tensor, out: Tensor },
+}
+
+#[derive(Debug)]
+pub(crate) struct RecordedAttention {
+    pub(crate) qkv: [Tensor; 3],
+    pub(crate) memo: AttentionMemo,
+    pub(crate) spec: AttentionSpec,
+    pub(crate) step: Step,
 }
 
 #[derive(Debug)]

@@ -130,8 +130,7 @@ impl Team {
             let first = members.next();
             let others: Vec<_> = members.map(|member| scope.spawn(|| work(member))).collect();
             let mine = first.map_or(Ok(()), work);
-            let theirs =
-                others.into_iter().map(|other| other.join().unwrap_or_else(|_| Err(TrainError::Worker)));
+            let theirs = others.into_iter().map(|other| other.join().unwrap_or(Err(TrainError::Worker)));
             theirs.fold(mine, |so_far, result| so_far.and(result))
         })?;
         let mut total = Losses::default();

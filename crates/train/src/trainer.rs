@@ -185,7 +185,7 @@ impl Trainer {
             return Err(TrainError::Data(reason));
         }
         let rope = config.rope(c, context_tokens)?;
-        let longest_rows = all().map(|e| num_rows(e)).max().unwrap_or(0);
+        let longest_rows = all().map(num_rows).max().unwrap_or(0);
         let layout = Layout::new(self.model.as_ref(), &config.lora)?;
         let limit_bytes = config.memory_limit_bytes.or(self.available_bytes).unwrap_or(u64::MAX);
 

@@ -239,9 +239,8 @@ impl Worker {
                 inputs.push(std::mem::replace(&mut x, y));
             }
             let d_x = d_x.rows(0, rows)?;
-            let losses = ctx.without_dropout(|ctx| {
-                head(ctx, model, (&x, &step), batch, table, backward, (&d_x, d_hidden))
-            })?;
+            let head = Head { model, step: &step, batch, table, backward };
+            let losses = ctx.without_dropout(|ctx| head.run(ctx, &x, (&d_x, d_hidden)))?;
             let Some(backward) = backward else { return Ok(losses) };
             for (idx, (x, room)) in inputs.iter().zip(blocks).enumerate().rev() {
                 between();
@@ -283,43 +282,47 @@ impl Worker {
     }
 }
 
-/// Final norm, head and losses of the supervised rows, some at a time; with `backward` the gradient of `x` goes to `d_x`.
-fn head(
-    ctx: &mut Ctx,
-    model: &dyn Decoder,
-    (x, step): (&Tensor, &Step),
-    batch: &MicroBatch,
-    table: Option<&Arc<LoraTable>>,
-    backward: Option<BackwardInputs<'_>>,
-    (d_x, d_hidden): (&Tensor, &Tensor),
-) -> Result<Losses> {
-    let num_targets = batch.targets.len();
-    let mut losses = Losses { sum: 0.0, tokens: num_targets, rows: batch.inputs.token_ids.len() };
-    ctx.scratch(|ctx| {
-        let (hidden, norm_tape) = ctx.record(|ctx| model.final_norm(ctx, x, step))?;
-        let d_hidden = d_hidden.rows(0, num_targets)?;
-        let weight = backward.map_or(0.0, |b| b.weight);
-        for (i, targets) in batch.targets.chunks(HEAD_ROWS).enumerate() {
-            let first = i * HEAD_ROWS;
-            ctx.scratch(|ctx| {
-                let part = hidden.rows(first, targets.len())?;
-                let (logits, tape) = ctx.record(|ctx| model.head(ctx, &part, first, step, table))?;
-                let of_rows = ctx.cross_entropy(&logits, targets, &vec![weight; targets.len()])?;
-                losses.sum += of_rows.iter().map(|&l| f64::from(l)).sum::<f64>();
-                if let Some(backward) = backward {
-                    let d_part = d_hidden.rows(first, targets.len())?;
-                    // The logits have become their gradient.
-                    let seed = Seed { value: &logits, gradient: logits.clone() };
-                    ctx.backward(tape, seed, &part, &d_part, backward.modules)?;
-                }
-                Ok(())
-            })?;
-        }
-        if let Some(backward) = backward {
-            let seed = Seed { value: &hidden, gradient: d_hidden };
-            ctx.backward(norm_tape, seed, x, d_x, backward.modules)?;
-        }
-        Ok(())
-    })?;
-    Ok(losses)
+/// Final norm, head and losses of the supervised rows, some at a time.
+struct Head<'a> {
+    model: &'a dyn Decoder,
+    step: &'a Step,
+    batch: &'a MicroBatch,
+    table: Option<&'a Arc<LoraTable>>,
+    backward: Option<BackwardInputs<'a>>,
+}
+
+impl Head<'_> {
+    /// The losses; the gradient of `x`, if gradients are wanted, goes to `d_x`.
+    fn run(&self, ctx: &mut Ctx, x: &Tensor, (d_x, d_hidden): (&Tensor, &Tensor)) -> Result<Losses> {
+        let Head { model, step, batch, table, backward } = *self;
+        let num_targets = batch.targets.len();
+        let mut losses = Losses { sum: 0.0, tokens: num_targets, rows: batch.inputs.token_ids.len() };
+        ctx.scratch(|ctx| {
+            let (hidden, norm_tape) = ctx.record(|ctx| model.final_norm(ctx, x, step))?;
+            let d_hidden = d_hidden.rows(0, num_targets)?;
+            let weight = backward.map_or(0.0, |b| b.weight);
+            for (i, targets) in batch.targets.chunks(HEAD_ROWS).enumerate() {
+                let first = i * HEAD_ROWS;
+                ctx.scratch(|ctx| {
+                    let part = hidden.rows(first, targets.len())?;
+                    let (logits, tape) = ctx.record(|ctx| model.head(ctx, &part, first, step, table))?;
+                    let of_rows = ctx.cross_entropy(&logits, targets, &vec![weight; targets.len()])?;
+                    losses.sum += of_rows.iter().map(|&l| f64::from(l)).sum::<f64>();
+                    if let Some(backward) = backward {
+                        let d_part = d_hidden.rows(first, targets.len())?;
+                        // The logits have become their gradient.
+                        let seed = Seed { value: &logits, gradient: logits.clone() };
+                        ctx.backward(tape, seed, &part, &d_part, backward.modules)?;
+                    }
+                    Ok(())
+                })?;
+            }
+            if let Some(backward) = backward {
+                let seed = Seed { value: &hidden, gradient: d_hidden };
+                ctx.backward(norm_tape, seed, x, d_x, backward.modules)?;
+            }
+            Ok(())
+        })?;
+        Ok(losses)
+    }
 }

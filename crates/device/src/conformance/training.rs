@@ -216,7 +216,9 @@ pub(super) fn attention(subject: &Subject) {
         return;
     }
     let mut random = Random::new(74);
-    let cases: [([usize; 2], usize, &[usize], Option<usize>); 4] = [
+    // Heads of both kinds, length of a head, lengths of the sequences, window.
+    type Case = ([usize; 2], usize, &'static [usize], Option<usize>);
+    let cases: [Case; 4] = [
         ([3, 1], 64, &[1, 17, 70], None),
         ([2, 2], 16, &[130], None),
         ([4, 2], 48, &[64, 65, 3], None),

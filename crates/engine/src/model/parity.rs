@@ -58,8 +58,7 @@ pub(super) fn verify(
     }
     let difference = sum / f64::from(count.max(1));
     let bound = if is_same_base { MAX_DIFFERENCE } else { MAX_DIFFERENCE_OF_ANOTHER };
-    // Also for a difference that is no number.
-    if !(difference <= bound) {
+    if difference > bound || difference.is_nan() {
         return refuse(format!(
             "it does not behave as it did in training: log-probabilities are off by {difference:.3} on average, allowed are \
              {bound}; is it for another base model?"

@@ -413,8 +413,13 @@ impl GradOps for CpuOps {
         let by_head_v = f32s(&args.partial.rows(1, 1)?, op, "partial")?;
         let group = num_heads / num_kv_heads;
         let (q_row, kv_row) = (num_heads * head_dim, num_kv_heads * head_dim);
-        let mut seqs: Vec<(usize, usize)> =
-            starts.array_windows().map(|&[first, end]| (first as usize, (end - first) as usize)).collect();
+        let mut seqs: Vec<(usize, usize)> = starts
+            .windows(2)
+            .filter_map(|pair| {
+                let &[first, end] = pair.first_chunk::<2>()?;
+                Some((first as usize, (end - first) as usize))
+            })
+            .collect();
         // The longest first.
         seqs.sort_by_key(|&(_, len)| std::cmp::Reverse(len));
         cpu.each(seqs.len() * num_heads, |i| {
