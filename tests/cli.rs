@@ -323,7 +323,7 @@ fn quickstart_shows_it_all() {
     succeeds(&mut wardrobe(&["pull", "smollm2-135m", "--from", &model]));
     let all: Value = serde_json::from_str(&succeeds(&mut wardrobe(&["list", "--json"]))).expect("JSON");
     assert_eq!(all["catalogue"][0]["cached"], true);
-    let shown = succeeds(wardrobe(&["quickstart"]).env("WARDROBE_THREADS", "1"));
+    let shown = succeeds(wardrobe(&["quickstart", "--no-train"]).env("WARDROBE_THREADS", "1"));
     assert!(shown.contains("1 thread"), "{shown}");
     for expected in
         ["hot-loaded biography-json", "hot-loaded last-words", "12 requests at once", "Nothing failed."]

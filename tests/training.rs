@@ -15,8 +15,8 @@ use wardrobe::train::{
     TrainError,
 };
 use wardrobe::{
-    DType, EngineOptions, Error, LoadOptions, Model, ModelOptions, PeftAdapter, Request, SamplingParams,
-    Sharing, TokenId, TrainConfig, TrainInto, Trainer,
+    AdapterSource, DType, EngineOptions, Error, LoadOptions, Model, ModelOptions, PeftAdapter, Request,
+    SamplingParams, Sharing, TokenId, TrainConfig, TrainInto, Trainer,
 };
 
 /// Texts that count up by one from anywhere: something to learn.
@@ -377,4 +377,47 @@ fn training_beside_an_engine_disturbs_no_answer() {
             );
         });
     }
+}
+
+#[test]
+fn a_trained_adapter_is_held_against_its_record() {
+    let tiny = Tiny::new(TinyModel::default());
+    let data = counting(tiny.vocab, 20, 40);
+    let trained = tiny.trainer(config()).train(&data).unwrap();
+    let dir = tiny.folder.path().join("tuned");
+    trained.save(&dir, false).unwrap();
+    let read = PeftAdapter::open(&dir).unwrap();
+    let record = read.parity().expect("a trainer writes a record");
+    assert_eq!(Some(record), trained.adapter().parity());
+    assert_eq!(record.base_digest, tiny.model.decoder().content_digest());
+    let canary = &record.canaries[0];
+    assert!(!canary.token_ids.is_empty() && canary.log_probs.iter().all(|p| p.is_finite() && *p <= 0.0));
+
+    let load = |model: &Model| {
+        let options = EngineOptions { kv_bytes: 1 << 22, ..EngineOptions::default() };
+        let engine = model.engine(&options).unwrap();
+        engine.load_adapter("tuned", AdapterSource::Path(dir.clone()), LoadOptions::default()).map(|_| ())
+    };
+    load(&tiny.model).unwrap();
+    // Another base of the same shape.
+    let other = Tiny::new(TinyModel { seed: 2, ..TinyModel::default() });
+    let error = load(&other.model).unwrap_err().to_string();
+    assert!(error.contains("does not behave as it did in training"), "{error}");
+    // A log-probability that was not measured.
+    let path = dir.join("wardrobe.json");
+    let whole = std::fs::read_to_string(&path).unwrap();
+    let mut wrong: serde_json::Value = serde_json::from_str(&whole).unwrap();
+    wrong["parity"]["canaries"][0]["log_probs"][0] = serde_json::json!(-9.5);
+    std::fs::write(&path, wrong.to_string()).unwrap();
+    let error = load(&tiny.model).unwrap_err().to_string();
+    assert!(error.contains("does not behave as it did in training"), "{error}");
+    std::fs::write(&path, &whole).unwrap();
+    // Other tensors than were trained.
+    let weights = dir.join("adapter_model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let last = bytes.len() - 2;
+    bytes[last] ^= 1;
+    std::fs::write(&weights, bytes).unwrap();
+    let error = load(&tiny.model).unwrap_err().to_string();
+    assert!(error.contains("parity record"), "{error}");
 }

@@ -125,16 +125,6 @@ pub enum DataError {
         /// What is wrong.
         message: String,
     },
-    /// A sequence that fits into no step.
-    #[error("sequence {idx} has {length_tokens} tokens, which is not in 1..={capacity_tokens}")]
-    Pack {
-        /// Its index.
-        idx: usize,
-        /// Its length.
-        length_tokens: usize,
-        /// What a step holds.
-        capacity_tokens: usize,
-    },
     /// An output that is there already.
     #[error("{} exists", .0.display())]
     OutputExists(PathBuf),

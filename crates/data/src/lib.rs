@@ -1,4 +1,4 @@
-//! Data sets for training: read, check, template, tokenize, filter, split, pack.
+//! Data sets for training: read, check, template, tokenize, filter, split.
 //!
 //! Purpose: from files as people have them (JSONL, CSV, Parquet; messages, prompts with completions, instructions,
 //! questions, text) to [`Example`]s, which are tokens and a mask of what is learnt.
@@ -25,7 +25,6 @@ mod formats;
 mod inst;
 mod options;
 mod output;
-mod pack;
 mod record;
 mod records;
 mod shuffle;
@@ -42,7 +41,6 @@ pub use example::{DropReason, Encoded, Example};
 pub use filter::{FilterOptions, FilterReport, content_tokens, filter};
 pub use formats::{Format, Limits, Row, RowError, Rows};
 pub use options::{DataOptions, LossOn, Truncation};
-pub use pack::pack;
 pub use record::{Conversation, MAX_MESSAGES, Pair, Record, Turn};
 pub use records::{Entry, ReadOptions, Records};
 pub use shuffle::{SplitMix64, epoch_order};

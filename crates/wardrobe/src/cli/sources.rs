@@ -5,6 +5,7 @@
 //! other commands get theirs here, by rule, so that none can be forgotten:
 //!
 //! - `--max-tokens` of `run` is `WARDROBE_RUN_MAX_TOKENS`, and `max_tokens` of the file's table `[run]`;
+//! - what all of a command's commands share is that command's: `--url` of `jobs list` is `WARDROBE_JOBS_URL`;
 //! - how and where to compute (`--threads`) is shared: `WARDROBE_THREADS`, and `threads` at the head of the file.
 //!
 //! The command line wins over the environment, that over the file. A variable that is empty is one that is not set.
@@ -24,7 +25,7 @@ const FILE_ENV: &str = "WARDROBE_CONFIG";
 /// A settings file is a page of text.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 /// Commands that have a table in the file.
-pub const TABLES: [&str; 6] = ["run", "chat", "eval", "bench", "quickstart", "pull"];
+pub const TABLES: [&str; 8] = ["run", "chat", "train", "eval", "merge", "bench", "quickstart", "pull"];
 /// `serve` reads the file by itself.
 const SERVE: &str = "serve";
 
@@ -179,7 +180,10 @@ mod tests {
                 let name = arg.get_env().unwrap_or_else(|| panic!("{path} --{long} has no variable"));
                 let (shared, own) =
                     (format!("WARDROBE_{}", variable(long)), format!("WARDROBE{path}_{}", variable(long)));
-                assert!(name == shared.as_str() || name == own.as_str(), "{path} --{long}: {name:?}");
+                let group = path.split('_').nth(1).unwrap_or_default();
+                let of_group = format!("WARDROBE_{group}_{}", variable(long));
+                let allowed = [shared, own, of_group];
+                assert!(allowed.iter().any(|allowed| name == allowed.as_str()), "{path} --{long}: {name:?}");
                 num_options += 1;
                 if path == "_SERVE" && !matches!(long, "config" | "show-settings") {
                     assert!(keys.get(key_of(long)).is_some(), "--{long} is no key of the settings file");
