@@ -398,8 +398,9 @@ struct Report<'a> {
     epochs: u32,
     progress: JobProgress,
     steps_per_epoch: usize,
-    /// Loss and number of the last step, for checkpoints.
-    train_loss: Option<f64>,
+    last_step: Metrics,
+    /// A step that was not told of yet, and the time that is left.
+    pending: Option<(Metrics, Duration)>,
     valid: Option<(usize, f64)>,
     best: Option<(usize, f64)>,
     failed: Option<JobFailure>,
@@ -412,10 +413,19 @@ impl<'a> Report<'a> {
             epochs,
             progress: JobProgress::default(),
             steps_per_epoch: 1,
-            train_loss: None,
+            last_step: Metrics::default(),
+            pending: None,
             valid: None,
             best: None,
             failed: None,
+        }
+    }
+
+    /// Tells of the step that waits.
+    fn flush(&mut self) -> Result<(), JobFailure> {
+        match self.pending.take() {
+            Some((metrics, left)) => self.control.step(&metrics, self.progress, Some(left)),
+            None => Ok(()),
         }
     }
 
@@ -438,7 +448,6 @@ impl<'a> Report<'a> {
                 self.control.progress(&self.progress)
             }
             Event::Step(m) => {
-                self.train_loss = Some(m.loss);
                 self.progress.steps_completed = m.step as u64;
                 self.progress.trained_tokens = m.total_tokens;
                 let epochs = (m.step / self.steps_per_epoch.max(1)) as u64;
@@ -451,8 +460,12 @@ impl<'a> Report<'a> {
                     grad_norm: Some(m.grad_norm),
                     ..Metrics::default()
                 };
+                self.last_step = metrics;
                 let left = (m.total_steps - m.step) as f64 * m.total_seconds / m.step.max(1) as f64;
-                self.control.step(&metrics, self.progress, Some(Duration::from_secs_f64(left.max(0.0))))?;
+                self.flush()?;
+                // An evaluation after this step adds to it.
+                self.pending = Some((metrics, Duration::from_secs_f64(left.max(0.0))));
+                self.control.progress(&self.progress)?;
                 if epochs > self.progress.epochs_completed {
                     self.progress.epochs_completed = epochs;
                     let message = format!("Epoch {epochs} of {} is done", self.epochs);
@@ -471,25 +484,30 @@ impl<'a> Report<'a> {
                     self.best = self.valid;
                 }
                 self.progress.evals_completed += 1;
-                let metrics = Metrics { step: *step as u64, valid_loss: Some(*loss), ..Metrics::default() };
-                self.control.step(&metrics, self.progress, None)
+                if let Some((metrics, _)) = &mut self.pending {
+                    metrics.valid_loss = Some(*loss);
+                }
+                self.control.progress(&self.progress)
             }
             Event::Saved { step, path } => {
+                self.flush()?;
                 let folder = path.file_name().unwrap_or_default();
                 let relative = Path::new(RUN_DIR).join("checkpoints").join(folder);
                 let metrics = CheckpointMetrics {
-                    train_loss: self.train_loss,
+                    train_loss: self.last_step.train_loss,
                     full_valid_loss: self.valid.filter(|(at, _)| at == step).map(|(_, loss)| loss),
                     ..CheckpointMetrics::default()
                 };
                 self.control.checkpoint(*step as u64, &relative, &metrics)
             }
             Event::StoppedEarly { step } => {
+                self.flush()?;
                 let (best_step, best_loss) = self.best.unwrap_or((*step, f64::NAN));
                 let best_loss = Some(best_loss).filter(|loss| loss.is_finite());
                 self.control.early_stopped(&JobEarlyStop { best_step: best_step as u64, best_loss })
             }
             Event::Finished { step } => {
+                self.flush()?;
                 let message = format!("Training is done after {step} steps");
                 self.control.event(
                     EventLevel::Info,
