@@ -35,7 +35,7 @@ const FIRST_PASSAGE: usize = 4;
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "It needs about 100 MB of disk and 700 MB of memory, and the network only the first time."
+    after_help = "It needs about 150 MB of disk and 1.5 GB of memory, and the network only the first time."
 )]
 pub struct QuickstartArgs {
     /// Keep serving afterwards, until Ctrl-C
