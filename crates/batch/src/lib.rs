@@ -34,6 +34,7 @@ pub use fine_tuner::{
     DatasetFormat, FileCheck, FineTuner, Finished, JobFailure, JobFile, JobFiles, ModelLimits, Problem,
     Refusal,
 };
+pub use ids::IdSource;
 pub use job::{
     Checkpoint, CheckpointMetrics, EarlyStop, Event, EventKind, EventLevel, Job, JobError, JobProgress,
     JobStatus, Metrics, Page, StatusCounts,

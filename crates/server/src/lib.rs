@@ -44,7 +44,6 @@ mod files;
 mod fine_tunes;
 mod fine_tuning;
 mod generate;
-mod ids;
 mod inference;
 mod jobs;
 mod metrics;

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use wardrobe_batch::IdSource;
 use wardrobe_engine::{Digest, Summary};
 
 use crate::adapter_path::AdapterRoot;
@@ -14,7 +15,6 @@ use crate::auth::ApiKeys;
 use crate::config::{ServedModel, ServerConfig};
 use crate::cors::Cors;
 use crate::error::{ApiError, Result, ServerError};
-use crate::ids::IdSource;
 use crate::metrics::Metrics;
 use crate::offload::Offload;
 use crate::uploads::Uploads;
