@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Compares adapters on a GGUF model, there and back, with Hugging Face's `peft`: what Wardrobe trains and what peft makes.
 
-    python3 -m venv venv && venv/bin/pip install torch transformers peft tokenizers gguf safetensors
-    cargo build --release
+    tests/peft.sh MODEL.gguf [ADAPTER ...]
+        installs what it takes, and does all that follows.
+
     venv/bin/python tests/peft_train_parity.py compare target/release/wardrobe model.gguf [ADAPTER ...]
         peft makes adapters of every kind for the model; they and the ADAPTERs, folders that Wardrobe wrote, are served
         in f32 and loaded by peft on the dequantised weights; the log-probabilities of the same tokens are compared.

@@ -4,8 +4,9 @@
     python3 datasets/last-words/make.py --wordnet path/to/data.noun
     python3 datasets/last-words/make.py --text docs/ manual.txt --tokens 4096 --n 1-99 --out long-4k
 
-The first makes the files of this folder: texts of 60 to 100 words, n of at most 20. The second makes long documents of
-any plain prose: files or folders of .txt, .md and .rst. Words are what white space parts. No sentence is in both files.
+The first makes the files of this folder: texts of 60 to 100 words, n of at most 20; those to train on are also shorter,
+since an example teaches little but where its answer begins, and short ones do so for less. The second makes long documents
+of any plain prose: files or folders of .txt, .md and .rst. Words are what white space parts. No sentence is in both files.
 
 The same texts, seed and options give the same bytes. `--check` writes nothing and says whether the files are those. The
 standard library suffices.
@@ -116,8 +117,12 @@ class Prose:
 
 
 def document(source, rng, for_test, words_range):
-    """Whole sentences up to a length in the range; where the last overshoots, words at the front go."""
-    wanted = rng.randint(*words_range)
+    """Whole sentences up to a length in the range; where the last overshoots, words at the front go.
+
+    Of documents to train on, short ones are more frequent.
+    """
+    low, high = words_range
+    wanted = rng.randint(low, high) if for_test else low + int((high - low + 1) * rng.random() ** 2)
     words = []
     for sentence in source.sentences(rng, for_test):
         words += sentence.split()
@@ -125,10 +130,11 @@ def document(source, rng, for_test, words_range):
             return words[-words_range[1] :]
 
 
-def make_items(source, count, for_test, arguments, rng):
+def make_items(source, count, for_test, arguments):
+    rng = random.Random(f"{arguments.seed} {for_test}")
     items = []
     for _ in range(count):
-        words = document(source, rng, for_test, arguments.words)
+        words = document(source, rng, for_test, arguments.words if for_test else arguments.train_words)
         n = rng.randint(*arguments.n)
         items.append(
             {
@@ -151,9 +157,10 @@ def main():
     length.add_argument(
         "--tokens", type=number_range, help=f"the same in tokens, taken as {TOKENS_PER_WORD} to a word"
     )
+    arguments.add_argument("--train-words", type=number_range, help="the same to train on [default: from 24 for WordNet]")
     arguments.add_argument("--tokens-per-word", type=float, default=TOKENS_PER_WORD, help="for --tokens")
     arguments.add_argument("--n", type=number_range, default=(1, 20), help="how many words to ask for [default: 1-20]")
-    arguments.add_argument("--train", type=int, default=200, help="items to train on [default: 200]")
+    arguments.add_argument("--train", type=int, default=1500, help="items to train on [default: 1500]")
     arguments.add_argument("--test", type=int, default=100, help="held-out items [default: 100]")
     arguments.add_argument("--seed", type=int, default=1)
     arguments.add_argument("--out", type=pathlib.Path, default=HERE, help="folder to write to [default: this one]")
@@ -162,14 +169,16 @@ def main():
 
     if arguments.tokens:
         arguments.words = tuple(max(1, round(t / arguments.tokens_per_word)) for t in arguments.tokens)
-    if arguments.n[1] > arguments.words[0]:
+    if not arguments.train_words:
+        low, high = arguments.words
+        arguments.train_words = (min(low, 24), high) if arguments.wordnet else (low, high)
+    if arguments.n[1] > min(arguments.words[0], arguments.train_words[0]):
         sys.exit("--n asks for more words than the shortest document has")
     source = WordNet(arguments.wordnet) if arguments.wordnet else Prose(arguments.text)
-    rng = random.Random(arguments.seed)
     arguments.out.mkdir(parents=True, exist_ok=True)
     different = []
     for name, count in (("train", arguments.train), ("test", arguments.test)):
-        items = make_items(source, count, name == "test", arguments, rng)
+        items = make_items(source, count, name == "test", arguments)
         text = "".join(json.dumps(item) + "\n" for item in items).encode()
         path = arguments.out / f"{name}.jsonl"
         if arguments.check:

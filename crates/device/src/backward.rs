@@ -142,8 +142,7 @@ impl Backward<'_> {
                 let Some(d_out) = self.take(&memo.out)? else { return Ok(()) };
                 let (d_q, d_k, d_v) =
                     (self.alloc(q.shape())?, self.alloc(k.shape())?, self.alloc(v.shape())?);
-                let rows = q.shape().rows();
-                let partial = self.alloc([2, rows, spec.num_heads, spec.head_dim])?;
+                let partial = self.alloc(q.shape())?;
                 let args = AttentionBackward {
                     q: &q,
                     k: &k,

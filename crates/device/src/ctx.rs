@@ -340,7 +340,7 @@ impl Ctx {
             expect(op, "adapter slots", lora.slots, Shape::from([rows]), DType::U32)?;
             expect(op, "adapter scales", lora.scales, Shape::from([rows]), DType::F32)?;
         }
-        let (mut outs, mut is_kept) = (Vec::with_capacity(N), false);
+        let (mut outs, mut are_kept) = (Vec::with_capacity(N), true);
         for p in &projections {
             if p.weight.cols() != x.shape.row_len() {
                 let expected = Shape::from([rows, p.weight.cols()]);
@@ -357,7 +357,7 @@ impl Ctx {
                 lora.check(module, p.weight)?;
             }
             let (out, kept) = self.linear_out(shape)?;
-            is_kept |= kept;
+            are_kept &= kept;
             outs.push(out);
         }
         let lora_xs = self.lora_inputs(x, &projections, lora)?;
@@ -374,7 +374,7 @@ impl Ctx {
                 out,
             })
             .collect();
-        if !(is_kept && self.training.recalls()) {
+        if !(are_kept && self.training.recalls()) {
             // SAFETY: checked above; outputs are fresh, or nobody else's.
             unsafe { self.ops.linear(x, &targets, lora)? };
         }

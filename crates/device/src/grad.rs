@@ -60,7 +60,7 @@ pub struct AttentionBackward<'a> {
     pub d_k: &'a Tensor,
     /// Written.
     pub d_v: &'a Tensor,
-    /// Room for the gradients of `k` by query head, `[2, rows, heads, head_dim]`.
+    /// Room for a part of `d_q`, `[rows, heads, head_dim]`.
     pub partial: &'a Tensor,
     /// Whose rows these are; each sequence's rows are its whole context.
     pub step: &'a Step,

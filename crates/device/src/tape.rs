@@ -4,7 +4,7 @@
 //! models are written once and know nothing of gradients. Recorded values lie in the arena: a tape is used up in the
 //! scope in which it was made. To keep memory small, trainers keep the input of each block alone and record one block at
 //! a time (Chen et al., arXiv 1604.06174). What is costly to compute again may be kept beside it in a [`BlockMemo`]: what
-//! attention gave always, what linear layers gave where there is room (Korthikanti et al., arXiv 2205.05198, section 5).
+//! attention and the last linear layer gave always, what the others gave where there is room (Korthikanti et al., arXiv 2205.05198, section 5).
 
 use crate::ctx::{AttentionSpec, Ctx, Projection};
 use crate::error::{DeviceError, Result, invalid};
@@ -37,16 +37,37 @@ pub struct BlockMemo {
 /// What linear ops gave, in the order in which they were called.
 #[derive(Clone, Debug)]
 pub struct LinearMemo {
-    max_rows: usize,
-    /// `[max_rows, out]` each.
-    outs: Vec<Tensor>,
+    kept: KeptLinears,
+    /// Results so far in this pass.
     next: usize,
+    /// The latest of them.
+    latest: Option<Tensor>,
+}
+
+#[derive(Clone, Debug)]
+enum KeptLinears {
+    /// Each, `[max_rows, out]`.
+    All { max_rows: usize, outs: Vec<Tensor> },
+    /// The last of so many, once it is known how many there are.
+    Last { out: Tensor, count: Option<usize> },
 }
 
 impl LinearMemo {
-    /// Room for so many rows, taken when the ops first run.
-    pub fn new(max_rows: usize) -> Self {
-        LinearMemo { max_rows, outs: Vec::new(), next: 0 }
+    /// Keeps all results. Room for so many rows is taken when the ops first run.
+    pub fn all(max_rows: usize) -> Self {
+        LinearMemo { kept: KeptLinears::All { max_rows, outs: Vec::new() }, next: 0, latest: None }
+    }
+
+    /// Keeps in `out` what the last linear op gives, if it turns out to be what the block gives.
+    pub fn last(out: Tensor) -> Self {
+        LinearMemo { kept: KeptLinears::Last { out, count: None }, next: 0, latest: None }
+    }
+
+    /// Takes note of what the block gave in a pass that keeps.
+    pub fn block_gave(&mut self, result: &Tensor) {
+        if let KeptLinears::Last { count, .. } = &mut self.kept {
+            *count = self.latest.as_ref().is_some_and(|t| t.is_same_place(result)).then_some(self.next);
+        }
     }
 }
 
@@ -177,6 +198,7 @@ impl Ctx {
     ) -> Result<R> {
         if let Some(linears) = &mut memo.linears {
             linears.next = 0;
+            linears.latest = None;
         }
         self.training.memo = Some((memo.clone(), use_));
         let result = f(self);
@@ -189,20 +211,33 @@ impl Ctx {
     /// Where a linear op's result goes: to what is kept, if it is.
     pub(crate) fn linear_out(&mut self, shape: Shape) -> Result<(Tensor, bool)> {
         let device = self.device().clone();
-        let linears = self.training.memo.as_mut().and_then(|(memo, _)| memo.linears.as_mut());
-        let Some(linears) = linears else { return Ok((self.alloc(shape, DType::F32)?, false)) };
-        let idx = linears.next;
-        linears.next += 1;
-        if linears.outs.len() <= idx {
-            let whole = shape.with_rows(linears.max_rows);
-            let bytes = whole.numel().saturating_mul(DType::F32.size_bytes());
-            let memory = device.alloc("kept values", bytes)?;
-            linears.outs.push(Tensor::persistent(memory, whole, DType::F32)?);
+        let mut linears = self.training.memo.as_mut().and_then(|(memo, _)| memo.linears.as_mut());
+        let idx = linears.as_ref().map_or(0, |linears| linears.next);
+        let kept = match linears.as_mut().map(|linears| &mut linears.kept) {
+            Some(KeptLinears::All { max_rows, outs }) => {
+                if outs.len() <= idx {
+                    let whole = shape.with_rows(*max_rows);
+                    let bytes = whole.numel().saturating_mul(DType::F32.size_bytes());
+                    let memory = device.alloc("kept values", bytes)?;
+                    outs.push(Tensor::persistent(memory, whole, DType::F32)?);
+                }
+                outs.get(idx).cloned()
+            }
+            Some(KeptLinears::Last { out, count }) if *count == Some(idx + 1) => Some(out.clone()),
+            _ => None,
+        };
+        let (out, is_kept) = match kept {
+            Some(out) if out.shape().row_len() == shape.row_len() => (out.rows(0, shape.rows())?, true),
+            Some(_) => {
+                return invalid("linear", "another order of layers than before, among values that are kept");
+            }
+            None => (self.alloc(shape, DType::F32)?, false),
+        };
+        if let Some((BlockMemo { linears: Some(linears), .. }, _)) = &mut self.training.memo {
+            linears.next = idx + 1;
+            linears.latest = Some(out.clone());
         }
-        match linears.outs.get(idx) {
-            Some(out) if out.shape().row_len() == shape.row_len() => Ok((out.rows(0, shape.rows())?, true)),
-            _ => invalid("linear", "another order of layers than before, among values that are kept"),
-        }
+        Ok((out, is_kept))
     }
 
     /// Sets dropout on what adapters read, for the step that was staged last: `example_idx` `[rows]` U32 numbers the rows'

@@ -92,6 +92,12 @@ impl Tensor {
         }
     }
 
+    /// Whether the two are of one shape and begin at one place of the same memory.
+    pub fn is_same_place(&self, other: &Tensor) -> bool {
+        Arc::ptr_eq(&self.memory, &other.memory)
+            && (self.offset_bytes, self.shape, self.dtype) == (other.offset_bytes, other.shape, other.dtype)
+    }
+
     /// Rows `start .. start + rows` as a view.
     pub fn rows(&self, start: usize, rows: usize) -> Result<Self> {
         let have = self.shape.rows();

@@ -42,8 +42,8 @@ impl WorkerSize {
         let (h, q, kv, inner) = (c.hidden_size, c.q_size(), c.kv_size(), c.intermediate_size);
         let values = 5 * h + 3 * q + 3 * kv + 3 * inner;
         // At the gated product: the gradients of the residual, of both inputs and of the output; at attention: those of
-        // queries, keys and values, and the latter by query head.
-        let gradients = h + (2 * inner + h).max(5 * q + 2 * kv + h);
+        // the output, of queries (twice, in parts), keys and values.
+        let gradients = h + (2 * inner + h).max(4 * q + 2 * kv + h);
         let dropped = if self.dropout { 3 * h + q + 2 * h + inner + inner.max(q).max(h) } else { 0 };
         let scaled = if self.dora { 2 * inner.max(q) } else { 0 };
         let per_row = values + gradients + dropped + scaled + 2 * self.rank;
@@ -124,6 +124,25 @@ impl BlockRoom {
         self.memo.linears = memo.linears;
         result
     }
+
+    /// Runs it for the first time; its result is kept.
+    fn keep(
+        &mut self,
+        ctx: &mut Ctx,
+        rows: usize,
+        block: impl FnOnce(&mut Ctx) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let y = self.run(ctx, rows, MemoUse::Keep, block)?;
+        if let Some(linears) = &mut self.memo.linears {
+            linears.block_gave(&y);
+        }
+        let Some(output) = &self.output else { return Ok(y) };
+        let output = output.rows(0, rows)?;
+        if !output.is_same_place(&y) {
+            ctx.copy(&y, &output)?;
+        }
+        Ok(output)
+    }
 }
 
 /// See the module's head.
@@ -174,8 +193,8 @@ impl Worker {
                     AttentionMemo { out, lse: rows(&ctx, "attention's denominators", c.num_heads)? };
                 let is_kept = idx < size.kept_blocks;
                 let output = if is_kept { None } else { Some(rows(&ctx, "a checkpoint", c.hidden_size)?) };
-                let linears = is_kept.then(|| LinearMemo::new(max_rows));
-                Ok(BlockRoom { output, memo: BlockMemo { attention, linears } })
+                let linears = output.clone().map_or_else(|| LinearMemo::all(max_rows), LinearMemo::last);
+                Ok(BlockRoom { output, memo: BlockMemo { attention, linears: Some(linears) } })
             })
             .collect::<Result<_>>()?;
         let (d_x, d_hidden) =
@@ -230,11 +249,7 @@ impl Worker {
                         ctx.copy(&y, &first)?;
                         return Ok(first.clone());
                     }
-                    let y = room.run(ctx, rows, MemoUse::Keep, block)?;
-                    let Some(output) = &room.output else { return Ok(y) };
-                    let output = output.rows(0, rows)?;
-                    ctx.copy(&y, &output)?;
-                    Ok(output)
+                    room.keep(ctx, rows, block)
                 })?;
                 inputs.push(std::mem::replace(&mut x, y));
             }

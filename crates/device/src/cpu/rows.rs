@@ -228,7 +228,7 @@ impl RowOp {
                 RowOp::Rope { x, out, heads, head_dim, ref tables } => {
                     let Some(angles) = tables.angles(row) else { return };
                     let at = row * heads * head_dim;
-                    isa.run(Rope { x: x.add(at), out: out.add(at), heads, head_dim, angles });
+                    isa.run(Rope { x: x.add(at), out: out.add(at), heads, head_dim, angles, back: false });
                 }
                 RowOp::WriteKv { k, v, cache, f16, positions, ref blocks } => {
                     let Some(&seq) = blocks.seq_of_row.get(row) else { return };

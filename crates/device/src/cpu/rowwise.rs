@@ -59,7 +59,7 @@ impl Kernel for SiluMul {
     }
 }
 
-/// Rotates the heads of one row; pair `i` is elements `i` and `i + half`. What lies beyond `2 * half` is copied.
+/// Rotates the heads of one row, or turns them back; pair `i` is elements `i` and `i + half`. What lies beyond `2 * half` is copied.
 #[derive(Clone, Copy)]
 pub(crate) struct Rope<'a> {
     /// `[heads, head_dim]`.
@@ -69,18 +69,21 @@ pub(crate) struct Rope<'a> {
     pub(crate) head_dim: usize,
     /// `[half][2]`: cosines and sines.
     pub(crate) angles: &'a [f32],
+    /// Turns the other way, as gradients do.
+    pub(crate) back: bool,
 }
 
 impl Kernel for Rope<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Rope { x, out, heads, head_dim, angles } = self;
+        let Rope { x, out, heads, head_dim, angles, back } = self;
         let half = angles.len() / 2;
         let (mut cos, mut sin) = ([0.0; LANES], [0.0; LANES]);
         for (piece, angles) in angles.chunks(2 * LANES).enumerate() {
             let n = angles.len() / 2;
             for ((cos, sin), pair) in cos.iter_mut().zip(&mut sin).zip(angles.as_chunks::<2>().0) {
                 [*cos, *sin] = *pair;
+                *sin = if back { -*sin } else { *sin };
             }
             for head in 0..heads {
                 let at = head * head_dim + piece * LANES;

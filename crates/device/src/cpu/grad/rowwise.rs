@@ -72,48 +72,6 @@ impl Kernel for SiluMulBackward {
     }
 }
 
-/// Turns back the heads of one row's gradient; see [`crate::cpu::rowwise::Rope`].
-pub(super) struct RopeBackward<'a> {
-    /// `[heads, head_dim]`.
-    pub(super) d_out: *const f32,
-    pub(super) d_x: *mut f32,
-    pub(super) heads: usize,
-    pub(super) head_dim: usize,
-    /// `[half][2]`: cosines and sines.
-    pub(super) angles: &'a [f32],
-}
-
-impl Kernel for RopeBackward<'_> {
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let RopeBackward { d_out, d_x, heads, head_dim, angles } = self;
-        let half = angles.len() / 2;
-        let (mut cos, mut sin) = ([0.0; LANES], [0.0; LANES]);
-        for (piece, angles) in angles.chunks(2 * LANES).enumerate() {
-            let n = angles.len() / 2;
-            for ((cos, sin), pair) in cos.iter_mut().zip(&mut sin).zip(angles.as_chunks::<2>().0) {
-                [*cos, *sin] = *pair;
-            }
-            for head in 0..heads {
-                let at = head * head_dim + piece * LANES;
-                // SAFETY: `heads * head_dim` elements each, by the caller.
-                unsafe {
-                    let (cos, sin) = (S::load(cos.as_ptr()), S::load(sin.as_ptr()));
-                    let (a, b) = (load::<S>(d_out.add(at), n), load::<S>(d_out.add(at + half), n));
-                    store::<S>(d_x.add(at), S::fma(a, cos, S::mul(b, sin)), n);
-                    store::<S>(d_x.add(at + half), S::sub(S::mul(b, cos), S::mul(a, sin)), n);
-                }
-            }
-        }
-        for head in 0..heads {
-            for i in head * head_dim + 2 * half..(head + 1) * head_dim {
-                // SAFETY: as above.
-                unsafe { *d_x.add(i) = *d_out.add(i) };
-            }
-        }
-    }
-}
-
 /// Cross-entropy of one row of logits, which become the gradient of `weight` times the loss.
 pub(super) struct CrossEntropy<'a> {
     pub(super) logits: *mut f32,

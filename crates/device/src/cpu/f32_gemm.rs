@@ -1,4 +1,4 @@
-//! The matrix product that backward ops are made of: `C = A B` or `C += A B`, in f32.
+//! The matrix product that attention and backward ops are made of: `C = A B` or `C += A B`, in f32.
 //!
 //! Each element of C is one chain of fused multiply-adds over `k` in ascending order. How C is cut into tiles, and where a
 //! long sum is interrupted, changes no bit.
@@ -45,19 +45,35 @@ impl Gemm {
             }
             let mut a = a.add(row * a_row);
             let mut b = b.add(col);
-            for _ in 0..k {
-                let mut bv = [S::splat(0.0); V];
-                for (v, bv) in bv.iter_mut().enumerate() {
-                    *bv = load::<S>(b.add(v * LANES), lanes(v));
+            // The next tile's rows lie too far apart for the processor to foresee them.
+            for m in 0..M {
+                for v in 0..V {
+                    S::prefetch(c.wrapping_add((M + m) * c_row + v * LANES).cast());
                 }
-                for (m, sums) in sums.iter_mut().enumerate() {
-                    let av = S::splat(*a.add(m * a_row));
-                    for (sum, bv) in sums.iter_mut().zip(bv) {
-                        *sum = S::fma(av, bv, *sum);
+            }
+            let mut left = k;
+            while left > 0 {
+                if a_step == 1 {
+                    for m in 0..M {
+                        S::prefetch(a.wrapping_add((M + m) * a_row).cast());
                     }
                 }
-                a = a.wrapping_add(a_step);
-                b = b.wrapping_add(b_row);
+                let steps = left.min(LANES);
+                left -= steps;
+                for _ in 0..steps {
+                    let mut bv = [S::splat(0.0); V];
+                    for (v, bv) in bv.iter_mut().enumerate() {
+                        *bv = load::<S>(b.add(v * LANES), lanes(v));
+                    }
+                    for (m, sums) in sums.iter_mut().enumerate() {
+                        let av = S::splat(*a.add(m * a_row));
+                        for (sum, bv) in sums.iter_mut().zip(bv) {
+                            *sum = S::fma(av, bv, *sum);
+                        }
+                    }
+                    a = a.wrapping_add(a_step);
+                    b = b.wrapping_add(b_row);
+                }
             }
             for (m, sums) in sums.into_iter().enumerate() {
                 for (v, sum) in sums.into_iter().enumerate() {

@@ -1,0 +1,35 @@
+//! Scratch memory of kernels: f32 on cache lines, since a vector would else lie in two.
+
+use super::simd::LANES;
+
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line(#[expect(dead_code, reason = "read through pointers")] [f32; LANES]);
+
+/// Values, in whole lines.
+#[derive(Default)]
+pub(crate) struct Lines(Vec<Line>);
+
+impl Lines {
+    pub(crate) const NONE: Lines = Lines(Vec::new());
+
+    /// `len` zeros.
+    pub(crate) fn new(len: usize) -> Self {
+        Lines(vec![Line([0.0; LANES]); len.div_ceil(LANES)])
+    }
+
+    /// Makes them `len` at least; what is in them is of no account.
+    pub(crate) fn grow_to(&mut self, len: usize) {
+        if self.0.len() * LANES < len {
+            *self = Lines::new(len);
+        }
+    }
+
+    pub(crate) fn as_ptr(&self) -> *const f32 {
+        self.0.as_ptr().cast()
+    }
+
+    pub(crate) fn as_mut_ptr(&mut self) -> *mut f32 {
+        self.0.as_mut_ptr().cast()
+    }
+}
