@@ -39,9 +39,9 @@ from transformers import AutoModelForCausalLM
 
 import transformers_parity as parity
 
-# Of log-probabilities in f32, by two libraries over 30 layers.
+# Of log-probabilities in f32, and of gradients, by two libraries over 30 layers.
 TOLERANCE = 2e-3
-GRADIENT_TOLERANCE = 1e-3
+GRADIENT_TOLERANCE = 5e-4
 PROMPT_LENGTHS = (5, 64, 200)
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

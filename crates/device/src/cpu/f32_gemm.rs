@@ -1,7 +1,7 @@
-//! The matrix product that attention and backward ops are made of: `C = A B` or `C += A B`, in f32.
+//! The matrix product that attention and backward ops are made of, in f32.
 //!
-//! Each element of C is one chain of fused multiply-adds over `k` in ascending order. How C is cut into tiles, and where a
-//! long sum is interrupted, changes no bit.
+//! Each element of A B is one chain of fused multiply-adds over `k` in ascending order. How C is cut into tiles changes no
+//! bit.
 
 use crate::cpu::isa::Kernel;
 use crate::cpu::simd::{LANES, Simd, load, store};
@@ -22,21 +22,31 @@ pub(crate) struct Gemm {
     pub(crate) m: usize,
     pub(crate) n: usize,
     pub(crate) k: usize,
-    /// Adds to C.
-    pub(crate) accumulate: bool,
+    pub(crate) onto: Onto,
+}
+
+/// What becomes of C.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Onto {
+    /// `C = A B`.
+    Nothing,
+    /// `C += A B`: a long sum in parts, each rounded for itself, which is more exact than one chain.
+    Sum,
+    /// The chains go on from what is in C: a long sum is one chain, wherever it is interrupted.
+    Chain,
 }
 
 impl Gemm {
     /// `M` rows by `V` vectors, of the last of which `last` lanes exist.
     #[inline(always)]
     unsafe fn tile<S: Simd, const M: usize, const V: usize>(&self, row: usize, col: usize, last: usize) {
-        let Gemm { a, a_row, a_step, b, b_row, c, c_row, k, accumulate, .. } = *self;
+        let Gemm { a, a_row, a_step, b, b_row, c, c_row, k, onto, .. } = *self;
         let lanes = |v: usize| if v + 1 == V { last } else { LANES };
         // SAFETY: rows, columns and extents are the caller's; all loads and stores stay within them.
         unsafe {
             let c = c.add(row * c_row + col);
             let mut sums = [[S::splat(0.0); V]; M];
-            if accumulate {
+            if onto == Onto::Chain {
                 for (m, sums) in sums.iter_mut().enumerate() {
                     for (v, sum) in sums.iter_mut().enumerate() {
                         *sum = load::<S>(c.add(m * c_row + v * LANES), lanes(v));
@@ -76,8 +86,12 @@ impl Gemm {
                 }
             }
             for (m, sums) in sums.into_iter().enumerate() {
-                for (v, sum) in sums.into_iter().enumerate() {
-                    store::<S>(c.add(m * c_row + v * LANES), sum, lanes(v));
+                for (v, mut sum) in sums.into_iter().enumerate() {
+                    let c = c.add(m * c_row + v * LANES);
+                    if onto == Onto::Sum {
+                        sum = S::add(load::<S>(c, lanes(v)), sum);
+                    }
+                    store::<S>(c, sum, lanes(v));
                 }
             }
         }

@@ -1,8 +1,8 @@
 //! The matrix products: activations times panels of 16 output features.
 //!
-//! Each output element is one chain of fused multiply-adds over the inputs in ascending order, or, where both sides
-//! are quantised, over the minimums of all blocks and then over groups of blocks, each a chain of its own; how many
-//! rows or panels a call handles changes only what is computed beside it.
+//! Each output element is the sum over groups of inputs, in ascending order, each a chain of fused multiply-adds of its own;
+//! where both sides are quantised a chain over the minimums of all blocks comes first. How many rows or panels a call handles
+//! changes only what is computed beside it.
 
 use super::activations::{Activations, BLOCK_BYTES, GROUP_BLOCKS, TILE_ROWS};
 use super::blocks::{BLOCK, BlockFormat};
@@ -297,6 +297,10 @@ element!(
     /// bfloat16.
     BF16, 2, load_bf16);
 
+/// Inputs of a plain weight that are summed before their sum is added to the others': one long chain would round small terms
+/// off against all that came before.
+const PLAIN_GROUP: usize = 128;
+
 /// As [`QuantisedGemm`], for a plain weight and f32 activations.
 #[derive(Clone, Copy)]
 pub(crate) struct PlainGemm<E> {
@@ -318,22 +322,30 @@ impl<E: Element> PlainGemm<E> {
             let x = self.x.add(row * self.cols);
             let stride = self.cols * LANES * E::BYTES;
             let weights = self.weights.add(panel * stride);
-            let mut sums = [[S::splat(0.0); P]; M];
-            for k in 0..self.cols {
-                let mut w = [S::splat(0.0); P];
-                for (p, w) in w.iter_mut().enumerate() {
-                    *w = E::load::<S>(weights.add(p * stride + k * LANES * E::BYTES));
+            let mut totals = [[S::splat(0.0); P]; M];
+            for first in (0..self.cols).step_by(PLAIN_GROUP) {
+                let mut sums = [[S::splat(0.0); P]; M];
+                for k in first..self.cols.min(first + PLAIN_GROUP) {
+                    let mut w = [S::splat(0.0); P];
+                    for (p, w) in w.iter_mut().enumerate() {
+                        *w = E::load::<S>(weights.add(p * stride + k * LANES * E::BYTES));
+                    }
+                    for (m, sums) in sums.iter_mut().enumerate() {
+                        let x = S::splat(*x.add(m * self.cols + k));
+                        for (sum, w) in sums.iter_mut().zip(w) {
+                            *sum = S::fma(x, w, *sum);
+                        }
+                    }
                 }
-                for (m, sums) in sums.iter_mut().enumerate() {
-                    let x = S::splat(*x.add(m * self.cols + k));
-                    for (sum, w) in sums.iter_mut().zip(w) {
-                        *sum = S::fma(x, w, *sum);
+                for (totals, sums) in totals.iter_mut().zip(sums) {
+                    for (total, sum) in totals.iter_mut().zip(sums) {
+                        *total = S::add(*total, sum);
                     }
                 }
             }
-            for (m, sums) in sums.into_iter().enumerate() {
-                for (p, sum) in sums.into_iter().enumerate() {
-                    self.epilogue.store::<S>(row + m, panel + p, sum);
+            for (m, totals) in totals.into_iter().enumerate() {
+                for (p, total) in totals.into_iter().enumerate() {
+                    self.epilogue.store::<S>(row + m, panel + p, total);
                 }
             }
         }

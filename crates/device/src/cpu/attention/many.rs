@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::{AttendKernel, KvElement, Running, SPLIT, scale_to};
-use crate::cpu::f32_gemm::Gemm;
+use crate::cpu::f32_gemm::{Gemm, Onto};
 use crate::cpu::isa::Kernel;
 use crate::cpu::lines::Lines;
 use crate::cpu::simd::{LANES, Simd};
@@ -135,7 +135,7 @@ impl<E: KvElement> AttendKernel<'_, E> {
                     m: seeing.len(),
                     n: positions.len().next_multiple_of(LANES),
                     k: dim,
-                    accumulate: false,
+                    onto: Onto::Nothing,
                 };
                 product.run::<S>();
             }
@@ -167,7 +167,7 @@ impl<E: KvElement> AttendKernel<'_, E> {
                     m: seeing.len(),
                     n: dim,
                     k: positions.len(),
-                    accumulate: true,
+                    onto: Onto::Chain,
                 };
                 product.run::<S>();
             }

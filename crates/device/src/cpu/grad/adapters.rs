@@ -3,7 +3,7 @@
 use super::unpack::TILE_COLS;
 use super::{CHUNK, f32s};
 use crate::DType;
-use crate::cpu::f32_gemm::Gemm;
+use crate::cpu::f32_gemm::{Gemm, Onto};
 use crate::cpu::lora::{ExpandArgs, ShrinkArgs, expand, shrink};
 use crate::cpu::simd::LANES;
 use crate::cpu::{Cpu, SendPtr, ptr};
@@ -68,7 +68,7 @@ unsafe fn outer(
             m: rank,
             n: len,
             k: rows,
-            accumulate: true,
+            onto: Onto::Sum,
         };
         // SAFETY: the caller's; tasks have columns of their own.
         unsafe { cpu.isa.run(gemm) };

@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use super::{CHUNK, f32s, part};
-use crate::cpu::f32_gemm::Gemm;
+use crate::cpu::f32_gemm::{Gemm, Onto};
 use crate::cpu::isa::{Isa, Kernel};
 use crate::cpu::lines::Lines;
 use crate::cpu::simd::{LANES, Simd, exp};
@@ -226,7 +226,7 @@ impl HeadBackward {
                 m: queries.len(),
                 n: keys.len().next_multiple_of(LANES),
                 k: dim,
-                accumulate: false,
+                onto: Onto::Nothing,
             };
             isa.run(by_keys(self.q.add(at), tile.k.as_ptr(), weights));
             isa.run(by_keys(self.d_out.add(at), tile.v.as_ptr(), d_scores));
@@ -252,7 +252,7 @@ impl HeadBackward {
                 m: keys.len(),
                 n: dim,
                 k: queries.len(),
-                accumulate: true,
+                onto: Onto::Sum,
             };
             isa.run(by_queries(weights, self.d_out.add(at), tile.d_v.as_mut_ptr()));
             isa.run(by_queries(d_scores, self.q.add(at), tile.d_k.as_mut_ptr()));
@@ -267,7 +267,7 @@ impl HeadBackward {
                 m: queries.len(),
                 n: dim,
                 k: keys.len(),
-                accumulate: true,
+                onto: Onto::Sum,
             });
         }
     }

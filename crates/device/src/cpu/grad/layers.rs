@@ -2,7 +2,7 @@
 
 use super::f32s;
 use super::unpack::{TILE_COLS, TILE_PANELS, Tile, unpack};
-use crate::cpu::f32_gemm::Gemm;
+use crate::cpu::f32_gemm::{Gemm, Onto};
 use crate::cpu::isa::Isa;
 use crate::cpu::simd::LANES;
 use crate::cpu::weight::CpuWeight;
@@ -49,7 +49,7 @@ impl FrozenLayer<'_> {
                     m: rows.1 - rows.0,
                     n: cols.1 - cols.0,
                     k: weight.rows.min(panels.1 * LANES) - first,
-                    accumulate: accumulate || panel > 0,
+                    onto: if accumulate || panel > 0 { Onto::Sum } else { Onto::Nothing },
                 });
             }
         }
@@ -88,7 +88,7 @@ pub(in crate::cpu) fn update_norms(
                     m: num,
                     n: len,
                     k: rank,
-                    accumulate: true,
+                    onto: Onto::Sum,
                 });
             }
             for (squares, row) in squares.iter_mut().zip(tile.0.chunks(TILE_COLS)) {
