@@ -332,7 +332,7 @@ impl Cache {
     fn discard(&self, id: &str) -> Result<(), HubError> {
         let folder = self.partials().join(REMOVED);
         disk::create_dir(&folder)?;
-        let old = folder.join(format!("{id}-{}", std::process::id()));
+        let old = folder.join(format!("{id}-{}", disk::unique_suffix()));
         disk::remove_all(&old)?;
         disk::rename(&self.models().join(id), &old)?;
         disk::remove_all(&old)

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use sha2::{Digest, Sha256};
 
@@ -141,9 +142,15 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), HubError> {
     Ok(())
 }
 
+/// The end of a name that nobody else takes: no other process, and no other thread of this one.
+pub(crate) fn unique_suffix() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
 /// Writes a small file so that readers see the old content or the new, and never a part.
 pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> Result<(), HubError> {
-    let temporary = path.with_extension(format!("tmp-{}", std::process::id()));
+    let temporary = path.with_extension(format!("tmp-{}", unique_suffix()));
     let write = || {
         let mut file = File::create(&temporary)?;
         file.write_all(content)?;
@@ -218,6 +225,19 @@ mod tests {
         assert_eq!(*needed_bytes, Some(1_000_000 - done));
         assert!(!cfg!(unix) || free_bytes.is_some());
         assert!(error.to_string().contains(&dir.path().display().to_string()), "{error}");
+    }
+
+    #[test]
+    fn threads_that_write_one_file_do_not_take_each_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ref.json");
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| (0..50).for_each(|_| write_atomically(&path, b"whole").unwrap()));
+            }
+        });
+        assert_eq!(fs::read(&path).unwrap(), b"whole");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]
