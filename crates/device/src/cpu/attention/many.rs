@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::{AttendKernel, KvElement, Running, SPLIT, scale_to};
 use crate::cpu::f32_gemm::{Gemm, Onto};
-use crate::cpu::isa::Kernel;
+use crate::cpu::isa::{Isa, Kernel};
 use crate::cpu::lines::Lines;
 use crate::cpu::simd::{LANES, Simd};
 use crate::kv::BLOCK_SIZE;
@@ -47,117 +47,90 @@ impl Room {
     }
 }
 
-/// Query vectors of one pass, and the positions that any of them sees.
-struct Pass {
-    vectors: Range<usize>,
-    span: Range<usize>,
-}
-
 impl<E: KvElement> AttendKernel<'_, E> {
     /// All query vectors, over their whole spans.
-    #[inline(always)]
-    pub(super) unsafe fn many<S: Simd>(&self, num_queries: usize) {
-        // Taken out and put back: what runs in a closure would not be compiled for this instruction set.
+    ///
+    /// # Safety
+    /// As [`super::attend`].
+    pub(super) unsafe fn many(&self, isa: Isa) {
+        let num_queries = self.num_queries();
         let mut lines = LINES.take();
         let room = Room::of(&mut lines, self.args.cache.head_dim);
-        let mut first = 0;
-        while first < num_queries {
+        for first in (0..num_queries).step_by(VECTORS) {
             let vectors = first..num_queries.min(first + VECTORS);
             // The first vector starts lowest, the last ends highest.
             let span = self.span(first).0..self.span(vectors.end - 1).1;
-            first = vectors.end;
+            let softmax = [Running::START; VECTORS];
             // SAFETY: the caller's.
-            unsafe { self.pass::<S>(&Pass { vectors, span }, &room) };
+            unsafe { Pass { of: self, vectors, span, room: &room, softmax }.run(isa) };
         }
         LINES.set(lines);
     }
+}
 
-    #[inline(always)]
-    unsafe fn pass<S: Simd>(&self, pass: &Pass, room: &Room) {
-        let dim = self.args.cache.head_dim;
-        let mut softmax = [Running::START; VECTORS];
+/// Query vectors that pass together.
+struct Pass<'a, E> {
+    of: &'a AttendKernel<'a, E>,
+    vectors: Range<usize>,
+    /// Positions that any of them sees.
+    span: Range<usize>,
+    room: &'a Room,
+    softmax: [Running; VECTORS],
+}
+
+impl<E: KvElement> Pass<'_, E> {
+    unsafe fn run(&mut self, isa: Isa) {
+        let (of, room, dim) = (self.of, self.room, self.of.args.cache.head_dim);
         // SAFETY: the caller's; rows and heads of these vectors are ours to write.
         unsafe {
-            for (n, i) in pass.vectors.clone().enumerate() {
-                room.q.add(n * dim).copy_from_nonoverlapping(self.args.q.add(self.vector(i)), dim);
+            for (n, i) in self.vectors.clone().enumerate() {
+                room.q.add(n * dim).copy_from_nonoverlapping(of.args.q.add(of.vector(i)), dim);
             }
-            room.values.write_bytes(0, pass.vectors.len() * dim);
-            for split in (pass.span.start - pass.span.start % SPLIT..pass.span.end).step_by(SPLIT) {
-                self.split_of_many::<S>(split, pass, room, &mut softmax);
+            room.values.write_bytes(0, self.vectors.len() * dim);
+            for split in (self.span.start - self.span.start % SPLIT..self.span.end).step_by(SPLIT) {
+                self.split(isa, split..self.span.end.min(split + SPLIT));
             }
-            for ((n, i), softmax) in pass.vectors.clone().enumerate().zip(&softmax) {
-                let out = self.args.out.add(self.vector(i));
-                scale_to::<S>(room.values.add(n * dim), dim, 1.0 / softmax.sum, out);
-                self.report(i, softmax);
-            }
+            isa.run(Finish { pass: self });
         }
     }
 
-    /// The vectors of the pass that see any of the positions, counted from its first.
-    #[inline(always)]
-    fn seeing(&self, positions: &Range<usize>, pass: &Pass) -> Range<usize> {
-        let row_of = |position: usize| position.saturating_sub(self.args.position) * self.args.group;
-        let first = row_of(positions.start);
-        let end = self.args.window.map_or(usize::MAX, |w| row_of(positions.end - 1 + w));
-        let within = |i: usize| i.clamp(pass.vectors.start, pass.vectors.end) - pass.vectors.start;
-        within(first)..within(end)
-    }
-
     /// The positions of a split.
-    #[inline(always)]
-    unsafe fn split_of_many<S: Simd>(
-        &self,
-        split: usize,
-        pass: &Pass,
-        room: &Room,
-        softmax: &mut [Running; VECTORS],
-    ) {
-        let dim = self.args.cache.head_dim;
-        let end = pass.span.end.min(split + SPLIT);
-        let tiles = || (split..end).step_by(TILE).map(|first| first..end.min(first + TILE));
-        let len = (end - split).next_multiple_of(LANES);
+    unsafe fn split(&mut self, isa: Isa, split: Range<usize>) {
+        let (of, room, dim) = (self.of, self.room, self.of.args.cache.head_dim);
+        let tiles = || split.clone().step_by(TILE).map(|first| first..split.end.min(first + TILE));
         // SAFETY: the caller's; positions stay below the sequence's context.
         unsafe {
             for positions in tiles() {
-                let seeing = self.seeing(&positions, pass);
+                let seeing = self.seeing(&positions);
                 if seeing.is_empty() {
                     continue;
                 }
-                self.lay_out_keys::<S>(&positions, room.tile);
-                let product = Gemm {
+                isa.run(LayOutKeys { of, positions: positions.clone(), tile: room.tile });
+                isa.run(Gemm {
                     a: room.q.add(seeing.start * dim),
                     a_row: dim,
                     a_step: 1,
                     b: room.tile,
                     b_row: TILE,
-                    c: room.scores.add(seeing.start * SCORES_ROW + positions.start - split),
+                    c: room.scores.add(seeing.start * SCORES_ROW + positions.start - split.start),
                     c_row: SCORES_ROW,
                     m: seeing.len(),
                     n: positions.len().next_multiple_of(LANES),
                     k: dim,
                     onto: Onto::Nothing,
-                };
-                product.run::<S>();
+                });
             }
-            for ((n, i), softmax) in pass.vectors.clone().enumerate().zip(softmax) {
-                let visible = self.visible(i, split, end - split);
-                let scores = room.scores.add(n * SCORES_ROW);
-                let factor = softmax.weights::<S>(scores, len, visible, self.args.scale);
-                if factor != 1.0 {
-                    let values = room.values.add(n * dim);
-                    scale_to::<S>(values, dim, factor, values);
-                }
-            }
+            isa.run(Weigh { pass: self, split: split.clone() });
             for positions in tiles() {
                 // What lies before the first position that is seen may be anything.
-                let positions = positions.start.max(pass.span.start)..positions.end;
+                let positions = positions.start.max(self.span.start)..positions.end;
                 if positions.is_empty() {
                     continue;
                 }
-                let seeing = self.seeing(&positions, pass);
-                self.lay_out_values::<S>(&positions, room.tile);
-                let product = Gemm {
-                    a: room.scores.add(seeing.start * SCORES_ROW + positions.start - split),
+                let seeing = self.seeing(&positions);
+                isa.run(LayOutValues { of, positions: positions.clone(), tile: room.tile });
+                isa.run(Gemm {
+                    a: room.scores.add(seeing.start * SCORES_ROW + positions.start - split.start),
                     a_row: SCORES_ROW,
                     a_step: 1,
                     b: room.tile,
@@ -168,18 +141,84 @@ impl<E: KvElement> AttendKernel<'_, E> {
                     n: dim,
                     k: positions.len(),
                     onto: Onto::Chain,
-                };
-                product.run::<S>();
+                });
             }
         }
     }
 
-    /// Writes the keys of the blocks that hold `positions`, whose first begins one, as `[head_dim, TILE]`.
+    /// The vectors that see any of the positions, counted from the pass' first.
+    fn seeing(&self, positions: &Range<usize>) -> Range<usize> {
+        let args = &self.of.args;
+        let row_of = |position: usize| position.saturating_sub(args.position) * args.group;
+        let first = row_of(positions.start);
+        let end = args.window.map_or(usize::MAX, |w| row_of(positions.end - 1 + w));
+        let within = |i: usize| i.clamp(self.vectors.start, self.vectors.end) - self.vectors.start;
+        within(first)..within(end)
+    }
+}
+
+/// A split's scores to weights, for all vectors; what they have summed is taken to their new maximums.
+struct Weigh<'a, 'b, E> {
+    pass: &'b mut Pass<'a, E>,
+    split: Range<usize>,
+}
+
+impl<E: KvElement> Kernel for Weigh<'_, '_, E> {
     #[inline(always)]
-    unsafe fn lay_out_keys<S: Simd>(&self, positions: &Range<usize>, tile: *mut f32) {
-        for (i, first) in positions.clone().step_by(BLOCK_SIZE).enumerate() {
-            let keys = self.piece(self.args.cache.k, first / BLOCK_SIZE);
-            for d in 0..self.args.cache.head_dim {
+    unsafe fn run<S: Simd>(self) {
+        let Weigh { pass: Pass { of, vectors, room, softmax, .. }, split } = self;
+        let (dim, len) = (of.args.cache.head_dim, split.len());
+        for ((n, i), softmax) in vectors.clone().enumerate().zip(softmax) {
+            let visible = of.visible(i, split.start, len);
+            // SAFETY: the caller's; a split is whole vectors, and a row holds one.
+            unsafe {
+                let scores = room.scores.add(n * SCORES_ROW);
+                let factor =
+                    softmax.weights::<S>(scores, len.next_multiple_of(LANES), visible, of.args.scale);
+                if factor != 1.0 {
+                    let values = room.values.add(n * dim);
+                    scale_to::<S>(values, dim, factor, values);
+                }
+            }
+        }
+    }
+}
+
+/// Sums of values to results.
+struct Finish<'a, 'b, E> {
+    pass: &'b Pass<'a, E>,
+}
+
+impl<E: KvElement> Kernel for Finish<'_, '_, E> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Pass { of, vectors, room, softmax, .. } = self.pass;
+        let dim = of.args.cache.head_dim;
+        for ((n, i), softmax) in vectors.clone().enumerate().zip(softmax) {
+            // SAFETY: the caller's.
+            unsafe {
+                let out = of.args.out.add(of.vector(i));
+                scale_to::<S>(room.values.add(n * dim), dim, 1.0 / softmax.sum, out);
+                of.report(i, softmax);
+            }
+        }
+    }
+}
+
+/// Writes the keys of the blocks that hold `positions`, whose first begins one, as `[head_dim, TILE]`.
+struct LayOutKeys<'a, E> {
+    of: &'a AttendKernel<'a, E>,
+    positions: Range<usize>,
+    tile: *mut f32,
+}
+
+impl<E: KvElement> Kernel for LayOutKeys<'_, E> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let LayOutKeys { of, positions, tile } = self;
+        for (i, first) in positions.step_by(BLOCK_SIZE).enumerate() {
+            let keys = of.piece(of.args.cache.k, first / BLOCK_SIZE);
+            for d in 0..of.args.cache.head_dim {
                 // SAFETY: the caller's: the block exists, and a tile holds TILE positions.
                 unsafe {
                     let key = E::load::<S>(keys.add(d * BLOCK_SIZE * E::BYTES));
@@ -188,13 +227,22 @@ impl<E: KvElement> AttendKernel<'_, E> {
             }
         }
     }
+}
 
-    /// Writes the values of `positions` as `[positions, head_dim]`.
+/// Writes the values of `positions` as `[positions, head_dim]`.
+struct LayOutValues<'a, E> {
+    of: &'a AttendKernel<'a, E>,
+    positions: Range<usize>,
+    tile: *mut f32,
+}
+
+impl<E: KvElement> Kernel for LayOutValues<'_, E> {
     #[inline(always)]
-    unsafe fn lay_out_values<S: Simd>(&self, positions: &Range<usize>, tile: *mut f32) {
-        let dim = self.args.cache.head_dim;
-        for (i, position) in positions.clone().enumerate() {
-            let values = self.piece(self.args.cache.v, position / BLOCK_SIZE);
+    unsafe fn run<S: Simd>(self) {
+        let LayOutValues { of, positions, tile } = self;
+        let dim = of.args.cache.head_dim;
+        for (i, position) in positions.enumerate() {
+            let values = of.piece(of.args.cache.v, position / BLOCK_SIZE);
             for d in (0..dim).step_by(LANES) {
                 let at = position % BLOCK_SIZE * dim + d;
                 // SAFETY: as above.

@@ -64,14 +64,24 @@ pub(crate) unsafe fn attend<'a>(isa: Isa, f16: bool, args: Attend<'a>, next: Opt
     // SAFETY: the caller's.
     unsafe {
         if f16 {
-            isa.run(AttendKernel::<KvF16> { element: PhantomData, args, next });
+            AttendKernel::<KvF16> { element: PhantomData, args, next }.attend(isa);
         } else {
-            isa.run(AttendKernel::<KvF32> { element: PhantomData, args, next });
+            AttendKernel::<KvF32> { element: PhantomData, args, next }.attend(isa);
         }
     }
 }
 
 impl<E: KvElement> AttendKernel<'_, E> {
+    unsafe fn attend(self, isa: Isa) {
+        // SAFETY: the caller's.
+        unsafe { if self.num_queries() < MANY { isa.run(self) } else { self.many(isa) } }
+    }
+
+    #[inline(always)]
+    fn num_queries(&self) -> usize {
+        (self.args.rows.1 - self.args.rows.0) * self.args.group
+    }
+
     /// Step row and head of query vector `i`.
     #[inline(always)]
     fn query(&self, i: usize) -> (usize, usize) {
@@ -228,8 +238,7 @@ impl<E: KvElement> Kernel for AttendKernel<'_, E> {
             // SAFETY: a hint.
             unsafe { Self { args, next: None, ..self }.fetch_first::<S>() };
         }
-        let num_queries = (self.args.rows.1 - self.args.rows.0) * self.args.group;
         // SAFETY: the caller's.
-        unsafe { if num_queries < MANY { self.few::<S>(num_queries) } else { self.many::<S>(num_queries) } }
+        unsafe { self.few::<S>(self.num_queries()) };
     }
 }
