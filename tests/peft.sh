@@ -32,9 +32,11 @@ $parity compare target/release/wardrobe "$model" ${adapters[@]+"${adapters[@]}"}
 $parity make "$model" "$folder"
 python3 -c 'import json, random; random.seed(1); print(json.dumps([[random.randrange(32000) for _ in range(n)] for n in (7, 90, 33)]))' \
     >"$folder/ids.json"
-for kind in uniform rslora dora attention; do
+failed=0
+for kind in uniform rslora attention dora; do
     echo "gradients of $kind, relative:"
     $parity gradients "$model" "$folder/$kind" "$folder/ids.json" "$folder/theirs"
     target/release/examples/train_gradients "$model" "$folder/$kind" "$folder/ids.json" "$folder/ours"
-    $parity compare-gradients "$folder/theirs" "$folder/ours"
+    $parity compare-gradients "$folder/theirs" "$folder/ours" || failed=1
 done
+exit $failed
