@@ -1,5 +1,6 @@
 //! Fine-tuning jobs of `wardrobe serve` with the real trainer: two at once, beside answers that must not change, and a
 //! server that is killed in the middle.
+#![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A test fails by panicking.
 
 #[path = "support/command.rs"]
