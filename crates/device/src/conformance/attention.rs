@@ -225,7 +225,14 @@ pub(super) fn long_contexts(subject: &Subject) {
 
 pub(super) fn windows(subject: &Subject) {
     let mut random = Random::new(53);
-    for (window, lens) in [(1, [20, 5]), (5, [40, 3]), (16, [33, 16]), (40, [100, 41]), (300, [560, 299])] {
+    for (window, lens) in [
+        (1, [20, 5]),
+        (5, [40, 3]),
+        (16, [33, 16]),
+        (40, [100, 41]),
+        (300, [560, 299]),
+        (usize::MAX, [70, 9]),
+    ] {
         for dtype in [DType::F32, DType::F16] {
             let mut case = Case::new([2, 1], 64, dtype, &lens);
             case.spec.window = Some(window);

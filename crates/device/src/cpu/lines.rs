@@ -11,8 +11,6 @@ struct Line(#[expect(dead_code, reason = "read through pointers")] [f32; LANES])
 pub(crate) struct Lines(Vec<Line>);
 
 impl Lines {
-    pub(crate) const NONE: Lines = Lines(Vec::new());
-
     /// `len` zeros.
     pub(crate) fn new(len: usize) -> Self {
         Lines(vec![Line([0.0; LANES]); len.div_ceil(LANES)])

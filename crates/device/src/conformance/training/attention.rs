@@ -45,9 +45,10 @@ pub(in crate::conformance) fn attention(subject: &Subject) {
     let mut random = Random::new(74);
     // Heads of both kinds, length of a head, lengths of the sequences, window.
     type Case = ([usize; 2], usize, &'static [usize], Option<usize>);
-    let cases: [Case; 5] = [
+    let cases: [Case; 6] = [
         ([3, 1], 64, &[1, 17, 70], None),
         ([1, 1], 16, &[560], None),
+        ([2, 1], 16, &[70], Some(usize::MAX)),
         ([2, 2], 16, &[130], None),
         ([4, 2], 48, &[64, 65, 3], None),
         ([2, 1], 32, &[150, 20], Some(40)),

@@ -33,7 +33,7 @@ struct Room {
 
 thread_local! {
     /// What the last task of this thread had its room in.
-    static LINES: Cell<Lines> = const { Cell::new(Lines::NONE) };
+    static LINES: Cell<Lines> = Cell::default();
 }
 
 impl Room {
@@ -149,9 +149,9 @@ impl<E: KvElement> Pass<'_, E> {
     /// The vectors that see any of the positions, counted from the pass' first.
     fn seeing(&self, positions: &Range<usize>) -> Range<usize> {
         let args = &self.of.args;
-        let row_of = |position: usize| position.saturating_sub(args.position) * args.group;
+        let row_of = |position: usize| position.saturating_sub(args.position).saturating_mul(args.group);
         let first = row_of(positions.start);
-        let end = args.window.map_or(usize::MAX, |w| row_of(positions.end - 1 + w));
+        let end = args.window.map_or(usize::MAX, |w| row_of((positions.end - 1).saturating_add(w)));
         let within = |i: usize| i.clamp(self.vectors.start, self.vectors.end) - self.vectors.start;
         within(first)..within(end)
     }

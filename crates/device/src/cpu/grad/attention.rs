@@ -54,27 +54,26 @@ fn parts(rows: Range<usize>, window: Option<usize>) -> impl Iterator<Item = Part
 }
 
 /// Operands for one sequence, one key-value head and a part of the keys. Pointers are at the sequence's first row.
-#[derive(Clone)]
-pub(super) struct HeadBackward {
+struct HeadBackward {
     /// Rows of the sequence.
-    pub(super) rows: usize,
-    pub(super) keys: Range<usize>,
-    pub(super) kv_head: usize,
-    pub(super) num_heads: usize,
-    pub(super) num_kv_heads: usize,
-    pub(super) head_dim: usize,
-    pub(super) q: *const f32,
-    pub(super) k: *const f32,
-    pub(super) v: *const f32,
-    pub(super) out: *const f32,
-    pub(super) lse: *const f32,
-    pub(super) d_out: *const f32,
+    rows: usize,
+    keys: Range<usize>,
+    kv_head: usize,
+    num_heads: usize,
+    num_kv_heads: usize,
+    head_dim: usize,
+    q: *const f32,
+    k: *const f32,
+    v: *const f32,
+    out: *const f32,
+    lse: *const f32,
+    d_out: *const f32,
     /// Written, for all rows of the group's heads: what these keys give.
-    pub(super) d_q: *mut f32,
-    pub(super) d_k: *mut f32,
-    pub(super) d_v: *mut f32,
-    pub(super) scale: f32,
-    pub(super) window: Option<usize>,
+    d_q: *mut f32,
+    d_k: *mut f32,
+    d_v: *mut f32,
+    scale: f32,
+    window: Option<usize>,
 }
 
 /// A tile of keys.
@@ -113,7 +112,7 @@ impl HeadBackward {
     /// # Safety
     /// The extents are those of the operands; nobody else reads or writes the gradients of these keys, or this `d_q` of
     /// these heads.
-    pub(super) unsafe fn run(&self, isa: Isa) {
+    unsafe fn run(&self, isa: Isa) {
         let dim = self.head_dim;
         let (q_row, _) = self.strides();
         let lines = || Lines::new(dim * TILE);
@@ -160,7 +159,7 @@ impl HeadBackward {
             }
         }
         let tiles = room.tiles.get_mut(..num_tiles).unwrap_or_default();
-        let end = self.window.map_or(self.rows, |w| self.rows.min(end + w - 1));
+        let end = self.window.map_or(self.rows, |w| self.rows.min(end.saturating_add(w - 1)));
         for (i, head) in self.heads().enumerate() {
             for first in (first..end).step_by(TILE) {
                 let queries = first..end.min(first + TILE);
@@ -323,7 +322,8 @@ impl Kernel for Softmax {
         for (i, query) in queries.enumerate() {
             // The keys of the tile that the query sees.
             let end = (query + 1).saturating_sub(keys.start).min(keys.len());
-            let first = window.map_or(0, |w| (query + 1).saturating_sub(w + keys.start)).min(end);
+            let first =
+                window.map_or(0, |w| (query + 1).saturating_sub(w.saturating_add(keys.start))).min(end);
             // SAFETY: the caller's; `len` is whole vectors within the tile's row.
             unsafe {
                 let (row, d_row) = (weights.add(i * TILE), d_scores.add(i * TILE));
