@@ -34,9 +34,13 @@ python3 -c 'import json, random; random.seed(1); print(json.dumps([[random.randr
     >"$folder/ids.json"
 failed=0
 for kind in uniform rslora attention dora; do
-    echo "gradients of $kind, relative:"
+    echo "gradients of $kind, relative to peft's in f64:"
+    $parity gradients --f64 "$model" "$folder/$kind" "$folder/ids.json" "$folder/exact"
     $parity gradients "$model" "$folder/$kind" "$folder/ids.json" "$folder/theirs"
     target/release/examples/train_gradients "$model" "$folder/$kind" "$folder/ids.json" "$folder/ours"
-    $parity compare-gradients "$folder/theirs" "$folder/ours" || failed=1
+    echo "peft in f32:"
+    $parity compare-gradients "$folder/exact" "$folder/theirs" || true
+    echo "Wardrobe:"
+    $parity compare-gradients "$folder/exact" "$folder/ours" || failed=1
 done
 exit $failed

@@ -14,8 +14,8 @@ For whoever compares without a server; token ids are JSON, [[id, ...], ...], or 
     ... make MODEL.gguf FOLDER                   writes peft's adapters to FOLDER/<kind>
     ... logits MODEL.gguf ADAPTER IDS OUT        writes logits `i` [tokens, vocab] and log_probs `i` [tokens - 1], safetensors
     ... gradients MODEL.gguf ADAPTER IDS OUT     writes peft's gradients of all factors under their names in PEFT's file,
-                                                 safetensors; prints the loss, its mean over all tokens that are learnt
-    ... compare-gradients THEIRS OURS            two such files: the worst relative difference of any tensor
+        [--f64]                                  safetensors; prints the loss, its mean over all tokens that are learnt
+    ... compare-gradients EXACT OTHERS           two such files: the relative differences of the tensors
 
 Exit status: 0 if all agree, else 1.
 """
@@ -24,6 +24,7 @@ import argparse
 import json
 import os
 import pathlib
+import statistics
 import sys
 import tempfile
 import warnings
@@ -36,6 +37,7 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from transformers.models.llama import modeling_llama
 
 import transformers_parity as parity
 
@@ -106,14 +108,36 @@ def logits(args):
     save_file(tensors, args.out)
 
 
+def exactly_f64(model):
+    """The model in f64 throughout: what transformers computes in f32 whatever the weights are, too."""
+
+    def rms_norm(self, x):
+        return self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon))
+
+    def rotary(self, x, position_ids):
+        assert self.rope_type == "default"
+        head_dim = self.config.hidden_size // self.config.num_attention_heads
+        base = self.config.rope_parameters["rope_theta"]
+        inverse = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+        angles = position_ids[..., None].double() * inverse
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos(), angles.sin()
+
+    modeling_llama.LlamaRMSNorm.forward = rms_norm
+    modeling_llama.LlamaRotaryEmbedding.forward = rotary
+    return model.double()
+
+
 def gradients(args):
     """Of the mean cross-entropy over all learnt tokens of all sequences. With DoRA, peft holds the norm for a constant."""
     adapted = PeftModel.from_pretrained(load(args.model), args.adapter, is_trainable=True).eval()
+    if args.f64:
+        adapted = exactly_f64(adapted)
     sequences = list(zip(*read_ids(args.ids)))
     learnt = sum(label != -100 for _, labels in sequences for label in labels[1:])
     total = 0.0
     for ids, labels in sequences:
-        rows = adapted(torch.tensor([ids])).logits[0, :-1].float()
+        rows = adapted(torch.tensor([ids])).logits[0, :-1]
         loss = torch.nn.functional.cross_entropy(rows, torch.tensor(labels[1:]), reduction="sum") / learnt
         loss.backward()
         total += loss.item()
@@ -129,14 +153,15 @@ def gradients(args):
 
 
 def compare_gradients(args):
-    theirs, ours = load_file(args.theirs), load_file(args.ours)
-    if set(theirs) != set(ours):
-        raise SystemExit(f"only in one of the files: {sorted(set(theirs) ^ set(ours))[:5]}")
+    exact, others = load_file(args.exact), load_file(args.others)
+    if set(exact) != set(others):
+        raise SystemExit(f"only in one of the files: {sorted(set(exact) ^ set(others))[:5]}")
     # Relative to the tensor's own norm, but not below a part of the whole that no step would notice.
-    floor = 1e-6 * max(t.double().norm().item() for t in theirs.values())
-    off = {n: (ours[n].double() - t.double()).norm().item() / max(t.double().norm().item(), floor) for n, t in theirs.items()}
+    norms = {name: t.double().norm().item() for name, t in exact.items()}
+    floor = 1e-6 * max(norms.values())
+    off = {n: (others[n].double() - t.double()).norm().item() / max(norms[n], floor) for n, t in exact.items()}
     worst = max(off, key=off.get)
-    print(f"{len(off)} tensors, worst {off[worst]:.1e} in {worst}")
+    print(f"{len(off)} tensors, median {statistics.median(off.values()):.1e}, worst {off[worst]:.1e} in {worst}")
     sys.exit(0 if off[worst] <= GRADIENT_TOLERANCE else 1)
 
 
@@ -183,12 +208,13 @@ def main():
         if more:
             sub.add_argument(more, nargs="*")
         sub.set_defaults(run=run)
+        return sub
 
     command("compare", compare, "wardrobe", "model", more="adapters")
     command("make", lambda args: make(load(args.model), args.folder), "model", "folder")
     command("logits", logits, "model", "adapter", "ids", "out")
-    command("gradients", gradients, "model", "adapter", "ids", "out")
-    command("compare-gradients", compare_gradients, "theirs", "ours")
+    command("gradients", gradients, "model", "adapter", "ids", "out").add_argument("--f64", action="store_true")
+    command("compare-gradients", compare_gradients, "exact", "others")
     args = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
     args.run(args)

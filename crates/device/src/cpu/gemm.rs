@@ -4,9 +4,10 @@
 //! where both sides are quantised a chain over the minimums of all blocks comes first. How many rows or panels a call handles
 //! changes only what is computed beside it.
 
-use super::activations::{Activations, BLOCK_BYTES, GROUP_BLOCKS, TILE_ROWS};
+use super::activations::{Activations, BLOCK_BYTES, BlockMeta, GROUP_BLOCKS, TILE_ROWS};
 use super::blocks::{BLOCK, BlockFormat};
 use super::isa::Kernel;
+use super::lines::LINE_BYTES;
 use super::simd::{LANES, Simd};
 
 /// What happens to a finished sum before it is stored: `out = sum + bias + residual`.
@@ -79,6 +80,16 @@ pub(crate) struct QuantisedGemm<F> {
 }
 
 impl<F: BlockFormat> QuantisedGemm<F> {
+    /// `M` rows by the panels; gives `M`.
+    #[inline(always)]
+    unsafe fn tiles<S: Simd, const M: usize>(&self, row: usize, panels: (usize, usize)) -> usize {
+        for panel in panels.0..panels.1 {
+            // SAFETY: the caller's.
+            unsafe { self.tile::<S, M>(row, panel) };
+        }
+        M
+    }
+
     /// A panel's scales.
     #[inline(always)]
     pub(crate) fn scales(&self, panel: usize) -> *const u8 {
@@ -125,20 +136,14 @@ impl<F: BlockFormat> QuantisedGemm<F> {
                 for b in first..num_blocks.min(first + GROUP_BLOCKS) {
                     let w = F::quants::<S>(quants.add(b * F::QUANT_BYTES));
                     let parts = F::scales::<S>(scales.add(b / F::SUPER * F::SCALE_BYTES), b % F::SUPER);
-                    for (m, sum) in group.iter_mut().enumerate() {
-                        let a = a.add((b * TILE_ROWS + m) * BLOCK_BYTES);
-                        let meta = meta.add(b * TILE_ROWS + m);
-                        if F::PARTS == 1 {
-                            let dot = dot_block::<F, S, M>(&w, a, (*meta).sum);
-                            *sum = S::fma(S::to_f32(dot), parts[0], *sum);
-                        } else {
-                            let low = (*meta).sum_low;
-                            let x = dot_half::<F, S, 0>(&w, a, low);
-                            let y = dot_half::<F, S, 4>(&w, a, (*meta).sum - low);
-                            *sum = S::fma(S::to_f32(x), parts[0], *sum);
-                            *sum = S::fma(S::to_f32(y), parts[1], *sum);
+                    if M == TILE_ROWS {
+                        let ahead = quants.wrapping_add((b + BLOCKS_AHEAD) * F::QUANT_BYTES);
+                        for line in 0..F::QUANT_BYTES / LINE_BYTES {
+                            S::prefetch(ahead.wrapping_add(line * LINE_BYTES));
                         }
                     }
+                    let at = b * TILE_ROWS;
+                    add_block::<F, S, M>(&w, parts, (a.add(at * BLOCK_BYTES), meta.add(at)), &mut group);
                 }
                 let meta = meta.add(first * TILE_ROWS);
                 for (m, (sum, group)) in sums.iter_mut().zip(group).enumerate() {
@@ -152,12 +157,64 @@ impl<F: BlockFormat> QuantisedGemm<F> {
     }
 }
 
+/// Bytes of panels' quants that one tile of rows after the other passes over.
+const PANELS_BYTES: usize = 256 * 1024;
+
+/// Blocks ahead of which a panel's bytes are asked for where many rows make the block last.
+const BLOCKS_AHEAD: usize = 4;
+
+/// Rows that [`Simd::dot_rows`] takes at once.
+const ROWS_TOGETHER: usize = 8;
+
+/// What was added to every weight to make its quant.
+#[inline(always)]
+const fn offset<F: BlockFormat, S: Simd>() -> i32 {
+    F::OFFSET + if F::SIGNED { S::I8_BIAS } else { 0 }
+}
+
 /// What a block's integer sum starts at, `sum` being that of the activations: minus what the weights' offset adds.
 #[inline(always)]
 unsafe fn start<F: BlockFormat, S: Simd>(sum: i32) -> S::I {
-    let offset = F::OFFSET + if F::SIGNED { S::I8_BIAS } else { 0 };
     // SAFETY: register arithmetic only; the caller guarantees the CPU features.
-    unsafe { S::splat_i32(-offset * sum) }
+    unsafe { S::splat_i32(-offset::<F, S>() * sum) }
+}
+
+/// Adds to each row's sum its product with a block of the panel. `x` is the first row's block; the others follow.
+#[inline(always)]
+unsafe fn add_block<F: BlockFormat, S: Simd, const M: usize>(
+    w: &[S::W; 8],
+    scales: [S::F; 2],
+    x: (*const i8, *const BlockMeta),
+    sums: &mut [S::F; M],
+) {
+    // SAFETY: the caller's: the rows' blocks are readable.
+    unsafe {
+        if F::PARTS == 1 && M.is_multiple_of(ROWS_TOGETHER) {
+            for (i, sums) in sums.as_chunks_mut::<ROWS_TOGETHER>().0.iter_mut().enumerate() {
+                let first = i * ROWS_TOGETHER;
+                let dots = S::dot_rows(w, x.0.add(first * BLOCK_BYTES), F::SIGNED);
+                for (m, (sum, mut dot)) in sums.iter_mut().zip(dots).enumerate() {
+                    if offset::<F, S>() != 0 {
+                        dot = S::add_i32(dot, start::<F, S>((*x.1.add(first + m)).sum));
+                    }
+                    *sum = S::fma(S::to_f32(dot), scales[0], *sum);
+                }
+            }
+            return;
+        }
+        for (m, sum) in sums.iter_mut().enumerate() {
+            let (a, meta) = (x.0.add(m * BLOCK_BYTES), *x.1.add(m));
+            if F::PARTS == 1 {
+                let dot = dot_block::<F, S, M>(w, a, meta.sum);
+                *sum = S::fma(S::to_f32(dot), scales[0], *sum);
+            } else {
+                let low = dot_half::<F, S, 0>(w, a, meta.sum_low);
+                let high = dot_half::<F, S, 4>(w, a, meta.sum - meta.sum_low);
+                *sum = S::fma(S::to_f32(low), scales[0], *sum);
+                *sum = S::fma(S::to_f32(high), scales[1], *sum);
+            }
+        }
+    }
 }
 
 /// The whole block's product. Integer sums are exact in any order, so that the number of chains is free.
@@ -219,32 +276,20 @@ unsafe fn dot_half<F: BlockFormat, S: Simd, const FIRST: usize>(
 impl<F: BlockFormat> Kernel for QuantisedGemm<F> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        for panel in self.panels.0..self.panels.1 {
+        // Panels that stay in the second-level cache, each row tile meanwhile in the first.
+        let step = (PANELS_BYTES / (self.x.num_blocks * F::QUANT_BYTES).max(1)).max(1);
+        for first in (self.panels.0..self.panels.1).step_by(step) {
+            let panels = (first, self.panels.1.min(first + step));
             let mut row = self.rows.0;
             while row < self.rows.1 {
                 // SAFETY: the caller's; a tile never exceeds the rows that are left.
                 unsafe {
                     row += match self.rows.1 - row {
-                        TILE_ROWS.. => {
-                            self.tile::<S, TILE_ROWS>(row, panel);
-                            TILE_ROWS
-                        }
-                        8.. => {
-                            self.tile::<S, 8>(row, panel);
-                            8
-                        }
-                        4.. => {
-                            self.tile::<S, 4>(row, panel);
-                            4
-                        }
-                        2.. => {
-                            self.tile::<S, 2>(row, panel);
-                            2
-                        }
-                        _ => {
-                            self.tile::<S, 1>(row, panel);
-                            1
-                        }
+                        TILE_ROWS.. => self.tiles::<S, TILE_ROWS>(row, panels),
+                        8.. => self.tiles::<S, 8>(row, panels),
+                        4.. => self.tiles::<S, 4>(row, panels),
+                        2.. => self.tiles::<S, 2>(row, panels),
+                        _ => self.tiles::<S, 1>(row, panels),
                     };
                 }
             }

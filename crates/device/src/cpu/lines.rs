@@ -2,6 +2,9 @@
 
 use super::simd::LANES;
 
+/// Bytes of a cache line.
+pub(crate) const LINE_BYTES: usize = 64;
+
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 struct Line(#[expect(dead_code, reason = "read through pointers")] [f32; LANES]);
@@ -21,6 +24,11 @@ impl Lines {
         if self.0.len() * LANES < len {
             *self = Lines::new(len);
         }
+    }
+
+    pub(crate) fn as_slice(&self) -> &[f32] {
+        // SAFETY: a line is 16 floats and nothing else, and every one of them was written.
+        unsafe { std::slice::from_raw_parts(self.as_ptr(), self.0.len() * LANES) }
     }
 
     pub(crate) fn as_ptr(&self) -> *const f32 {

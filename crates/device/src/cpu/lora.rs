@@ -9,6 +9,7 @@ use std::marker::PhantomData;
 
 use super::gemm::{BF16, Element, F16, F32};
 use super::isa::{Isa, Kernel};
+use super::lines::LINE_BYTES;
 use super::simd::{LANES, Simd, load, store};
 use crate::DType;
 
@@ -16,7 +17,6 @@ use crate::DType;
 /// and from there into the first.
 const FAR_BYTES: usize = 8192;
 const NEAR_BYTES: usize = 1024;
-const LINE_BYTES: usize = 64;
 /// How many tiles ahead outputs are asked for: half of them were written by other threads.
 const OUT_AHEAD: usize = 3;
 

@@ -1,6 +1,7 @@
 //! A few query vectors at once, straight from the cache: for decoding, where reading it is what takes time.
 
-use super::{Attend, AttendKernel, BLOCKS_AHEAD, KvElement, LINE_BYTES, Running, SPLIT, scale_to};
+use super::{Attend, AttendKernel, BLOCKS_AHEAD, KvElement, Running, SPLIT, scale_to};
+use crate::cpu::lines::LINE_BYTES;
 use crate::cpu::simd::{LANES, Simd};
 use crate::kv::BLOCK_SIZE;
 

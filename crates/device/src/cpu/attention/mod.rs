@@ -14,6 +14,7 @@ use std::ops::Range;
 
 use super::cache::{Cache, KvElement, KvF16, KvF32};
 use super::isa::{Isa, Kernel};
+use super::lines::LINE_BYTES;
 use super::simd::{LANES, Simd, exp};
 use crate::kv::BLOCK_SIZE;
 
@@ -23,8 +24,6 @@ const SPLIT: usize = 256;
 const MANY: usize = 24;
 /// How far ahead keys are asked for.
 const BLOCKS_AHEAD: usize = 2;
-/// Bytes that are asked for at once.
-const LINE_BYTES: usize = 64;
 
 /// Attention of some adjacent rows of one sequence and the query heads of one key-value head.
 #[derive(Clone, Copy)]

@@ -1,9 +1,10 @@
 //! Frozen layers: the gradient of their inputs, and norms with an update, weights unpacked a tile at a time.
 
 use super::f32s;
-use super::unpack::{TILE_COLS, TILE_PANELS, Tile, unpack};
+use super::unpack::{TILE_COLS, TILE_LEN, TILE_PANELS, unpack};
 use crate::cpu::f32_gemm::{Gemm, Onto};
 use crate::cpu::isa::Isa;
+use crate::cpu::lines::Lines;
 use crate::cpu::simd::LANES;
 use crate::cpu::weight::CpuWeight;
 use crate::cpu::{Cpu, SendPtr, cpu_weight};
@@ -31,7 +32,7 @@ impl FrozenLayer<'_> {
         accumulate: bool,
     ) {
         let weight = self.weight;
-        let mut tile = Tile::new();
+        let mut tile = Lines::new(TILE_LEN);
         for panel in (0..weight.num_panels()).step_by(TILE_PANELS) {
             let panels = (panel, weight.num_panels().min(panel + TILE_PANELS));
             let first = panel * LANES;
@@ -42,7 +43,7 @@ impl FrozenLayer<'_> {
                     a: self.d_out.get().add(rows.0 * weight.rows + first),
                     a_row: weight.rows,
                     a_step: 1,
-                    b: tile.0.as_ptr(),
+                    b: tile.as_ptr(),
                     b_row: TILE_COLS,
                     c: d_x.add(rows.0 * weight.cols + cols.0),
                     c_row: weight.cols,
@@ -69,7 +70,7 @@ pub(in crate::cpu) fn update_norms(
     let mut norms = vec![0.0; rows];
     let to = SendPtr(norms.as_mut_ptr());
     cpu.chunks(rows, LANES, |first, num| {
-        let mut tile = Tile::new();
+        let mut tile = Lines::new(TILE_LEN);
         let mut squares = [0.0_f64; LANES];
         for col in (0..cols).step_by(TILE_COLS) {
             let len = TILE_COLS.min(cols - col);
@@ -83,7 +84,7 @@ pub(in crate::cpu) fn update_norms(
                     a_step: 1,
                     b: a.as_ptr().add(col),
                     b_row: cols,
-                    c: tile.0.as_mut_ptr(),
+                    c: tile.as_mut_ptr(),
                     c_row: TILE_COLS,
                     m: num,
                     n: len,
@@ -91,7 +92,7 @@ pub(in crate::cpu) fn update_norms(
                     onto: Onto::Sum,
                 });
             }
-            for (squares, row) in squares.iter_mut().zip(tile.0.chunks(TILE_COLS)) {
+            for (squares, row) in squares.iter_mut().zip(tile.as_slice().chunks(TILE_COLS)) {
                 *squares += row.iter().take(len).map(|w| f64::from(*w).powi(2)).sum::<f64>();
             }
         }

@@ -6,6 +6,7 @@ use crate::WeightFormat;
 use crate::cpu::blocks::{BLOCK, BlockFormat};
 use crate::cpu::gemm::{BF16, Element, F16, F32};
 use crate::cpu::isa::{Isa, Kernel};
+use crate::cpu::lines::Lines;
 use crate::cpu::simd::{LANES, Simd};
 use crate::cpu::weight::{CpuWeight, with_block_format};
 
@@ -16,29 +17,19 @@ pub(super) const TILE_PANELS: usize = 8;
 /// Elements of a tile.
 pub(super) const TILE_LEN: usize = TILE_PANELS * LANES * TILE_COLS;
 
-/// A tile. Aligned, since each vector of it would else lie in two cache lines.
-#[repr(align(64))]
-pub(super) struct Tile(pub(super) [f32; TILE_LEN]);
-
-impl Tile {
-    pub(super) fn new() -> Self {
-        Tile([0.0; TILE_LEN])
-    }
-}
-
 /// Writes the weight's panels `panels.0 .. panels.1` (at most [`TILE_PANELS`]), inputs `cols.0 .. cols.1` (at most
 /// [`TILE_COLS`], from a multiple of that on), dequantised, to `out`: `[outputs, TILE_COLS]`.
 ///
 /// # Safety
-/// Panels and inputs exist.
+/// Panels and inputs exist; `out` holds [`TILE_LEN`].
 pub(super) unsafe fn unpack(
     isa: Isa,
     weight: &CpuWeight,
     panels: (usize, usize),
     cols: (usize, usize),
-    out: &mut Tile,
+    out: &mut Lines,
 ) {
-    let (quants, scales, out) = (weight.quants.ptr(), weight.scales.ptr(), out.0.as_mut_ptr());
+    let (quants, scales, out) = (weight.quants.ptr(), weight.scales.ptr(), out.as_mut_ptr());
     // SAFETY: the caller's.
     unsafe {
         with_block_format!(weight.format, F => isa.run(UnpackBlocks::<F> {

@@ -93,6 +93,27 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn dot_u8(acc: Self::I, w: Self::W, a: *const i8) -> Self::I;
     /// As `dot_u8` for what `bias_i8` returned.
     unsafe fn dot_i8(acc: Self::I, w: Self::W, a: *const i8) -> Self::I;
+
+    /// `Σ_g 16 dot(w[g], high + 4 g) + dot(w[g], low + 4 g)` of eight rows of activations: a row's 32 high bytes are at
+    /// `a + 64 row`, its low bytes after them. `w` is what `bias_i8` returned where it is `signed`.
+    #[inline(always)]
+    unsafe fn dot_rows(w: &[Self::W; 8], a: *const i8, signed: bool) -> [Self::I; 8] {
+        // SAFETY: the caller's: 512 readable bytes at `a`.
+        unsafe {
+            let mut sums = [Self::splat_i32(0); 8];
+            for (row, sum) in sums.iter_mut().enumerate() {
+                let mut low = Self::splat_i32(0);
+                for (g, &w) in w.iter().enumerate() {
+                    let a = a.add(64 * row + 4 * g);
+                    *sum = if signed { Self::dot_i8(*sum, w, a) } else { Self::dot_u8(*sum, w, a) };
+                    let a = a.add(32);
+                    low = if signed { Self::dot_i8(low, w, a) } else { Self::dot_u8(low, w, a) };
+                }
+                *sum = Self::add_i32(Self::shl4_i32(*sum), low);
+            }
+            sums
+        }
+    }
 }
 
 /// The intrinsic's hint for writing gives a plain prefetch. Processors that lack the instruction take it as none.

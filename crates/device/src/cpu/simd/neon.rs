@@ -39,6 +39,13 @@ unsafe fn narrow_f16(low: float32x4_t, high: float32x4_t) -> uint16x8_t {
     bits
 }
 
+/// Stores four floats. Not the intrinsic, which newer compilers leave a function of its own in large kernels.
+#[inline(always)]
+unsafe fn store_quad(p: *mut f32, x: float32x4_t) {
+    // SAFETY: the caller's.
+    unsafe { p.cast::<float32x4_t>().write_unaligned(x) };
+}
+
 /// The first `n` of four floats (0 to 4), the others 0.
 #[inline(always)]
 unsafe fn load_first(p: *const f32, n: usize) -> float32x4_t {
@@ -68,7 +75,7 @@ unsafe fn store_first(p: *mut f32, x: float32x4_t, n: usize) {
                 vst1_f32(p, vget_low_f32(x));
                 vst1q_lane_f32::<2>(p.add(2), x);
             }
-            _ => vst1q_f32(p, x),
+            _ => store_quad(p, x),
         }
     }
 }
@@ -187,10 +194,10 @@ impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
     #[inline(always)]
     unsafe fn store(p: *mut f32, x: Self::F) {
         unsafe {
-            vst1q_f32(p, x[0]);
-            vst1q_f32(p.add(4), x[1]);
-            vst1q_f32(p.add(8), x[2]);
-            vst1q_f32(p.add(12), x[3]);
+            store_quad(p, x[0]);
+            store_quad(p.add(4), x[1]);
+            store_quad(p.add(8), x[2]);
+            store_quad(p.add(12), x[3]);
         }
     }
     #[inline(always)]
