@@ -31,7 +31,7 @@ NATIVE = {
 }
 # A -> B: A may use B.
 ARROWS = {
-    "wardrobe": {"batch", "data", "device", "engine", "eval", "formats", "hub", "models", "server", "text", "train"},
+    "wardrobe": {"batch", "data", "device", "engine", "eval", "formats", "grammar", "hub", "models", "server", "text", "train"},
     "server": {"batch", "engine", "text"},
     "data": {"text"},
     "eval": {"engine"},
@@ -41,6 +41,7 @@ ARROWS = {
     "train": {"data", "device", "formats", "models", "text"},
     "device": set(),
     "formats": set(),
+    "grammar": {"text"},
     "hub": set(),
     "text": set(),
 }

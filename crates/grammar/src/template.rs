@@ -1,0 +1,81 @@
+//! A compiled spec.
+
+use std::sync::Arc;
+
+use wardrobe_text::TokenId;
+
+use crate::Session;
+use crate::closed::ClosedSchema;
+use crate::guidance::Grammar;
+
+/// What a spec was compiled to.
+pub(crate) enum Compiled {
+    Closed(Arc<ClosedSchema>),
+    Guidance(Box<Grammar>),
+}
+
+impl Compiled {
+    pub(crate) fn session(&self) -> Box<dyn Session> {
+        match self {
+            Compiled::Closed(schema) => Box::new(schema.session()),
+            Compiled::Guidance(grammar) => Box::new(grammar.session()),
+        }
+    }
+}
+
+/// A compiled spec, shared by all sequences that are held to it.
+pub struct Template {
+    compiled: Compiled,
+    shortest: Box<[TokenId]>,
+    warnings: Box<[String]>,
+}
+
+/// Which engine computes a template's masks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum EngineKind {
+    /// An automaton of the whole text, for closed schemas: masks are looked up.
+    Closed,
+    /// `llguidance`: any grammar, each mask computed when it is asked for.
+    Guidance,
+}
+
+impl std::fmt::Debug for Template {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Template")
+            .field("engine", &self.engine())
+            .field("shortest_tokens", &self.shortest.len())
+            .field("warnings", &self.warnings)
+            .finish()
+    }
+}
+
+impl Template {
+    pub(crate) fn new(compiled: Compiled, shortest: Vec<TokenId>, warnings: Vec<String>) -> Arc<Self> {
+        Arc::new(Template { compiled, shortest: shortest.into(), warnings: warnings.into() })
+    }
+
+    /// A text that follows it from the beginning.
+    pub fn session(&self) -> Box<dyn Session> {
+        self.compiled.session()
+    }
+
+    /// A short text that it allows, without the token that ends it: no answer can be held to it in fewer tokens than the
+    /// shortest, and this many always do.
+    pub fn shortest(&self) -> &[TokenId] {
+        &self.shortest
+    }
+
+    /// What of the spec is not honoured.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Which engine it runs on.
+    pub fn engine(&self) -> EngineKind {
+        match self.compiled {
+            Compiled::Closed(_) => EngineKind::Closed,
+            Compiled::Guidance(_) => EngineKind::Guidance,
+        }
+    }
+}
