@@ -32,10 +32,10 @@ NATIVE = {
 # A -> B: A may use B.
 ARROWS = {
     "wardrobe": {"batch", "data", "device", "engine", "eval", "formats", "grammar", "hub", "models", "server", "text", "train"},
-    "server": {"batch", "engine", "text"},
+    "server": {"batch", "engine", "grammar", "text"},
     "data": {"text"},
     "eval": {"engine"},
-    "engine": {"device", "formats", "models", "text"},
+    "engine": {"device", "formats", "grammar", "models", "text"},
     "models": {"device", "formats"},
     "batch": set(),
     "train": {"data", "device", "formats", "models", "text"},

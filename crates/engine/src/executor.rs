@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use crate::adapter::PreparedAdapter;
+use crate::constraint::Allowed;
 use crate::error::ExecutorError;
 use crate::ids::{BlockId, Digest, SequenceId, SlotIdx, TokenId};
 
@@ -118,8 +119,8 @@ pub struct SampleSpec {
     pub logit_bias: Arc<[(TokenId, f32)]>,
     /// Tokens that must not be sampled: end and stop ids before `min_tokens`, ends of bad words.
     pub banned: Vec<TokenId>,
-    /// Tokens that may be sampled, one bit each (token `t` is bit `t % 32` of word `t / 32`); `None` is all.
-    pub allowed: Option<Arc<[u32]>>,
+    /// Tokens that may be sampled.
+    pub allowed: Allowed,
     /// Key of the random stream.
     pub seed: u64,
     /// Which choice of the request.
@@ -153,7 +154,7 @@ pub struct StepOutput {
 /// A chunk's results.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ChunkOutput {
-    /// Set exactly if the chunk asked to sample.
+    /// Set exactly if the chunk asked to sample, unless it awaits a mask: see [`Allowed::Awaited`].
     pub sampled: Option<Sampled>,
     /// One row per target of the chunk's [`PromptLogprobs`].
     pub prompt_logprobs: Vec<Sampled>,
@@ -170,4 +171,17 @@ pub struct Sampled {
     pub rank: u32,
     /// The likeliest tokens, likeliest first, then the tokens asked for by id.
     pub top: Vec<(TokenId, f32)>,
+}
+
+impl Sampled {
+    /// With another token in the place of the sampled one: its log-probability is known if it is among the likeliest.
+    pub(crate) fn replaced_by(mut self, token: TokenId) -> Self {
+        let known = self.top.iter().enumerate().find(|(_, (id, _))| *id == token);
+        (self.rank, self.logprob) = match known {
+            Some((place, (_, logprob))) => (place as u32 + 1, *logprob),
+            None => (0, f32::NEG_INFINITY),
+        };
+        self.token = token;
+        self
+    }
 }

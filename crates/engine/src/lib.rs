@@ -44,6 +44,7 @@
 mod adapter;
 mod codec;
 mod config;
+mod constraint;
 mod core;
 mod engine;
 mod error;
@@ -63,6 +64,7 @@ mod validate;
 pub use adapter::{AdapterInfo, AdapterLevel, AdapterLoader, AdapterSource, LoadOptions, PreparedAdapter};
 pub use codec::{Detokenizer, TextCodec};
 pub use config::{BLOCK_SIZE_TOKENS, EngineConfig, RequestLimits};
+pub use constraint::{Allowed, Constraint, PendingMask, Resolved};
 pub use engine::Engine;
 pub use error::{AdapterError, EngineError, ExecutorError, SubmitError};
 pub use executor::{

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::constraint::Constraint;
 use crate::ids::{GenerationId, TokenId};
 
 /// How the next token is chosen. The default is plain sampling from the model's distribution.
@@ -73,6 +74,9 @@ pub struct Request {
     pub expected_generation: Option<GenerationId>,
     /// How to sample.
     pub sampling: SamplingParams,
+    /// What the output is held to. It ends where that says, and stop strings and stop ids have no say in it; what
+    /// `max_tokens` ends is still what the constraint allows. Log-probabilities are of the tokens that it allows.
+    pub constraint: Option<Constraint>,
     /// The most tokens of output, per choice. `None` is as many as the context holds. `0` computes the
     /// prompt only.
     pub max_tokens: Option<usize>,
@@ -112,6 +116,7 @@ impl Default for Request {
             adapter_scale: 1.0,
             expected_generation: None,
             sampling: SamplingParams::default(),
+            constraint: None,
             max_tokens: None,
             min_tokens: 0,
             ignore_eos: false,

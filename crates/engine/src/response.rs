@@ -86,6 +86,8 @@ pub enum StopCause {
     Token(TokenId),
     /// One of the model's end ids.
     Eos(TokenId),
+    /// What it was held to allows no more.
+    Complete,
 }
 
 impl Finish {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use wardrobe_text::StopStrings;
 
 use crate::config::RequestLimits;
+use crate::constraint::Constraint;
 use crate::error::SubmitError;
 use crate::ids::TokenId;
 use crate::request::{Request, SamplingParams};
@@ -113,6 +114,7 @@ pub(crate) fn validate(request: Request, bounds: &Bounds<'_>) -> Result<ValidReq
         }
     };
     some_token_is_left(&request, bounds)?;
+    check_constraint(&request, max_tokens, bounds)?;
     at_most("stop", request.stop_strings.len(), limits.max_stop_strings)?;
     for stop in &request.stop_strings {
         at_most("stop", stop.len(), limits.max_stop_string_bytes)?;
@@ -158,6 +160,33 @@ fn some_token_is_left(request: &Request, bounds: &Bounds<'_>) -> Result<(), Subm
         None => "bad_words",
     };
     Err(invalid(field, "leaves no token beside those that `min_tokens` and `bad_words` exclude"))
+}
+
+/// Whether what the output is held to can be had.
+fn check_constraint(request: &Request, max_tokens: usize, bounds: &Bounds<'_>) -> Result<(), SubmitError> {
+    let Some(Constraint(template)) = &request.constraint else { return Ok(()) };
+    if request.sampling.allowed_token_ids.is_some() {
+        return Err(invalid("allowed_token_ids", "cannot be set beside a constraint"));
+    }
+    if request.ignore_eos {
+        return Err(invalid(
+            "ignore_eos",
+            "cannot be set beside a constraint, which says itself where it ends",
+        ));
+    }
+    let shortest = template.shortest();
+    if let Some(id) = shortest.iter().find(|id| id.0 as usize >= bounds.vocab_size) {
+        return Err(invalid("constraint", format!("is of another vocabulary: it has token id {id}")));
+    }
+    // `0` computes the prompt alone.
+    if max_tokens > 0 && shortest.len() > max_tokens {
+        let reason = format!(
+            "is {max_tokens}, less than the {} tokens of the shortest answer that the constraint allows",
+            shortest.len()
+        );
+        return Err(invalid("max_tokens", reason));
+    }
+    Ok(())
 }
 
 /// Output tokens per choice, if prompt and output fit the context.

@@ -28,6 +28,8 @@ pub use spec::{Spec, Whitespace};
 pub use template::{EngineKind, Template};
 pub use vocabulary::Vocabulary;
 
+use std::sync::Arc;
+
 use wardrobe_text::TokenId;
 
 /// A text in the making.
@@ -38,6 +40,11 @@ pub trait Session: Send {
     /// # Errors
     /// The engine failed; the session is of no use any more.
     fn fill_mask(&mut self, mask: &mut [u32]) -> Result<()>;
+
+    /// The mask of where the session is, of [`Vocabulary::mask_len`] words, if it was computed before: for nothing.
+    fn known_mask(&mut self) -> Option<Arc<[u32]>> {
+        None
+    }
 
     /// Follows a token. One that ends the text changes nothing.
     ///

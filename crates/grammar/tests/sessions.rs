@@ -67,7 +67,7 @@ fn numbers_parse_and_times_exist() {
         ("1.5e3", true),
         ("1e-99", true),
         ("1234567890123456", true),
-        ("1234567890123456789012345", false),
+        ("1234567890123456789", false),
         ("5e+866", false),
         ("-0", false),
         ("-0e1", false),

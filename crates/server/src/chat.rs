@@ -11,6 +11,7 @@ use wardrobe_text::{ChatInput, ChatTemplate, Message, MessageContent, TemplateLi
 
 use crate::admission::GenerationPlace;
 use crate::body::{JsonObject, json};
+use crate::constraint;
 use crate::context::RequestContext;
 use crate::error::{Api, ApiError, Result};
 use crate::generate::{Admitted, Generation, PromptOptions, engine_request, finish_reason};
@@ -39,6 +40,7 @@ pub(crate) async fn create(
     let mut admitted = Admitted::new(place, &context, &target);
     let shape = AnswerShape::new(&fields, chat.logprobs == Some(true), TokenStyle::Text)?;
     let mut request = engine_request(&state, &context, &target, &mut fields, Api::Chat)?;
+    request.constraint = constraint::resolve(&state, &body).await?;
     request.logprobs = match (chat.logprobs, chat.top_logprobs) {
         (Some(true), top) => Some(top.unwrap_or(0)),
         (_, None | Some(0)) => None,

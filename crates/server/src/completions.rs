@@ -11,6 +11,7 @@ use wardrobe_text::Tokenizer;
 
 use crate::admission::GenerationPlace;
 use crate::body::{JsonObject, json};
+use crate::constraint;
 use crate::context::RequestContext;
 use crate::error::{Api, ApiError, Result};
 use crate::generate::{Admitted, Generation, PromptOptions, engine_request, finish_reason};
@@ -63,6 +64,7 @@ impl Prepared {
         let mut admitted = Admitted::new(place, context, &target);
         let shape = AnswerShape::new(&fields, own.logprobs.is_some(), TokenStyle::TextOrBytes)?;
         let mut request = engine_request(state, context, &target, &mut fields, api)?;
+        request.constraint = constraint::resolve(state, &body).await?;
         let n = request.n;
         request.logprobs = own.logprobs;
         best_of(state, &own, shape, &mut request)?;

@@ -41,6 +41,7 @@ pub(crate) fn engine_request(
         adapter_scale: target.adapter_scale,
         expected_generation: target.expected_generation,
         sampling: sampling(state, fields)?,
+        constraint: None,
         max_tokens,
         min_tokens: size("min_tokens", fields.min_tokens.unwrap_or(0))?,
         ignore_eos: fields.ignore_eos.unwrap_or(false),
@@ -334,7 +335,7 @@ impl Admitted {
 /// A choice's end on the wire; an end that is a failure is an error.
 pub(crate) fn finish_reason(finish: Option<&Finish>) -> Result<(&'static str, Option<StopReason>)> {
     match finish {
-        Some(Finish::Stop(StopCause::Eos(_))) => Ok(("stop", None)),
+        Some(Finish::Stop(StopCause::Eos(_) | StopCause::Complete)) => Ok(("stop", None)),
         Some(Finish::Stop(StopCause::Token(id))) => Ok(("stop", Some(StopReason::Token(id.0)))),
         Some(Finish::Stop(StopCause::String(text))) => Ok(("stop", Some(StopReason::Text(text.clone())))),
         Some(Finish::Length) => Ok(("length", None)),

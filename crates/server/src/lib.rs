@@ -36,6 +36,7 @@ mod chat;
 mod completions;
 mod config;
 mod connection;
+mod constraint;
 mod context;
 mod cors;
 mod download;

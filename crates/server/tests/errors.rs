@@ -256,14 +256,7 @@ async fn prompts_over_the_context_say_so() {
 async fn what_is_not_supported_is_named() {
     let bench = Bench::new(ServerConfig::default());
     for (field, value) in [
-        (
-            "response_format",
-            json!({"type": "json_schema", "json_schema": {"name": "x", "schema": {}, "strict": true}}),
-        ),
-        ("response_format", json!({"type": "json_object"})),
         ("tools", json!([{"type": "function", "function": {"name": "f"}}])),
-        ("structured_outputs", json!({"regex": "a+"})),
-        ("guided_regex", json!("a+")),
         ("grammar", json!("root ::= \"a\"")),
         ("suffix", json!("end")),
         ("audio", json!({"voice": "x"})),
@@ -449,6 +442,9 @@ const FIELDS: &[&str] = &[
     "lora",
     "tools",
     "response_format",
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
     "bad_words",
     "truncate_prompt_tokens",
     "cache_salt",

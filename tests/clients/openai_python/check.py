@@ -1,11 +1,13 @@
 """The openai package for Python against a server: chat, streams, completions, log-probabilities, models, errors."""
 
 import asyncio
+import json
 import os
 import threading
+from typing import Optional
 
 import openai
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 BASE_URL, MODEL, ADAPTER = os.environ["BASE_URL"], os.environ["MODEL"], os.environ["ADAPTER"]
 OVERLOAD_URL = os.environ["OVERLOAD_URL"]
@@ -96,7 +98,7 @@ def check_completions():
 
 
 class Colour(BaseModel):
-    name: str
+    name: str = Field(max_length=20)
 
 
 def refused(kind, call):
@@ -118,14 +120,39 @@ def check_errors():
     assert absurd.param == "temperature", absurd.body
     roles = refused(openai.BadRequestError, lambda: chat(messages=[{"role": "alien", "content": "x"}]))
     assert roles.param == "messages[0].role", roles.body
-    schema = refused(
-        openai.BadRequestError,
-        lambda: client.chat.completions.parse(model=MODEL, messages=MESSAGES, response_format=Colour),
-    )
-    assert schema.param == "response_format", schema.body
     refused(openai.NotFoundError, lambda: client.get("/no/such/route", cast_to=object))
     if HAS_KEY:
         refused(openai.AuthenticationError, lambda: client.with_options(api_key="wrong").models.list())
+
+
+class Person(BaseModel):
+    name: str = Field(max_length=20)
+    sportsperson: bool
+    born: Optional[int]
+    places: list[Colour] = Field(max_length=3)
+
+
+def check_constrained():
+    for kind in (Colour, Person):
+        for seed in range(3):
+            answer = client.chat.completions.parse(
+                model=MODEL, messages=MESSAGES, response_format=kind, max_completion_tokens=300, temperature=1, seed=seed
+            )
+            choice = answer.choices[0]
+            assert choice.finish_reason == "stop" and isinstance(choice.message.parsed, kind), choice
+    # What the budget ends is whole, and says so.
+    schema = {"type": "object", "properties": {"words": {"type": "array", "items": {"type": "string"}, "minItems": 9}}}
+    schema |= {"required": ["words"]}
+    answer = chat(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}, max_completion_tokens=30)
+    assert len(json.loads(answer.choices[0].message.content)["words"]) >= 9, answer
+    assert answer.usage.completion_tokens <= 30 and answer.choices[0].finish_reason in ("stop", "length"), answer
+    answer = chat(response_format={"type": "json_object"}, max_completion_tokens=40)
+    assert isinstance(json.loads(answer.choices[0].message.content), dict), answer
+    answer = chat(extra_body={"structured_outputs": {"choice": ["blue", "green"]}})
+    assert answer.choices[0].message.content in ("blue", "green") and answer.choices[0].finish_reason == "stop"
+    broken = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": {"not": {}}}}
+    error = refused(openai.BadRequestError, lambda: chat(response_format=broken))
+    assert error.param == "response_format" and "`not` at $" in str(error), error.body
 
 
 def check_adapter():
@@ -177,6 +204,7 @@ for check in (
     check_seeds,
     check_completions,
     check_errors,
+    check_constrained,
     check_adapter,
     check_early_close,
     check_retries,

@@ -8,10 +8,11 @@ use tracing::Span;
 use super::output::{ChoiceOutput, token_logprobs};
 use crate::adapter::generation::Lease;
 use crate::codec::TextCodec;
+use crate::constraint::{Completion, Constrained};
 use crate::executor::{PromptLogprobs, Sampled};
-use crate::ids::SequenceId;
+use crate::ids::{SequenceId, TokenId};
 use crate::mailbox::Submission;
-use crate::response::{Finish, Summary, Timings, TokenLogprobs, Update, Usage};
+use crate::response::{Finish, StopCause, Summary, Timings, TokenLogprobs, Update, Usage};
 use crate::scheduler::Row;
 use crate::stats::RequestRecord;
 use crate::stream::StreamSender;
@@ -21,6 +22,7 @@ use crate::validate::ValidRequest;
 pub(crate) struct ChoiceState {
     pub sequence: SequenceId,
     pub output: ChoiceOutput,
+    pub constrained: Option<Constrained>,
     /// [`Finish::name`], once it has ended.
     pub finished: Option<&'static str>,
     pub last_token_at: Option<Instant>,
@@ -49,13 +51,61 @@ pub(crate) struct Group {
     phase: Span,
 }
 
+impl ChoiceState {
+    /// Takes a sampled token, and with it, where the choice is held to something, what has no alternative.
+    pub fn take(
+        &mut self,
+        valid: &ValidRequest,
+        sampled: Sampled,
+        eos: &[TokenId],
+        codec: &dyn TextCodec,
+    ) -> Result<Update, String> {
+        let constrained = self.constrained.as_mut().filter(|_| !eos.contains(&sampled.token));
+        let Some(constrained) = constrained else {
+            return Ok(self.output.accept(valid, sampled, eos, codec));
+        };
+        let left = valid.max_tokens.saturating_sub(self.output.num_tokens() + 1);
+        // Tokens that nobody sampled have no log-probabilities.
+        let force = valid.request.logprobs.is_none() && valid.logprob_token_ids.is_empty();
+        let taken = constrained.take(sampled.token, left, force)?;
+        let sampled = match taken.token {
+            Some(token) if token != sampled.token => sampled.replaced_by(token),
+            _ => sampled,
+        };
+        let mut update = self.output.accept(valid, sampled, eos, codec);
+        for token in taken.forced {
+            let more = self.output.accept(valid, Sampled { token, ..Sampled::default() }, eos, codec);
+            update.text.push_str(&more.text);
+            update.token_ids.extend(more.token_ids);
+            update.finish = more.finish;
+        }
+        if taken.is_done {
+            // Also where it is the last token of the budget.
+            let finish = match constrained.completion() {
+                Completion::Chosen => Finish::Stop(StopCause::Complete),
+                Completion::CutShort => Finish::Length,
+            };
+            let text = self.output.end(finish);
+            update.text.push_str(&text.text);
+            update.finish = text.finish;
+        }
+        Ok(update)
+    }
+}
+
 impl Group {
     /// Opens a request whose choices get the sequences from `first_sequence` on.
-    pub fn new(submission: Submission, first_sequence: SequenceId, codec: &dyn TextCodec) -> Self {
+    pub fn new(
+        submission: Submission,
+        first_sequence: SequenceId,
+        codec: &dyn TextCodec,
+        vocab_size: usize,
+    ) -> Self {
         let Submission { valid, lease, seed, sender, submitted_at, span, .. } = submission;
         let choice = |idx: usize| ChoiceState {
             sequence: SequenceId(first_sequence.0 + idx as u64),
             output: ChoiceOutput::new(idx, &valid, codec),
+            constrained: valid.request.constraint.as_ref().map(|c| Constrained::new(c, vocab_size)),
             finished: None,
             last_token_at: None,
         };

@@ -17,6 +17,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::constraint::{Constrained, MaskWorkers};
 use crate::engine::Shared;
 use crate::error::SubmitError;
 use crate::executor::Executor;
@@ -31,6 +32,9 @@ use crate::scheduler::sequence::NewSequence;
 use crate::scheduler::slots::SlotTable;
 use crate::stats::{EngineStats, RequestRecord};
 use group::Group;
+
+/// How soon to look again for a mask that all running sequences wait for.
+const MASK_POLL: Duration = Duration::from_millis(1);
 
 /// Runs the engine until it is told to stop or the device is lost.
 pub(crate) fn run(shared: Arc<Shared>, executor: Box<dyn Executor>) {
@@ -66,6 +70,7 @@ pub(crate) struct Core {
     last_request: u64,
     last_sequence: u64,
     stats: EngineStats,
+    masks: MaskWorkers,
     /// Smoothed time between the ends of requests.
     finish_interval: Duration,
     last_finish_at: Option<Instant>,
@@ -84,6 +89,7 @@ impl Core {
             last_request: 0,
             last_sequence: 0,
             stats: EngineStats::default(),
+            masks: MaskWorkers::new(),
             finish_interval: Duration::ZERO,
             last_finish_at: None,
             stop_at: None,
@@ -126,7 +132,14 @@ impl Core {
             self.publish_stats();
             return Next::Stop;
         }
-        if computed || finished { Next::Turn } else { Next::Wait(self.next_deadline()) }
+        if computed || finished {
+            return Next::Turn;
+        }
+        let waits = |group: &Group| {
+            group.choices.iter().any(|choice| choice.constrained.as_ref().is_some_and(Constrained::waits))
+        };
+        let look_again = self.groups.values().any(waits).then(|| now + MASK_POLL);
+        Next::Wait(self.next_deadline().into_iter().chain(look_again).min())
     }
 
     /// Opens a request.
@@ -155,7 +168,8 @@ impl Core {
                 may_read_prefix: choice > 0 || request.prompt_logprobs.is_none(),
             });
         }
-        self.groups.insert(id, Group::new(submission, first, &*self.shared.codec));
+        self.groups
+            .insert(id, Group::new(submission, first, &*self.shared.codec, self.shared.limits.vocab_size));
     }
 
     /// Cancels what nobody waits for any more, and decides what is held in this turn.
@@ -182,7 +196,8 @@ impl Core {
                     group.prefilled || group.choices.first().is_none_or(|c| c.finished.is_some());
                 for (idx, choice) in group.choices.iter().enumerate() {
                     if let Some(sequence) = self.scheduler.get_mut(choice.sequence) {
-                        sequence.held = full || (idx > 0 && !first_done);
+                        let waits = choice.constrained.as_ref().is_some_and(Constrained::waits);
+                        sequence.held = full || waits || (idx > 0 && !first_done);
                     }
                 }
                 continue;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use wardrobe_text::StopMatcher;
 
 use crate::codec::{Detokenizer, TextCodec};
+use crate::constraint::Allowed;
 use crate::executor::{SampleSpec, Sampled, TokenCount};
 use crate::ids::TokenId;
 use crate::response::{Finish, StopCause, TokenLogprobs, TopLogprob, Update};
@@ -53,7 +54,8 @@ impl ChoiceOutput {
         let request = &valid.request;
         let sampling = &request.sampling;
         let mut banned: Vec<TokenId> = Vec::new();
-        if self.num_tokens < request.min_tokens {
+        // A constraint says itself where an end may come, and nothing else may come where it has to.
+        if self.num_tokens < request.min_tokens && request.constraint.is_none() {
             banned.extend(&request.stop_token_ids);
             if !request.ignore_eos {
                 banned.extend(eos);
@@ -78,7 +80,7 @@ impl ChoiceOutput {
                 .unwrap_or_default(),
             logit_bias: Arc::clone(&valid.logit_bias),
             banned,
-            allowed: valid.allowed.clone(),
+            allowed: valid.allowed.clone().map_or(Allowed::All, Allowed::These),
             seed,
             choice: self.choice as u32,
             position: self.num_tokens as u64,
@@ -103,8 +105,11 @@ impl ChoiceOutput {
                 history.entry(token).or_insert(TokenCount { token, output_count: 0, in_prompt: false });
             count.output_count = count.output_count.saturating_add(1);
         }
-        let may_stop = self.num_tokens > request.min_tokens;
-        let cause = if !may_stop {
+        let is_free = request.constraint.is_none();
+        let may_stop = self.num_tokens > request.min_tokens && is_free;
+        let cause = if !is_free && eos.contains(&token) {
+            Some(StopCause::Eos(token))
+        } else if !may_stop {
             None
         } else if request.stop_token_ids.contains(&token) {
             Some(StopCause::Token(token))

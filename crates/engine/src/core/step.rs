@@ -5,6 +5,7 @@ use std::sync::PoisonError;
 use std::time::Instant;
 
 use super::Core;
+use crate::constraint::Allowed;
 use crate::error::ExecutorError;
 use crate::executor::{ChunkOutput, SequenceChunk, StepOutput, StepPlan};
 use crate::ids::SequenceId;
@@ -92,30 +93,38 @@ impl Core {
                 }
                 group.start(now);
             }
-            chunks.extend(self.chunk(row));
+            let chunk = self.chunk(row);
+            chunks.extend(chunk);
         }
         StepPlan { chunks }
     }
 
-    fn chunk(&self, row: &Row) -> Option<SequenceChunk> {
+    fn chunk(&mut self, row: &Row) -> Option<SequenceChunk> {
         let (id, choice_idx) = self.owners.get(&row.sequence)?;
-        let group = self.groups.get(id)?;
-        let choice = group.choices.get(*choice_idx)?;
+        let group = self.groups.get_mut(id)?;
+        let rope_idx = group.lease().map_or(0, |lease| lease.generation.rope_idx);
+        let prompt_logprobs = if *choice_idx == 0 { group.prompt_logprobs_wanted(row) } else { None };
+        let (valid, seed) = (&group.valid, group.seed);
+        let choice = group.choices.get_mut(*choice_idx)?;
         let sequence = self.scheduler.get(row.sequence)?;
         let end = row.start + row.len;
-        let samples = end == sequence.tokens.len() && group.valid.max_tokens > 0;
+        let samples = end == sequence.tokens.len() && valid.max_tokens > 0;
         let output = sequence.tokens.get(sequence.num_prompt_tokens..)?;
         let eos = &self.shared.config.eos_token_ids;
+        let mut sample = samples.then(|| choice.output.sample_spec(valid, seed, output, eos));
+        if let (Some(spec), Some(constrained)) = (&mut sample, &mut choice.constrained) {
+            spec.allowed = constrained.allowed(&mut self.masks);
+        }
         Some(SequenceChunk {
             sequence: row.sequence,
             token_ids: sequence.tokens.get(row.start..end)?.to_vec(),
             start: row.start,
             block_table: sequence.blocks.get(..blocks_for(end))?.to_vec(),
             slot: sequence.slot,
-            adapter_scale: group.valid.request.adapter_scale,
-            rope_idx: group.lease().map_or(0, |lease| lease.generation.rope_idx),
-            sample: samples.then(|| choice.output.sample_spec(&group.valid, group.seed, output, eos)),
-            prompt_logprobs: if *choice_idx == 0 { group.prompt_logprobs_wanted(row) } else { None },
+            adapter_scale: valid.request.adapter_scale,
+            rope_idx,
+            sample,
+            prompt_logprobs,
         })
     }
 
@@ -133,8 +142,14 @@ impl Core {
             if row.len > 1 || chunk.sample.is_none() {
                 record.prefill_tokens += row.len;
             }
-            self.scheduler.advance(row.sequence, row.len);
-            self.commit_chunk(row.sequence, result, now, record);
+            // What was left out of the sample is computed again, for its logits.
+            let left_out = chunk.sample.is_some() && result.sampled.is_none();
+            self.scheduler.advance(row.sequence, row.len - usize::from(left_out));
+            if left_out {
+                self.left_out(row.sequence);
+            } else {
+                self.commit_chunk(row.sequence, result, now, record);
+            }
         }
         self.stats.steps += 1;
         self.stats.last_step_tokens = record.tokens;
@@ -159,20 +174,38 @@ impl Core {
             }
             return;
         };
-        self.stats.generation_tokens += 1;
         record.time_to_first_token.extend(group.token_sampled(now));
-        let token = sampled.token;
         let Some(choice) = group.choices.get_mut(choice_idx) else { return };
         if let Some(last) = choice.last_token_at.replace(now) {
             record.inter_token.push(now.saturating_duration_since(last));
         }
-        let update = choice.output.accept(&group.valid, sampled, &self.shared.config.eos_token_ids, codec);
-        let finished = update.finish.is_some();
-        group.send(update);
-        if finished {
-            self.retire(id);
-        } else {
-            self.scheduler.append(id, token);
+        match choice.take(&group.valid, sampled, &self.shared.config.eos_token_ids, codec) {
+            Ok(update) => {
+                self.stats.generation_tokens += update.token_ids.len() as u64;
+                let tokens = update.token_ids.clone();
+                let finished = update.finish.is_some();
+                group.send(update);
+                if finished {
+                    self.retire(id);
+                } else {
+                    tokens.into_iter().for_each(|token| self.scheduler.append(id, token));
+                }
+            }
+            Err(reason) => {
+                tracing::warn!(sequence = %id, %reason, "a grammar failed");
+                self.end_sequence(id, Finish::Error { message: format!("the constraint failed: {reason}") });
+            }
+        }
+    }
+
+    /// A row was not sampled, since its mask was not there.
+    fn left_out(&mut self, id: SequenceId) {
+        let Some((request, choice_idx)) = self.owners.get(&id).copied() else { return };
+        let choice = self.groups.get_mut(&request).and_then(|group| group.choices.get_mut(choice_idx));
+        let Some(constrained) = choice.and_then(|choice| choice.constrained.as_mut()) else { return };
+        if let Some(reason) = constrained.left_out() {
+            tracing::warn!(sequence = %id, %reason, "a grammar failed");
+            self.end_sequence(id, Finish::Error { message: format!("the constraint failed: {reason}") });
         }
     }
 
@@ -194,7 +227,8 @@ fn check(plan: &StepPlan, output: &StepOutput, vocab_size: usize) -> Result<(), 
     }
     for (chunk, result) in plan.chunks.iter().zip(&output.chunks) {
         let sequence = chunk.sequence;
-        if chunk.sample.is_some() != result.sampled.is_some() {
+        let awaits = chunk.sample.as_ref().is_some_and(|spec| matches!(spec.allowed, Allowed::Awaited(_)));
+        if chunk.sample.is_some() != result.sampled.is_some() && !(awaits && result.sampled.is_none()) {
             return Err(format!("sequence {sequence} was sampled although not asked, or not although asked"));
         }
         if result.sampled.as_ref().is_some_and(|sampled| sampled.token.0 as usize >= vocab_size) {

@@ -4,6 +4,7 @@
 
 use std::any::Any;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
 use wardrobe_device::{
@@ -15,12 +16,17 @@ use wardrobe_models::{Decoder, ForwardState, HEAD_ROWS, RopeSpec, adapter_table,
 use super::peft::PreparedLora;
 use super::rope::{self, AdapterRopeTable, BoundRope};
 use crate::adapter::PreparedAdapter;
+use crate::constraint::{Allowed, Resolved};
 use crate::error::{EngineError, ExecutorError};
 use crate::executor::{ChunkOutput, Executor, ExecutorLimits, SampleSpec, Sampled, StepOutput, StepPlan};
 use crate::ids::{Digest, SlotIdx, TokenId};
 
 /// Lengths of block tables are multiples of this.
 const BLOCK_TABLE_STEP: usize = 16;
+
+/// How long a step's sample waits for the masks of constrained rows, all of them together; they were begun before the forward
+/// pass. A row whose mask is later than that waits for another step.
+const MASK_PATIENCE: Duration = Duration::from_millis(2);
 
 /// Sizes of the executor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,13 +150,14 @@ impl ModelExecutor {
     }
 
     fn run(&mut self, plan: &StepPlan) -> Result<StepOutput, Failure> {
-        let (inputs, wanted) = inputs(plan, self.max_positions.div_ceil(BLOCK_SIZE));
+        let (inputs, mut wanted) = inputs(plan, self.max_positions.div_ceil(BLOCK_SIZE));
         let bounds = self.bounds();
         let Self { model, ctx, kv, rope, lora, .. } = self;
         let lora = inputs.key().with_lora.then_some(&*lora);
         let hidden = ctx.run_step(&inputs, &bounds, |ctx, step| {
             model.forward(ctx, step, ForwardState { kv, rope: &rope.tables, lora })
         })?;
+        wanted.await_masks();
         let mut output = StepOutput { chunks: vec![ChunkOutput::default(); plan.chunks.len()] };
         let Some(step) = ctx.step().cloned() else { return Ok(output) };
         let mut head = Head { model: model.as_ref(), ctx, hidden: &hidden, step: &step, lora };
@@ -207,8 +214,29 @@ fn lost(error: &DeviceError) -> ExecutorError {
 /// What is wanted of the step's logit rows, in their order: first the rows to sample from, then the prompt's.
 #[derive(Default)]
 struct Wanted {
-    samples: Vec<(usize, SampleRow)>,
+    samples: Vec<WantedSample>,
     prompt: Vec<(usize, LogprobRow)>,
+}
+
+struct WantedSample {
+    chunk: usize,
+    row: SampleRow,
+    allowed: Allowed,
+    /// Its mask is not there: the row is left out.
+    is_late: bool,
+}
+
+impl Wanted {
+    fn await_masks(&mut self) {
+        let until = Instant::now() + MASK_PATIENCE;
+        for sample in &mut self.samples {
+            match sample.allowed.resolve(until) {
+                Resolved::All => {}
+                Resolved::These(mask) => sample.row.allowed = Some(mask),
+                Resolved::Late => sample.is_late = true,
+            }
+        }
+    }
 }
 
 /// The step's contents, and what its logit rows are for. Block tables have one of few lengths up to `max_blocks`, so that
@@ -236,7 +264,8 @@ fn inputs(plan: &StepPlan, max_blocks: usize) -> (StepInputs, Wanted) {
         step.block_tables.resize(step.context_lens.len() * step.max_blocks, 0);
         if let Some(spec) = &chunk.sample {
             step.logit_rows.push((first + len - 1) as u32);
-            wanted.samples.push((chunk_idx, sample_row(spec)));
+            let (row, allowed) = (sample_row(spec), spec.allowed.clone());
+            wanted.samples.push(WantedSample { chunk: chunk_idx, row, allowed, is_late: false });
         }
         if let Some(prompt) = &chunk.prompt_logprobs {
             for (i, target) in prompt.targets.iter().enumerate() {
@@ -269,7 +298,7 @@ fn sample_row(spec: &SampleSpec) -> SampleRow {
             .collect(),
         logit_bias: spec.logit_bias.iter().map(|&(t, bias)| (t.0, bias)).collect(),
         banned: spec.banned.iter().map(|t| t.0).collect(),
-        allowed: spec.allowed.clone(),
+        allowed: None,
         seed: spec.seed,
         choice: spec.choice,
         position: spec.position,
@@ -317,12 +346,13 @@ impl Head<'_> {
     fn sample(&mut self, wanted: &Wanted, output: &mut StepOutput) -> Result<Option<usize>, DeviceError> {
         let mut without_candidate = None;
         self.for_rows(0, &wanted.samples, |ctx, logits, items| {
-            let rows: Vec<SampleRow> = items.iter().map(|(_, row)| row.clone()).collect();
-            for ((chunk, _), drawn) in items.iter().zip(ctx.sample(logits, &rows)?) {
+            let rows: Vec<SampleRow> = items.iter().map(|item| item.row.clone()).collect();
+            let drawn = items.iter().zip(ctx.sample(logits, &rows)?);
+            for (item, drawn) in drawn.filter(|(item, _)| !item.is_late) {
                 if !drawn.has_candidate {
-                    without_candidate = without_candidate.or(Some(*chunk));
+                    without_candidate = without_candidate.or(Some(item.chunk));
                 }
-                if let Some(chunk) = output.chunks.get_mut(*chunk) {
+                if let Some(chunk) = output.chunks.get_mut(item.chunk) {
                     chunk.sampled = Some(sampled(drawn.token, drawn.logprobs));
                 }
             }

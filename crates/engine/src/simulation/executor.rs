@@ -3,16 +3,20 @@
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{SimAdapter, mix};
 use crate::adapter::PreparedAdapter;
 use crate::config::BLOCK_SIZE_TOKENS;
+use crate::constraint::Resolved;
 use crate::error::ExecutorError;
 use crate::executor::{
     ChunkOutput, Executor, ExecutorLimits, SampleSpec, Sampled, SequenceChunk, StepOutput, StepPlan,
 };
 use crate::ids::{BlockId, SequenceId, SlotIdx, TokenId};
+
+/// How long a step waits for a mask: what is simulated does not depend on how fast the machine is.
+const MASK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What can be made to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,7 +172,13 @@ impl SimExecutor {
         }
         let sampled = match &chunk.sample {
             None => None,
-            Some(spec) => Some(self.sample(history, spec).ok_or("no token may be sampled")?),
+            Some(spec) => match spec.allowed.resolve(Instant::now() + MASK_PATIENCE) {
+                Resolved::Late => None,
+                Resolved::All => Some(self.sample(history, spec, None).ok_or("no token may be sampled")?),
+                Resolved::These(mask) => {
+                    Some(self.sample(history, spec, Some(&*mask)).ok_or("no token may be sampled")?)
+                }
+            },
         };
         Ok(ChunkOutput { sampled, prompt_logprobs })
     }
@@ -190,7 +200,7 @@ impl SimExecutor {
     }
 
     /// The first allowed token of a permutation that depends on history and all of the specification.
-    fn sample(&self, history: u64, spec: &SampleSpec) -> Option<Sampled> {
+    fn sample(&self, history: u64, spec: &SampleSpec, mask: Option<&[u32]>) -> Option<Sampled> {
         let mut key = history;
         for value in [spec.temperature, spec.top_p, spec.min_p, spec.repetition_penalty] {
             key = mix(key, u64::from(value.to_bits()));
@@ -211,7 +221,7 @@ impl SimExecutor {
         }
         let vocab_size = self.limits.vocab_size as u64;
         let allowed = |id: TokenId| {
-            let in_mask = spec.allowed.as_ref().is_none_or(|mask| {
+            let in_mask = mask.is_none_or(|mask| {
                 mask.get(id.0 as usize / 32).is_some_and(|word| word >> (id.0 % 32) & 1 == 1)
             });
             in_mask && !spec.banned.contains(&id)

@@ -277,6 +277,10 @@ impl Session for ClosedSession {
         Ok(())
     }
 
+    fn known_mask(&mut self) -> Option<Arc<[u32]>> {
+        self.of.masks.get(index(&self.of.dfa, self.state()))?.get().cloned()
+    }
+
     fn accept(&mut self, token: TokenId) -> Result<()> {
         let state = self.state();
         if self.of.vocabulary.ends().contains(&token) {

@@ -12,6 +12,8 @@ use crate::error::Result;
 
 /// Characters of a number in all: more than an f64 can tell apart.
 const MAX_LEN: u8 = 24;
+/// Digits of a whole number: any of them is an i64.
+const MAX_DIGITS: u8 = 18;
 /// Digits of an exponent: with so many digits before it nothing overflows.
 const MAX_EXPONENT_DIGITS: u8 = 2;
 
@@ -74,6 +76,8 @@ struct State {
     len: u8,
     /// It is `-` or `-0` so far.
     minus: bool,
+    /// A dot or an exponent has come.
+    is_fraction: bool,
     exponent: bool,
     exponent_digits: u8,
 }
@@ -102,11 +106,13 @@ impl State {
                 let next = State {
                     len: self.len + 1,
                     minus: self.minus && self.len == 1 && byte == b'0',
+                    is_fraction: self.is_fraction || !byte.is_ascii_digit(),
                     exponent: self.exponent || matches!(byte, b'e' | b'E'),
                     exponent_digits,
                     ..outside
                 };
-                return (next.len <= MAX_LEN && exponent_digits <= MAX_EXPONENT_DIGITS).then_some(next);
+                let max_len = if next.is_fraction { MAX_LEN } else { MAX_DIGITS };
+                return (next.len <= max_len && exponent_digits <= MAX_EXPONENT_DIGITS).then_some(next);
             }
         }
         Some(match byte {

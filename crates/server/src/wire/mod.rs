@@ -3,6 +3,7 @@
 pub(crate) mod adapters;
 pub(crate) mod chat;
 pub(crate) mod completions;
+pub(crate) mod constraint;
 pub(crate) mod files;
 pub(crate) mod fine_tunes;
 pub(crate) mod fine_tuning;

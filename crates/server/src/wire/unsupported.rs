@@ -18,37 +18,25 @@ pub(crate) struct Unsupported(pub Option<(&'static str, &'static str)>);
 enum Passes {
     /// `null`, `false`, `""`, `[]`, `{}`.
     Empty,
-    /// The same without `{}`, which as a schema means any JSON.
-    EmptyNoSchema,
     /// These numbers.
     Numbers(&'static [f64]),
     /// These strings.
     Strings(&'static [&'static str]),
-    /// An object whose `type` is `text`.
-    TypeText,
     /// A list of nothing but `text`.
     OnlyText,
 }
 
-const CONSTRAINED: &str =
-    "constrained decoding (JSON schema, regex, choice, grammar) comes in a later version";
-const TOOLS: &str = "tool calls need constrained decoding, which comes in a later version";
+const GRAMMAR: &str = "use response_format, or structured_outputs with json, regex, choice or a Lark grammar";
+const TOOLS: &str = "tool calls come in a later version";
 const MEDIA: &str = "this server reads and writes text only";
 const BEAM: &str = "beam search is not implemented";
 const SAMPLER: &str = "this sampler is not implemented; use temperature, top_k, top_p, min_p and penalties";
 const SEARCH: &str = "this server does not search the web";
 
 const FIELDS: &[(&str, Passes, &str)] = &[
-    ("response_format", Passes::TypeText, CONSTRAINED),
-    ("structured_outputs", Passes::Empty, CONSTRAINED),
-    ("guided_json", Passes::EmptyNoSchema, CONSTRAINED),
-    ("guided_regex", Passes::Empty, CONSTRAINED),
-    ("guided_choice", Passes::Empty, CONSTRAINED),
-    ("guided_grammar", Passes::Empty, CONSTRAINED),
-    ("guided_whitespace_pattern", Passes::Empty, CONSTRAINED),
-    ("structural_tag", Passes::Empty, CONSTRAINED),
-    ("grammar", Passes::Empty, CONSTRAINED),
-    ("json_schema", Passes::EmptyNoSchema, CONSTRAINED),
+    ("guided_whitespace_pattern", Passes::Empty, GRAMMAR),
+    ("structural_tag", Passes::Empty, GRAMMAR),
+    ("grammar", Passes::Empty, GRAMMAR),
     ("tools", Passes::Empty, TOOLS),
     ("functions", Passes::Empty, TOOLS),
     ("tool_choice", Passes::Strings(&["none", "auto"]), TOOLS),
@@ -78,10 +66,8 @@ const FIELDS: &[(&str, Passes, &str)] = &[
 #[derive(Debug)]
 enum Shape {
     Empty,
-    EmptyObject,
     Number(f64),
     String(String),
-    ObjectOfType(String),
     OnlyText,
     Other,
 }
@@ -90,10 +76,8 @@ impl Shape {
     fn passes(&self, rule: Passes) -> bool {
         match (self, rule) {
             (Self::Empty, _) => true,
-            (Self::EmptyObject, rule) => !matches!(rule, Passes::EmptyNoSchema),
             (Self::Number(number), Passes::Numbers(numbers)) => numbers.contains(number),
             (Self::String(text), Passes::Strings(texts)) => texts.contains(&text.as_str()),
-            (Self::ObjectOfType(kind), Passes::TypeText) => kind == "text",
             (Self::OnlyText, Passes::OnlyText) => true,
             _ => false,
         }
@@ -146,16 +130,9 @@ impl<'de> Visitor<'de> for ShapeVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Shape, A::Error> {
-        let mut shape = Shape::EmptyObject;
-        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
-            if key != "type" {
-                map.next_value::<IgnoredAny>()?;
-                shape = if matches!(shape, Shape::EmptyObject) { Shape::Other } else { shape };
-            } else if let Shape::String(kind) = map.next_value()? {
-                shape = Shape::ObjectOfType(kind);
-            } else {
-                shape = Shape::Other;
-            }
+        let mut shape = Shape::Empty;
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {
+            shape = Shape::Other;
         }
         Ok(shape)
     }
@@ -208,20 +185,12 @@ mod tests {
     #[test]
     fn what_would_change_the_answer_is_refused_by_name() {
         for (json, name) in [
-            (r#"{"response_format":{"type":"json_object"}}"#, "response_format"),
-            (
-                r#"{"response_format":{"json_schema":{"type":"text"},"type":"json_schema"}}"#,
-                "response_format",
-            ),
-            (r#"{"response_format":{"type":7}}"#, "response_format"),
             (r#"{"tools":[{"type":"function"}]}"#, "tools"),
             (r#"{"tool_choice":"required"}"#, "tool_choice"),
             (r#"{"tool_choice":{"type":"function"}}"#, "tool_choice"),
             (r#"{"modalities":["text","audio"]}"#, "modalities"),
             (r#"{"audio":{"voice":"x"}}"#, "audio"),
             (r#"{"grammar":"root ::= \"a\""}"#, "grammar"),
-            (r#"{"guided_choice":["a"]}"#, "guided_choice"),
-            (r#"{"guided_json":{}}"#, "guided_json"),
             (r#"{"mirostat":2}"#, "mirostat"),
             (r#"{"typical_p":0.5}"#, "typical_p"),
             (r#"{"use_beam_search":true}"#, "use_beam_search"),

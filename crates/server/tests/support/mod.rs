@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime};
 use wardrobe_batch::simulation::SimulatedFineTuner;
 use wardrobe_engine::{
     AdapterError, AdapterLoader, AdapterSource, BLOCK_SIZE_TOKENS, ChunkOutput, Detokenizer, Digest, Engine,
-    EngineConfig, Executor, ExecutorError, ExecutorLimits, LoadOptions, PreparedAdapter, SampleSpec, Sampled,
-    SlotIdx, StepOutput, StepPlan, TextCodec, TokenId,
+    EngineConfig, Executor, ExecutorError, ExecutorLimits, LoadOptions, PreparedAdapter, Resolved,
+    SampleSpec, Sampled, SlotIdx, StepOutput, StepPlan, TextCodec, TokenId,
 };
 use wardrobe_server::ServedModel;
 use wardrobe_text::{
@@ -196,7 +196,8 @@ impl FakeExecutor {
         for id in &spec.banned {
             scores[id.index()] = f32::NEG_INFINITY;
         }
-        if let Some(allowed) = &spec.allowed {
+        let patience = std::time::Instant::now() + Duration::from_secs(10);
+        if let Resolved::These(allowed) = spec.allowed.resolve(patience) {
             for (id, score) in scores.iter_mut().enumerate() {
                 if allowed[id / 32] >> (id % 32) & 1 == 0 {
                     *score = f32::NEG_INFINITY;

@@ -9,7 +9,7 @@ use std::time::Instant;
 use wardrobe_device::DType;
 use wardrobe_engine::model::{ModelExecutor, ModelExecutorConfig, PeftLoader};
 use wardrobe_engine::{
-    AdapterLoader as _, AdapterSource, BLOCK_SIZE_TOKENS, BlockId, Executor as _, ExecutorError,
+    AdapterLoader as _, AdapterSource, Allowed, BLOCK_SIZE_TOKENS, BlockId, Executor as _, ExecutorError,
     PreparedAdapter, SampleSpec, SequenceChunk, SequenceId, SlotIdx, StepPlan, TokenId,
 };
 use wardrobe_models::{AdapterPrecision, LoraOptions};
@@ -173,7 +173,7 @@ fn greedy() -> SampleSpec {
         history: Vec::new(),
         logit_bias: [].into(),
         banned: Vec::new(),
-        allowed: None,
+        allowed: Allowed::All,
         seed: 0,
         choice: 0,
         position: 0,

@@ -1,6 +1,7 @@
 //! What a request does, one thing at a time.
 
 use super::*;
+use crate::constraint::Allowed;
 use crate::executor::SampleSpec;
 use crate::request::SamplingParams;
 use crate::response::{Finish, StopCause};
@@ -178,9 +179,9 @@ fn what_the_sampler_is_told() {
     let counts: Vec<_> = spec.history.iter().map(|c| (c.token.0, c.output_count, c.in_prompt)).collect();
     assert_eq!(counts, [(1, 0, true), (2, 1, true), (8, 1, false)]);
     assert_eq!((spec.position, spec.seed, spec.top_logprobs), (2, 5, None));
-    assert_eq!(spec.allowed.unwrap()[0], 0b110);
+    assert!(matches!(&spec.allowed, Allowed::These(mask) if mask[0] == 0b110));
     let plain = spec_after(Request::new(tokens([1])), &tokens([2, 8, 8]));
-    assert!(plain.history.is_empty() && plain.banned.is_empty() && plain.allowed.is_none());
+    assert!(plain.history.is_empty() && plain.banned.is_empty() && plain.allowed == Allowed::All);
 }
 
 #[test]

@@ -1,0 +1,390 @@
+//! Choices that are held to a [`Template`]: masks are computed beside the model, tokens that have no alternative are not
+//! sampled, and a budget never ends in the middle.
+//!
+//! State: one [`Constrained`] a choice. Its session is either here or with a worker, who computes the next mask while the
+//! model runs; it comes back with the mask. A slow mask delays its own sequence: the row is left out of the sample, and
+//! computed again in a later step.
+//!
+//! Invariant: after every token that a choice has taken, a way to the end of the text is known that fits the tokens which are
+//! left.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Instant;
+
+use wardrobe_grammar::{Session, Template};
+
+use crate::ids::TokenId;
+
+/// A spec that a request is held to. Two are equal if they are the same template.
+#[derive(Clone, Debug)]
+pub struct Constraint(pub Arc<Template>);
+
+impl PartialEq for Constraint {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+/// Tokens that may be sampled, one bit each: token `t` is bit `t % 32` of word `t / 32`.
+#[derive(Clone, Debug)]
+pub enum Allowed {
+    /// All.
+    All,
+    /// These.
+    These(Arc<[u32]>),
+    /// Those of a mask that is still being computed. An executor asks for it when it has the logits; if it is not there
+    /// within its patience, or failed, the chunk is not sampled.
+    Awaited(Arc<PendingMask>),
+}
+
+impl PartialEq for Allowed {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Allowed::All, Allowed::All) => true,
+            (Allowed::These(a), Allowed::These(b)) => a == b,
+            (Allowed::Awaited(a), Allowed::Awaited(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+}
+
+/// What became of [`Allowed`] when it was needed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resolved {
+    /// Sample from all tokens.
+    All,
+    /// Sample from these.
+    These(Arc<[u32]>),
+    /// Do not sample.
+    Late,
+}
+
+impl Allowed {
+    /// The mask, waited for until `until`.
+    pub fn resolve(&self, until: Instant) -> Resolved {
+        match self {
+            Allowed::All => Resolved::All,
+            Allowed::These(mask) => Resolved::These(mask.clone()),
+            Allowed::Awaited(pending) => match pending.wait(until) {
+                Some(Ok(mask)) => Resolved::These(mask),
+                Some(Err(_)) | None => Resolved::Late,
+            },
+        }
+    }
+}
+
+/// A mask in the making.
+#[derive(Default)]
+pub struct PendingMask {
+    state: Mutex<PendingState>,
+    done: Condvar,
+}
+
+#[derive(Default)]
+struct PendingState {
+    mask: Option<Result<Arc<[u32]>, String>>,
+    session: Option<Box<dyn Session>>,
+}
+
+impl std::fmt::Debug for PendingMask {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PendingMask").field("is_done", &self.is_done()).finish()
+    }
+}
+
+impl PendingMask {
+    fn wait(&self, until: Instant) -> Option<Result<Arc<[u32]>, String>> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = until.saturating_duration_since(Instant::now());
+        let waited = self.done.wait_timeout_while(state, left, |state| state.mask.is_none());
+        waited.unwrap_or_else(PoisonError::into_inner).0.mask.clone()
+    }
+
+    fn is_done(&self) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).mask.is_some()
+    }
+
+    fn put(&self, mask: Result<Arc<[u32]>, String>, session: Option<Box<dyn Session>>) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.mask = Some(mask);
+        state.session = session;
+        self.done.notify_all();
+    }
+}
+
+/// A mask to compute.
+struct Job {
+    /// The session, or what it is to be of.
+    of: Result<Box<dyn Session>, Arc<Template>>,
+    words: usize,
+    pending: Arc<PendingMask>,
+}
+
+/// The threads that compute masks.
+pub(crate) struct MaskWorkers {
+    jobs: Option<Sender<Job>>,
+    queue: Arc<Mutex<Receiver<Job>>>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+/// Two, so that one slow mask holds up no other.
+const MASK_THREADS: usize = 2;
+
+impl MaskWorkers {
+    /// Threads start when they are first needed.
+    pub fn new() -> Self {
+        let (sender, receiver) = channel();
+        MaskWorkers { jobs: Some(sender), queue: Arc::new(Mutex::new(receiver)), threads: Vec::new() }
+    }
+
+    fn start(&mut self) {
+        while self.threads.len() < MASK_THREADS {
+            let queue = self.queue.clone();
+            let thread = std::thread::Builder::new().name("wardrobe-masks".to_owned());
+            match thread.spawn(move || work(&queue)) {
+                Ok(thread) => self.threads.push(thread),
+                Err(error) => {
+                    tracing::error!(%error, "no thread to compute masks");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Has the next mask of a session computed.
+    fn compute(&mut self, of: Result<Box<dyn Session>, Arc<Template>>, words: usize) -> Arc<PendingMask> {
+        self.start();
+        let pending = Arc::new(PendingMask::default());
+        let job = Job { of, words, pending: pending.clone() };
+        match self.jobs.as_ref().filter(|_| !self.threads.is_empty()) {
+            Some(jobs) => {
+                if let Err(refused) = jobs.send(job) {
+                    run(refused.0);
+                }
+            }
+            None => run(job),
+        }
+        pending
+    }
+}
+
+impl Drop for MaskWorkers {
+    fn drop(&mut self) {
+        // Workers end when nobody can send any more.
+        self.jobs = None;
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn work(queue: &Mutex<Receiver<Job>>) {
+    loop {
+        let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        match job {
+            Ok(job) => run(job),
+            Err(_) => return,
+        }
+    }
+}
+
+fn run(job: Job) {
+    let Job { of, words, pending } = job;
+    let filled = catch_unwind(AssertUnwindSafe(|| {
+        let mut session = of.unwrap_or_else(|template| template.session());
+        let mut mask = vec![0_u32; words];
+        session.fill_mask(&mut mask).map(|()| (mask, session))
+    }));
+    match filled {
+        Ok(Ok((mask, session))) => pending.put(Ok(mask.into()), Some(session)),
+        Ok(Err(error)) => pending.put(Err(error.to_string()), None),
+        Err(_) => pending.put(Err("the grammar panicked".to_owned()), None),
+    }
+}
+
+/// A choice that is held to a template.
+pub(crate) struct Constrained {
+    template: Arc<Template>,
+    /// Words of a mask over the model's vocabulary.
+    words: usize,
+    place: Place,
+    /// The way to the end from here that was found last, if it is one from here.
+    way: Option<Vec<TokenId>>,
+    /// Its row was left out of the last sample.
+    late: bool,
+    completion: Completion,
+}
+
+enum Place {
+    /// Before the first mask.
+    New,
+    Here(Box<dyn Session>),
+    Away(Arc<PendingMask>),
+    Failed,
+}
+
+/// What a choice takes after a sample.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Taken {
+    /// The token: the sampled one, unless that would leave no way to the end.
+    pub token: Option<TokenId>,
+    /// What follows without a choice.
+    pub forced: Vec<TokenId>,
+    /// The text is complete.
+    pub is_done: bool,
+}
+
+/// How a text that is complete ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Completion {
+    /// As the model would have it.
+    Chosen,
+    /// The budget left no other way somewhere.
+    CutShort,
+}
+
+impl Constrained {
+    pub fn new(constraint: &Constraint, vocab_size: usize) -> Self {
+        Constrained {
+            template: constraint.0.clone(),
+            words: vocab_size.div_ceil(32),
+            place: Place::New,
+            way: None,
+            late: false,
+            completion: Completion::Chosen,
+        }
+    }
+
+    /// How it ended, once it is done.
+    pub fn completion(&self) -> Completion {
+        self.completion
+    }
+
+    /// The mask of the next sample.
+    pub fn allowed(&mut self, workers: &mut MaskWorkers) -> Allowed {
+        if let Place::Here(session) = &mut self.place
+            && let Some(mask) = session.known_mask().filter(|mask| mask.len() == self.words)
+        {
+            return Allowed::These(mask);
+        }
+        self.place = match std::mem::replace(&mut self.place, Place::Failed) {
+            Place::New => Place::Away(workers.compute(Err(self.template.clone()), self.words)),
+            Place::Here(session) => Place::Away(workers.compute(Ok(session), self.words)),
+            other => other,
+        };
+        match &self.place {
+            Place::Away(pending) => Allowed::Awaited(pending.clone()),
+            _ => Allowed::These(vec![0; self.words].into()),
+        }
+    }
+
+    /// The row was left out of a sample; gives the reason if there will never be a mask.
+    pub fn left_out(&mut self) -> Option<String> {
+        self.late = true;
+        match &self.place {
+            Place::Away(pending) => pending.wait(Instant::now())?.err(),
+            _ => Some("the grammar failed before".to_owned()),
+        }
+    }
+
+    /// Whether it waits for a mask that was late once.
+    pub fn waits(&self) -> bool {
+        self.late && matches!(&self.place, Place::Away(pending) if !pending.is_done())
+    }
+
+    /// Takes a sampled token, `left` tokens of output being left after it. With `force` also what has no alternative.
+    pub fn take(&mut self, sampled: TokenId, left: usize, force: bool) -> Result<Taken, String> {
+        self.late = false;
+        let mut session = self.recall()?;
+        let taken = self.advance(&mut *session, sampled, left, force);
+        self.place = Place::Here(session);
+        taken.map_err(|error| error.to_string())
+    }
+
+    /// The session, whose mask has been used.
+    fn recall(&mut self) -> Result<Box<dyn Session>, String> {
+        let session = match std::mem::replace(&mut self.place, Place::Failed) {
+            Place::Here(session) => Some(session),
+            Place::Away(pending) => {
+                pending.state.lock().unwrap_or_else(PoisonError::into_inner).session.take()
+            }
+            Place::New | Place::Failed => None,
+        };
+        session.ok_or_else(|| "the grammar's state was lost".to_owned())
+    }
+
+    fn advance(
+        &mut self,
+        session: &mut dyn Session,
+        sampled: TokenId,
+        left: usize,
+        force: bool,
+    ) -> wardrobe_grammar::Result<Taken> {
+        let mut taken = Taken::default();
+        let before = self.way.take();
+        session.accept(sampled)?;
+        let token = if self.has_way(session, sampled, before.as_deref(), left)? {
+            sampled
+        } else {
+            session.rollback(1)?;
+            self.completion = Completion::CutShort;
+            let way = match before {
+                Some(way) => Some(way),
+                None => session.shortest_end(left + 1)?,
+            };
+            let first = way.as_ref().and_then(|way| way.first().copied());
+            // By the invariant there is one.
+            let Some(first) = first else { return Err(no_way()) };
+            session.accept(first)?;
+            self.way = way.map(|way| way.into_iter().skip(1).collect());
+            first
+        };
+        taken.token = Some(token);
+        let mut left = left;
+        if force {
+            'forced: loop {
+                let run = session.forced_tokens();
+                if run.is_empty() {
+                    break;
+                }
+                for token in run {
+                    if left == 0 || session.accept(token).is_err() {
+                        break 'forced;
+                    }
+                    let before = self.way.take();
+                    if !self.has_way(session, token, before.as_deref(), left - 1)? {
+                        // The usual spelling takes more tokens than are left: what follows is sampled.
+                        session.rollback(1)?;
+                        self.way = before;
+                        break 'forced;
+                    }
+                    left -= 1;
+                    taken.forced.push(token);
+                }
+            }
+        }
+        taken.is_done = session.is_done()?;
+        Ok(taken)
+    }
+
+    /// Whether the text can be ended within `left` tokens, now that `token` was accepted; `before` was a way before it.
+    fn has_way(
+        &mut self,
+        session: &mut dyn Session,
+        token: TokenId,
+        before: Option<&[TokenId]>,
+        left: usize,
+    ) -> wardrobe_grammar::Result<bool> {
+        self.way = match before.and_then(<[_]>::split_first) {
+            Some((first, rest)) if *first == token => Some(rest.to_vec()),
+            _ => session.shortest_end(left)?,
+        };
+        Ok(self.way.as_ref().is_some_and(|way| way.len() <= left))
+    }
+}
+
+fn no_way() -> wardrobe_grammar::GrammarError {
+    wardrobe_grammar::GrammarError::Engine { message: "no way to the end was found".to_owned() }
+}
