@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use wardrobe_grammar::Template;
+
 use crate::constraint::Constraint;
 use crate::ids::{GenerationId, TokenId};
 
@@ -150,6 +152,12 @@ impl Request {
     /// Replaces the sampling parameters.
     pub fn with_sampling(mut self, sampling: SamplingParams) -> Self {
         self.sampling = sampling;
+        self
+    }
+
+    /// Holds the output to a template.
+    pub fn with_constraint(mut self, template: Arc<Template>) -> Self {
+        self.constraint = Some(Constraint(template));
         self
     }
 

@@ -28,6 +28,17 @@ pub enum Error {
     /// An adapter was refused.
     #[error(transparent)]
     Adapter(#[from] wardrobe_engine::AdapterError),
+    /// What an answer was to be held to.
+    #[error(transparent)]
+    Grammar(#[from] wardrobe_grammar::GrammarError),
+    /// An answer is no value of the type.
+    #[error("the answer {text:?} is no value of the type: {reason}")]
+    Answer {
+        /// The answer.
+        text: String,
+        /// Why.
+        reason: String,
+    },
     /// A candle tensor.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

@@ -23,6 +23,22 @@
 //! # }
 //! ```
 //!
+//! An answer is held to the schema of a type, and becomes a value of it (`examples/label.rs`):
+//!
+//! ```no_run
+//! # use wardrobe::{Engine, Model, Request, schema_of, value_of};
+//! #[derive(serde::Deserialize, schemars::JsonSchema)]
+//! struct Label {
+//!     topic: String,
+//!     is_complaint: bool,
+//! }
+//! # fn label(model: &Model, engine: &Engine, request: Request) -> Result<Label, Box<dyn std::error::Error>> {
+//! let template = model.compile(&schema_of::<Label>())?;
+//! let label: Label = value_of(&engine.generate(request.with_constraint(template))?.choices[0])?;
+//! # Ok(label)
+//! # }
+//! ```
+//!
 //! An adapter is replaced while it answers: the answer under way finishes on the old one, the next takes the new one
 //! (`examples/hot_swap.rs`):
 //!
@@ -53,6 +69,7 @@ mod merge;
 mod model;
 mod model_text;
 mod training;
+mod typed;
 
 pub use candle::{adapter_from_tensors, adapter_source, adapter_tensors};
 pub use device::{CpuOptions, DeviceSpec, Isa, open_device};
@@ -63,15 +80,17 @@ pub use merge::{MergeDtype, MergeFormat, MergeOptions, MergeProgress, MergeRepor
 pub use model::{EngineOptions, Model, ModelOptions, OpenProgress};
 pub use model_text::ModelText;
 pub use training::{Sharing, TrainInto, Trainer, in_process};
+pub use typed::{schema_of, value_of};
 pub use wardrobe_data as data;
 pub use wardrobe_device::DType;
 pub use wardrobe_engine::{
-    AdapterError, AdapterInfo, AdapterSource, Choice, Completion, Engine, EngineConfig, EngineStats, Event,
-    Finish, GenerationId, LoadOptions, Request, ResponseStream, SamplingParams, SubmitError, Summary,
-    TokenId, Update,
+    AdapterError, AdapterInfo, AdapterSource, Choice, Completion, Constraint, Engine, EngineConfig,
+    EngineStats, Event, Finish, GenerationId, LoadOptions, Request, ResponseStream, SamplingParams,
+    SubmitError, Summary, TokenId, Update,
 };
 pub use wardrobe_eval as eval;
 pub use wardrobe_formats::{AdapterConfig, PeftAdapter};
+pub use wardrobe_grammar as grammar;
 pub use wardrobe_models::{AdapterPrecision, LoraAdapter, LoraOptions, ModelConfig, WeightPrecision};
 pub use wardrobe_text::{ChatInput, ChatTemplate, Message, Tokenizer};
 pub use wardrobe_train as train;
