@@ -91,6 +91,6 @@ mod tests {
             value_of(&choice(r#"{"name": "Ada", "born": null, "jobs": ["politician"]}"#)).unwrap();
         assert_eq!(ada, Person { name: "Ada".into(), born: None, jobs: vec![Job::Politician] });
         let error = value_of::<Person>(&choice("{\"name\": 3}")).unwrap_err().to_string();
-        assert!(error.contains("{\"name\": 3}"), "{error}");
+        assert!(error.contains("integer `3`"), "{error}");
     }
 }
