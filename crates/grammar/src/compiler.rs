@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::closed::ClosedSchema;
 use crate::error::{GrammarError, Result};
 use crate::guidance::Guidance;
-use crate::schema;
+use crate::schema::{self, OneOf, Prepared};
 use crate::spec::{Spec, Whitespace};
 use crate::template::{Compiled, EngineKind, Template};
 use crate::vocabulary::Vocabulary;
@@ -213,10 +213,20 @@ impl Shared {
     }
 
     fn compile(&self, spec: &Spec, whitespace: Whitespace) -> Outcome {
-        let prepared = match spec {
-            Spec::JsonSchema { schema, strict } => Some(schema::prepare(schema, *strict)?),
-            _ => None,
+        let Spec::JsonSchema { schema, strict } = spec else {
+            return self.compile_prepared(spec, None, whitespace);
         };
+        let prepared = |one_of| schema::prepare(schema, *strict, one_of);
+        match self.compile_prepared(spec, Some(prepared(OneOf::AsItIs)?), whitespace) {
+            // Schemas that may hold at once; and splitting what need not be split makes grammars larger.
+            Err(GrammarError::Invalid { message, .. }) if message.contains("oneOf") => {
+                self.compile_prepared(spec, Some(prepared(OneOf::Split)?), whitespace)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn compile_prepared(&self, spec: &Spec, prepared: Option<Prepared>, whitespace: Whitespace) -> Outcome {
         let mut warnings = Vec::new();
         let closed = match &prepared {
             Some(prepared) if self.limits.engine != Some(EngineKind::Guidance) => {

@@ -150,7 +150,7 @@ def check_constrained():
     assert isinstance(json.loads(answer.choices[0].message.content), dict), answer
     answer = chat(extra_body={"structured_outputs": {"choice": ["blue", "green"]}})
     assert answer.choices[0].message.content in ("blue", "green") and answer.choices[0].finish_reason == "stop"
-    broken = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": {"not": {}}}}
+    broken = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": {"not": {"pattern": "a"}}}}
     error = refused(openai.BadRequestError, lambda: chat(response_format=broken))
     assert error.param == "response_format" and "`not` at $" in str(error), error.body
 

@@ -2,10 +2,16 @@
 //! is not.
 
 mod formats;
+mod negate;
+mod references;
+mod rewrite;
 mod sample;
+
+use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
+use self::references::{References, escape};
 use crate::error::{GrammarError, Result};
 
 /// Levels of a schema.
@@ -18,11 +24,9 @@ const MAX_BYTES: usize = 2 << 20;
 const MAX_COUNT: u64 = 1 << 20;
 
 /// Keywords that say something about instances and are honoured by the grammar, or say nothing about them.
-const HONOURED: [&str; 42] = [
-    "$anchor",
+const HONOURED: [&str; 39] = [
     "$comment",
     "$defs",
-    "$id",
     "$ref",
     "$schema",
     "additionalItems",
@@ -40,7 +44,6 @@ const HONOURED: [&str; 42] = [
     "exclusiveMaximum",
     "exclusiveMinimum",
     "format",
-    "id",
     "items",
     "maxItems",
     "maxLength",
@@ -65,24 +68,8 @@ const HONOURED: [&str; 42] = [
 
 /// Keywords of JSON Schema that say something about instances which no grammar here can hold a text to. What is in neither
 /// list is no keyword, and means nothing (JSON Schema 2020-12, core, section 6.5).
-const UNSUPPORTED: [&str; 16] = [
-    "$dynamicRef",
-    "$recursiveRef",
-    "contains",
-    "contentSchema",
-    "dependencies",
-    "dependentRequired",
-    "dependentSchemas",
-    "else",
-    "if",
-    "maxContains",
-    "minContains",
-    "not",
-    "propertyNames",
-    "then",
-    "unevaluatedItems",
-    "unevaluatedProperties",
-];
+const UNSUPPORTED: [&str; 6] =
+    ["$dynamicRef", "$recursiveRef", "contains", "contentSchema", "maxContains", "minContains"];
 
 /// Keywords that say nothing about instances.
 const ANNOTATIONS: [&str; 15] = [
@@ -118,12 +105,52 @@ pub(crate) struct Prepared {
     pub(crate) samples: Vec<String>,
 }
 
+/// What becomes of `oneOf`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OneOf {
+    /// Nothing: the grammar takes it where it can see that its schemas exclude each other.
+    AsItIs,
+    /// Each schema, and none of the others, where that can be said.
+    Split,
+}
+
 /// Checks a schema and brings it into the form that the grammar takes. If it is not `strict`, what cannot be honoured is
 /// left out with a warning.
-pub(crate) fn prepare(schema: &Value, strict: bool) -> Result<Prepared> {
-    let mut walk = Walk { strict, warnings: Vec::new(), samples: Vec::new() };
-    let schema = walk.schema(schema, "$")?;
-    Ok(Prepared { schema, warnings: walk.warnings, samples: walk.samples })
+pub(crate) fn prepare(schema: &Value, strict: bool, one_of: OneOf) -> Result<Prepared> {
+    let mut walk = Walk {
+        root: schema,
+        references: References::new(schema),
+        moved: HashMap::new(),
+        strict,
+        one_of,
+        warnings: Vec::new(),
+        samples: Vec::new(),
+    };
+    let mut prepared = walk.schema(schema, &Place::root())?;
+    walk.move_targets(&mut prepared)?;
+    Ok(Prepared { schema: prepared, warnings: walk.warnings, samples: walk.samples })
+}
+
+/// Where in the schema one is.
+struct Place {
+    /// As people write it: `$.properties.name`.
+    path: String,
+    /// As a JSON pointer.
+    pointer: String,
+}
+
+impl Place {
+    fn root() -> Self {
+        Place { path: "$".to_owned(), pointer: String::new() }
+    }
+
+    fn member(&self, name: &str) -> Self {
+        Place { path: format!("{}.{name}", self.path), pointer: format!("{}/{}", self.pointer, escape(name)) }
+    }
+
+    fn item(&self, idx: usize) -> Self {
+        Place { path: format!("{}[{idx}]", self.path), pointer: format!("{}/{idx}", self.pointer) }
+    }
 }
 
 /// Refuses what is too large before anything is done with it: here and elsewhere values are gone through by recursion.
@@ -155,8 +182,21 @@ pub(crate) fn check_size(schema: &Value) -> Result<()> {
     Ok(())
 }
 
-struct Walk {
+/// A schema in the making.
+#[derive(Default)]
+struct Said {
+    members: Map<String, Value>,
+    /// What has to hold besides: its `allOf`.
+    besides: Vec<Value>,
+}
+
+struct Walk<'a> {
+    root: &'a Value,
+    references: References,
+    /// Names of what references refer to outside of the root's definitions, by JSON pointer.
+    moved: HashMap<String, String>,
     strict: bool,
+    one_of: OneOf,
     warnings: Vec<String>,
     samples: Vec<String>,
 }
@@ -180,31 +220,37 @@ enum Holds {
 
 fn holds(keyword: &str) -> Holds {
     match keyword {
-        "additionalItems" | "additionalProperties" => Holds::Schema,
+        "additionalItems"
+        | "additionalProperties"
+        | "propertyNames"
+        | "unevaluatedItems"
+        | "unevaluatedProperties" => Holds::Schema,
         "allOf" | "anyOf" | "oneOf" | "prefixItems" => Holds::List,
-        "$defs" | "definitions" | "patternProperties" | "properties" => Holds::Named,
+        "$defs" | "definitions" | "dependentSchemas" | "patternProperties" | "properties" => Holds::Named,
         "items" => Holds::SchemaOrList,
         _ => Holds::Nothing,
     }
 }
 
-impl Walk {
-    fn schema(&mut self, schema: &Value, path: &str) -> Result<Value> {
+impl Walk<'_> {
+    fn schema(&mut self, schema: &Value, place: &Place) -> Result<Value> {
         let members = match schema {
             Value::Bool(_) => return Ok(schema.clone()),
             Value::Object(members) => members,
-            _ => return invalid(path, "a schema is an object, true or false"),
+            _ => return invalid(place, "a schema is an object, true or false"),
         };
-        let mut out = Map::new();
-        // What has to hold besides.
-        let mut all = Vec::new();
+        let mut out = Said::default();
         for (keyword, value) in members {
-            let at = format!("{path}.{keyword}");
+            let at = place.member(keyword);
             if keyword == "uniqueItems" && value == &json!(true) || UNSUPPORTED.contains(&keyword.as_str()) {
-                self.leave_out(keyword, path, "")?;
+                self.leave_out(keyword, place, "")?;
                 continue;
             }
-            if !HONOURED.contains(&keyword.as_str()) {
+            if keyword == "oneOf"
+                && self.one_of == OneOf::Split
+                && let Some(split) = value.as_array().and_then(|schemas| rewrite::split(schemas))
+            {
+                out.besides.push(self.schema(&split, &at)?);
                 continue;
             }
             let value = match holds(keyword) {
@@ -214,54 +260,106 @@ impl Walk {
                 Holds::Named => self.named(value, &at)?,
                 Holds::Nothing => value.clone(),
             };
-            self.member(keyword, value, path, &mut out, &mut all)?;
+            if rewrite::REWRITTEN.contains(&keyword.as_str()) {
+                self.rewrite(keyword, value, members, place, &mut out)?;
+            } else if HONOURED.contains(&keyword.as_str()) {
+                self.member(keyword, value, place, &mut out)?;
+            }
         }
-        if !all.is_empty() {
-            out.insert("allOf".to_owned(), Value::Array(all));
+        // The grammar takes an alternative's properties before those that stand beside it.
+        if let Some(names) = members.get("properties").and_then(Value::as_object).filter(|p| !p.is_empty()) {
+            let order: Map<String, Value> = names.keys().map(|name| (name.clone(), json!({}))).collect();
+            let in_order = |way: Value| json!({"allOf": [{"properties": order}, way]});
+            for schema in std::iter::once(&mut out.members)
+                .chain(out.besides.iter_mut().filter_map(Value::as_object_mut))
+            {
+                for keyword in ["anyOf", "oneOf"] {
+                    if let Some(Value::Array(ways)) = schema.get_mut(keyword) {
+                        *ways = std::mem::take(ways).into_iter().map(in_order).collect();
+                    }
+                }
+            }
         }
-        Ok(Value::Object(out))
+        if !out.besides.is_empty() {
+            out.members.insert("allOf".to_owned(), Value::Array(out.besides));
+        }
+        Ok(Value::Object(out.members))
+    }
+
+    /// A reference as the grammar takes it: to the root, or to one of its definitions.
+    fn reference(&mut self, reference: &str, place: &Place) -> Result<String> {
+        let Some(pointer) = self.references.resolve(reference, &place.pointer) else {
+            return Err(GrammarError::Unsupported {
+                keyword: "$ref".to_owned(),
+                path: place.path.clone(),
+                detail: format!("{reference:?} is not within the schema, and nothing is fetched"),
+            });
+        };
+        let target = self.root.pointer(&pointer);
+        if target.is_none_or(|target| !target.is_object() && !target.is_boolean()) {
+            return invalid(place, &format!("{reference:?} refers to nothing that is a schema"));
+        }
+        let plain = |name: &str| {
+            !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+        };
+        let defined = ["/$defs/", "/definitions/"].iter().find_map(|list| pointer.strip_prefix(list));
+        if pointer.is_empty() || defined.is_some_and(plain) {
+            return Ok(format!("#{pointer}"));
+        }
+        let next = self.moved.len();
+        let name = self.moved.entry(pointer).or_insert_with(|| format!("referred-{next}"));
+        Ok(format!("#/$defs/{name}"))
+    }
+
+    /// Puts what references refer to elsewhere among the root's definitions.
+    fn move_targets(&mut self, prepared: &mut Value) -> Result<()> {
+        let mut done: HashMap<String, Value> = HashMap::new();
+        while let Some((pointer, name)) =
+            self.moved.iter().find(|(_, name)| !done.contains_key(*name)).map(|(p, n)| (p.clone(), n.clone()))
+        {
+            let path = format!("${}", pointer.replace('/', "."));
+            let target = self.root.pointer(&pointer).cloned().unwrap_or_default();
+            let target = self.schema(&target, &Place { path, pointer })?;
+            done.insert(name, target);
+        }
+        if let (false, Some(members)) = (done.is_empty(), prepared.as_object_mut()) {
+            let definitions = members.entry("$defs").or_insert_with(|| json!({}));
+            if let Some(definitions) = definitions.as_object_mut() {
+                definitions.extend(done);
+            }
+        }
+        Ok(())
     }
 
     /// A keyword whose schemas are ready.
-    fn member(
-        &mut self,
-        keyword: &str,
-        value: Value,
-        path: &str,
-        out: &mut Map<String, Value>,
-        all: &mut Vec<Value>,
-    ) -> Result<()> {
+    fn member(&mut self, keyword: &str, value: Value, place: &Place, out: &mut Said) -> Result<()> {
         match keyword {
             "$ref" => {
-                let Some(reference) = value.as_str() else { return invalid(path, "$ref is a text") };
-                if reference != "#" && !reference.starts_with("#/") {
-                    return Err(GrammarError::Unsupported {
-                        keyword: "$ref".to_owned(),
-                        path: path.to_owned(),
-                        detail: format!("{reference:?} is not within the schema, and nothing is fetched"),
-                    });
-                }
+                let Some(reference) = value.as_str() else { return invalid(place, "$ref is a text") };
+                let reference = self.reference(reference, place)?;
+                out.members.insert(keyword.to_owned(), json!(reference));
+                return Ok(());
             }
             "format" => {
-                let Some(name) = value.as_str() else { return invalid(path, "format is a text") };
+                let Some(name) = value.as_str() else { return invalid(place, "format is a text") };
                 return match formats::lookup(name) {
                     formats::Known::Keywords(more) => {
                         if let Some(Value::String(pattern)) = more.get("pattern") {
                             self.sample(pattern);
                         }
-                        all.push(more);
+                        out.besides.push(more);
                         Ok(())
                     }
                     formats::Known::AsItIs => {
-                        out.insert(keyword.to_owned(), value);
+                        out.members.insert(keyword.to_owned(), value);
                         Ok(())
                     }
                     formats::Known::Note => Ok(()),
-                    formats::Known::Unsupported => self.leave_out(keyword, path, &format!("{name:?}")),
+                    formats::Known::Unsupported => self.leave_out(keyword, place, &format!("{name:?}")),
                 };
             }
             "pattern" => {
-                let Some(pattern) = value.as_str() else { return invalid(path, "pattern is a text") };
+                let Some(pattern) = value.as_str() else { return invalid(place, "pattern is a text") };
                 self.sample(pattern);
             }
             "minLength" | "maxLength" | "minItems" | "maxItems" | "minProperties" | "maxProperties" => {
@@ -270,28 +368,28 @@ impl Walk {
                     .as_u64()
                     .or(value.as_f64().filter(|v| v.fract() == 0.0 && *v >= 0.0).map(|v| v as u64));
                 let Some(count) = count else {
-                    return invalid(path, &format!("{keyword} is a whole number from 0 on"));
+                    return invalid(place, &format!("{keyword} is a whole number from 0 on"));
                 };
                 if count > MAX_COUNT {
                     // No text is so long: as a least number it cannot be had, as a greatest it says nothing.
                     if keyword.starts_with("min") {
-                        let message = format!("{keyword} at {path} is over {MAX_COUNT}");
+                        let message = format!("{keyword} at {} is over {MAX_COUNT}", place.path);
                         return Err(GrammarError::TooLarge { kind: "schema", message });
                     }
                     return Ok(());
                 }
-                out.insert(keyword.to_owned(), json!(count));
+                out.members.insert(keyword.to_owned(), json!(count));
                 return Ok(());
             }
             "allOf" => {
                 if let Value::Array(given) = value {
-                    all.extend(given);
+                    out.besides.extend(given);
                 }
                 return Ok(());
             }
             _ => {}
         }
-        out.insert(keyword.to_owned(), value);
+        out.members.insert(keyword.to_owned(), value);
         Ok(())
     }
 
@@ -305,26 +403,26 @@ impl Walk {
         }
     }
 
-    fn list(&mut self, value: &Value, path: &str) -> Result<Value> {
-        let Some(items) = value.as_array() else { return invalid(path, "a list of schemas is expected") };
-        let items = items.iter().enumerate().map(|(i, item)| self.schema(item, &format!("{path}[{i}]")));
+    fn list(&mut self, value: &Value, place: &Place) -> Result<Value> {
+        let Some(items) = value.as_array() else { return invalid(place, "a list of schemas is expected") };
+        let items = items.iter().enumerate().map(|(i, item)| self.schema(item, &place.item(i)));
         Ok(Value::Array(items.collect::<Result<_>>()?))
     }
 
-    fn named(&mut self, value: &Value, path: &str) -> Result<Value> {
+    fn named(&mut self, value: &Value, place: &Place) -> Result<Value> {
         let Some(members) = value.as_object() else {
-            return invalid(path, "an object of schemas is expected");
+            return invalid(place, "an object of schemas is expected");
         };
         let named = members
             .iter()
-            .map(|(name, schema)| Ok((name.clone(), self.schema(schema, &format!("{path}.{name}"))?)));
+            .map(|(name, schema)| Ok((name.clone(), self.schema(schema, &place.member(name))?)));
         Ok(Value::Object(named.collect::<Result<_>>()?))
     }
 
-    fn leave_out(&mut self, keyword: &str, path: &str, detail: &str) -> Result<()> {
+    fn leave_out(&mut self, keyword: &str, place: &Place, detail: &str) -> Result<()> {
         let error = GrammarError::Unsupported {
             keyword: keyword.to_owned(),
-            path: path.to_owned(),
+            path: place.path.clone(),
             detail: detail.to_owned(),
         };
         if self.strict {
@@ -335,6 +433,6 @@ impl Walk {
     }
 }
 
-fn invalid<T>(path: &str, message: &str) -> Result<T> {
-    Err(GrammarError::Invalid { kind: "schema", message: format!("{message} (at {path})") })
+fn invalid<T>(place: &Place, message: &str) -> Result<T> {
+    Err(GrammarError::Invalid { kind: "schema", message: format!("{message} (at {})", place.path) })
 }
