@@ -228,7 +228,7 @@ enum Place {
 /// What a choice takes after a sample.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Taken {
-    /// The token: the sampled one, unless that would leave no way to the end.
+    /// The token: the sampled one, unless that would leave no way to the end. None if the text has to end before it.
     pub token: Option<TokenId>,
     /// What follows without a choice.
     pub forced: Vec<TokenId>,
@@ -294,6 +294,11 @@ impl Constrained {
         self.late && matches!(&self.place, Place::Away(pending) if !pending.is_done())
     }
 
+    /// Whether its mask was late, and has not been used yet. It may come at any moment: who decides by this does not miss it.
+    pub fn was_late(&self) -> bool {
+        self.late && matches!(self.place, Place::Away(_))
+    }
+
     /// Takes a sampled token, `left` tokens of output being left after it. With `force` also what has no alternative.
     pub fn take(&mut self, sampled: TokenId, left: usize, force: bool) -> Result<Taken, String> {
         self.late = false;
@@ -334,9 +339,12 @@ impl Constrained {
                 Some(way) => Some(way),
                 None => session.shortest_end(left + 1)?,
             };
-            let first = way.as_ref().and_then(|way| way.first().copied());
-            // By the invariant there is one.
-            let Some(first) = first else { return Err(no_way()) };
+            let first = match way.as_ref().map(|way| way.first().copied()) {
+                Some(Some(first)) => first,
+                Some(None) => return Ok(Taken { is_done: true, ..Taken::default() }),
+                // By the invariant there is a way.
+                None => return Err(no_way()),
+            };
             session.accept(first)?;
             self.way = way.map(|way| way.into_iter().skip(1).collect());
             first

@@ -236,7 +236,7 @@ impl Shared {
         };
         let compiled = match closed {
             Some(schema) => Compiled::Closed(schema),
-            None if self.limits.engine == Some(EngineKind::Closed) => {
+            None if self.limits.engine.is_some_and(|engine| engine != EngineKind::Guidance) => {
                 let message = "it is no closed schema, which this engine takes alone".to_owned();
                 return Err(GrammarError::Invalid { kind: spec.kind(), message });
             }

@@ -25,7 +25,7 @@ mod vocabulary;
 pub use compiler::{Compiler, Limits};
 pub use error::{GrammarError, Result};
 pub use spec::{Spec, Whitespace};
-pub use template::{EngineKind, Template};
+pub use template::{EngineKind, SessionSource, Template};
 pub use vocabulary::Vocabulary;
 
 use std::sync::Arc;

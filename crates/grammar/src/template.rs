@@ -8,8 +8,15 @@ use crate::Session;
 use crate::closed::ClosedSchema;
 use crate::guidance::Grammar;
 
+/// Whoever makes sessions of a constraint of the caller's own.
+pub trait SessionSource: Send + Sync {
+    /// A text that follows it from the beginning.
+    fn session(&self) -> Box<dyn Session>;
+}
+
 /// What a spec was compiled to.
 pub(crate) enum Compiled {
+    Custom(Arc<dyn SessionSource>),
     Closed(Arc<ClosedSchema>),
     Guidance(Box<Grammar>),
 }
@@ -17,6 +24,7 @@ pub(crate) enum Compiled {
 impl Compiled {
     pub(crate) fn session(&self) -> Box<dyn Session> {
         match self {
+            Compiled::Custom(source) => source.session(),
             Compiled::Closed(schema) => Box::new(schema.session()),
             Compiled::Guidance(grammar) => Box::new(grammar.session()),
         }
@@ -34,6 +42,8 @@ pub struct Template {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum EngineKind {
+    /// Sessions that the caller brought.
+    Custom,
     /// An automaton of the whole text, for closed schemas: masks are looked up.
     Closed,
     /// `llguidance`: any grammar, each mask computed when it is asked for.
@@ -55,6 +65,11 @@ impl Template {
         Arc::new(Template { compiled, shortest: shortest.into(), warnings: warnings.into() })
     }
 
+    /// Of a constraint of the caller's own. `shortest` is a text that it allows, without the token that ends it.
+    pub fn custom(source: Arc<dyn SessionSource>, shortest: Vec<TokenId>) -> Arc<Self> {
+        Template::new(Compiled::Custom(source), shortest, Vec::new())
+    }
+
     /// A text that follows it from the beginning.
     pub fn session(&self) -> Box<dyn Session> {
         self.compiled.session()
@@ -74,6 +89,7 @@ impl Template {
     /// Which engine it runs on.
     pub fn engine(&self) -> EngineKind {
         match self.compiled {
+            Compiled::Custom(_) => EngineKind::Custom,
             Compiled::Closed(_) => EngineKind::Closed,
             Compiled::Guidance(_) => EngineKind::Guidance,
         }

@@ -70,7 +70,8 @@ impl ChoiceState {
         let taken = constrained.take(sampled.token, left, force)?;
         let sampled = match taken.token {
             Some(token) if token != sampled.token => sampled.replaced_by(token),
-            _ => sampled,
+            Some(_) => sampled,
+            None => return Ok(self.output.end(Finish::Length)),
         };
         let mut update = self.output.accept(valid, sampled, eos, codec);
         for token in taken.forced {

@@ -135,10 +135,9 @@ impl Core {
         if computed || finished {
             return Next::Turn;
         }
-        let waits = |group: &Group| {
-            group.choices.iter().any(|choice| choice.constrained.as_ref().is_some_and(Constrained::waits))
-        };
-        let look_again = self.groups.values().any(waits).then(|| now + MASK_POLL);
+        let mut choices = self.groups.values().flat_map(|group| &group.choices);
+        let late = choices.any(|choice| choice.constrained.as_ref().is_some_and(Constrained::was_late));
+        let look_again = late.then(|| now + MASK_POLL);
         Next::Wait(self.next_deadline().into_iter().chain(look_again).min())
     }
 

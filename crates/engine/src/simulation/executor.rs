@@ -37,6 +37,7 @@ struct ControlState {
     step_delay: Duration,
     violation: Option<String>,
     steps: u64,
+    mask_patience: Option<Duration>,
 }
 
 /// Steers a [`SimExecutor`] from outside.
@@ -58,6 +59,15 @@ impl SimControl {
     /// Lets every step take this long.
     pub fn set_step_delay(&self, delay: Duration) {
         self.with(|state| state.step_delay = delay);
+    }
+
+    /// Lets a step wait so long for each mask.
+    pub fn set_mask_patience(&self, patience: Duration) {
+        self.with(|state| state.mask_patience = Some(patience));
+    }
+
+    fn mask_patience(&self) -> Duration {
+        self.with(|state| state.mask_patience).unwrap_or(MASK_PATIENCE)
     }
 
     /// What was wrong with a plan, if one was wrong.
@@ -172,7 +182,7 @@ impl SimExecutor {
         }
         let sampled = match &chunk.sample {
             None => None,
-            Some(spec) => match spec.allowed.resolve(Instant::now() + MASK_PATIENCE) {
+            Some(spec) => match spec.allowed.resolve(Instant::now() + self.control.mask_patience()) {
                 Resolved::Late => None,
                 Resolved::All => Some(self.sample(history, spec, None).ok_or("no token may be sampled")?),
                 Resolved::These(mask) => {

@@ -1,6 +1,7 @@
 //! The engine thread under simulation: no threads, virtual time, every random choice from one seed.
 
 mod behaviour;
+mod constraints;
 mod device_bytes;
 mod load;
 
