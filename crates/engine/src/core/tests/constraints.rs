@@ -75,7 +75,7 @@ impl Session for Pairs {
     }
 
     fn validate(&mut self, _draft: &[TokenId]) -> wardrobe_grammar::Result<usize> {
-        unimplemented!("the engine does not ask")
+        panic!("the engine does not ask")
     }
 
     fn rollback(&mut self, num_tokens: usize) -> wardrobe_grammar::Result<()> {
@@ -88,7 +88,7 @@ impl Session for Pairs {
     }
 
     fn may_end(&mut self) -> wardrobe_grammar::Result<bool> {
-        Ok(self.taken.len() % 2 == 0 && !self.taken.is_empty())
+        Ok(self.taken.len().is_multiple_of(2) && !self.taken.is_empty())
     }
 
     fn is_done(&mut self) -> wardrobe_grammar::Result<bool> {
