@@ -9,7 +9,7 @@
 //! left.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -124,7 +124,7 @@ struct Job {
 
 /// The threads that compute masks.
 pub(crate) struct MaskWorkers {
-    jobs: Option<Sender<Job>>,
+    jobs: Option<SyncSender<Job>>,
     queue: Arc<Mutex<Receiver<Job>>>,
     threads: Vec<std::thread::JoinHandle<()>>,
 }
@@ -132,10 +132,13 @@ pub(crate) struct MaskWorkers {
 /// Two, so that one slow mask holds up no other.
 const MASK_THREADS: usize = 2;
 
+/// Masks that may wait for a worker: as many as sequences run, by and large. What finds no place the engine computes itself.
+const MAX_WAITING: usize = 1024;
+
 impl MaskWorkers {
     /// Threads start when they are first needed.
     pub fn new() -> Self {
-        let (sender, receiver) = channel();
+        let (sender, receiver) = sync_channel(MAX_WAITING);
         MaskWorkers { jobs: Some(sender), queue: Arc::new(Mutex::new(receiver)), threads: Vec::new() }
     }
 
@@ -160,8 +163,8 @@ impl MaskWorkers {
         let job = Job { of, words, pending: pending.clone() };
         match self.jobs.as_ref().filter(|_| !self.threads.is_empty()) {
             Some(jobs) => {
-                if let Err(refused) = jobs.send(job) {
-                    run(refused.0);
+                if let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) = jobs.try_send(job) {
+                    run(job);
                 }
             }
             None => run(job),
