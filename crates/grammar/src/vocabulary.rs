@@ -7,6 +7,9 @@ use wardrobe_text::{TokenId, Tokenizer};
 
 use crate::error::{GrammarError, Result};
 
+/// Longer tokens are in no mask: the trie has no room for them.
+const MAX_TOKEN_BYTES: usize = 512;
+
 /// Built once for a model and shared by all its grammars.
 #[derive(Clone)]
 pub struct Vocabulary {
@@ -35,6 +38,9 @@ impl Vocabulary {
         let mut words = vec![Vec::new(); tokenizer.vocab_size()];
         for (id, bytes) in tokenizer.tokens() {
             let Some(word) = words.get_mut(id.index()) else { continue };
+            if bytes.len() > MAX_TOKEN_BYTES {
+                continue;
+            }
             // A special token's text means nothing; the marker keeps it out of every text.
             if tokenizer.is_special(id) || ends.contains(&id) {
                 word.push(TokTrie::SPECIAL_TOKEN_MARKER);

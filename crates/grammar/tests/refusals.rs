@@ -149,6 +149,37 @@ fn bombs_are_refused_or_bounded() {
     assert!(compiler.compile(&schema(json!({"type": "boolean"})), Whitespace::Spaced).is_ok());
 }
 
+/// Small schemas that, said in other keywords or written out, would fill the machine.
+#[test]
+fn what_grows_in_preparation_is_bounded() {
+    let many: Value =
+        (0..40_000).map(|i| (format!("p{i}"), json!(true))).collect::<serde_json::Map<_, _>>().into();
+    let nested =
+        |wrap: &dyn Fn(Value) -> Value| (0..22).fold(json!({"required": ["a"]}), |inner, _| wrap(inner));
+    let mut chain = serde_json::Map::new();
+    chain.insert("a0".to_owned(), json!({"type": "null"}));
+    for i in 1..11 {
+        let below = vec![json!({"$ref": format!("#/$defs/a{}", i - 1)}); 40];
+        chain.insert(format!("a{i}"), json!({"anyOf": below}));
+    }
+    for (idx, given) in [
+        json!({"properties": many, "anyOf": vec![json!(true); 40_000]}),
+        nested(&|inner| json!({"oneOf": [inner, {"type": "null"}, {"type": "object", "minProperties": 1}]})),
+        nested(&|inner| json!({"oneOf": [inner, {"required": ["b"]}]})),
+        nested(&|inner| json!({"if": inner, "then": {"required": ["b"]}, "else": {"required": ["c"]}})),
+        json!({"$ref": "#/$defs/a10", "$defs": chain}),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        match compile(&schema(given)) {
+            Ok(_) => {}
+            Err(GrammarError::Engine { message }) => panic!("schema {idx}: {message}"),
+            Err(error) => assert!(!matches!(error, GrammarError::Deadline { .. }), "schema {idx}: {error}"),
+        }
+    }
+}
+
 #[test]
 fn a_long_maximum_is_no_reason_to_refuse() {
     for given in [

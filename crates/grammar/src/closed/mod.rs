@@ -6,7 +6,7 @@
 
 mod pattern;
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use regex_automata::dfa::dense::{Builder, Config, DFA};
@@ -40,7 +40,7 @@ pub(crate) struct ClosedSchema {
     /// By state, once it was asked for.
     masks: Box<[OnceLock<Arc<[u32]>>]>,
     /// Equal masks are one.
-    known_masks: Mutex<HashMap<Arc<[u32]>, ()>>,
+    known_masks: Mutex<HashSet<Arc<[u32]>>>,
 }
 
 /// No way.
@@ -109,10 +109,10 @@ impl ClosedSchema {
             }
             let mask: Arc<[u32]> = mask.into();
             let mut known = self.known_masks.lock().unwrap_or_else(PoisonError::into_inner);
-            match known.get_key_value(&mask) {
-                Some((same, ())) => same.clone(),
+            match known.get(&mask) {
+                Some(same) => same.clone(),
                 None => {
-                    known.insert(mask.clone(), ());
+                    known.insert(mask.clone());
                     mask
                 }
             }
@@ -143,7 +143,7 @@ impl ClosedSchema {
                 let next = self.next(state, byte)?;
                 (self.distance(next) < self.distance(state)).then_some((byte, next))
             };
-            // Letters and digits first: what is written should look like a text.
+            // Of equally short ways one that reads well.
             let Some((byte, next)) = PREFERRED.iter().chain(ALL_BYTES.iter()).find_map(nearer) else { break };
             way.push(byte);
             state = next;

@@ -50,6 +50,8 @@ impl Pattern<'_> {
         if depth > MAX_DEPTH {
             return None;
         }
+        // Also what adds nothing by itself, such as references to references.
+        self.take(1)?;
         let members = schema.as_object()?;
         let has =
             |keys: &[&str]| members.keys().all(|key| is_annotation(key) || keys.contains(&key.as_str()));

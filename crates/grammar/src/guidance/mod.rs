@@ -79,9 +79,7 @@ impl Guidance {
         };
         Ok((grammar, warnings))
     }
-}
 
-impl Guidance {
     /// What is left of a string that holds the text: with its beginning, and without.
     fn endings(&self, text: &str) -> [Vec<TokenId>; 2] {
         let whole = json!(text).to_string();

@@ -123,6 +123,7 @@ pub(crate) fn prepare(schema: &Value, strict: bool, one_of: OneOf) -> Result<Pre
         moved: HashMap::new(),
         strict,
         one_of,
+        written: 0,
         warnings: Vec::new(),
         samples: Vec::new(),
     };
@@ -197,6 +198,8 @@ struct Walk<'a> {
     moved: HashMap<String, String>,
     strict: bool,
     one_of: OneOf,
+    /// Schemas and names so far: saying keywords in others can write small schemas out at great length.
+    written: usize,
     warnings: Vec<String>,
     samples: Vec<String>,
 }
@@ -233,7 +236,18 @@ fn holds(keyword: &str) -> Holds {
 }
 
 impl Walk<'_> {
+    /// Counts what is written out, within a limit.
+    fn write(&mut self, num: usize) -> Result<()> {
+        self.written = self.written.saturating_add(num);
+        if self.written <= MAX_VALUES {
+            return Ok(());
+        }
+        let message = format!("said in keywords that a grammar knows it has over {MAX_VALUES} values");
+        Err(GrammarError::TooLarge { kind: "schema", message })
+    }
+
     fn schema(&mut self, schema: &Value, place: &Place) -> Result<Value> {
+        self.write(1)?;
         let members = match schema {
             Value::Bool(_) => return Ok(schema.clone()),
             Value::Object(members) => members,
@@ -275,6 +289,7 @@ impl Walk<'_> {
             {
                 for keyword in ["anyOf", "oneOf"] {
                     if let Some(Value::Array(ways)) = schema.get_mut(keyword) {
+                        self.write(ways.len().saturating_mul(order.len()))?;
                         *ways = std::mem::take(ways).into_iter().map(in_order).collect();
                     }
                 }
