@@ -24,6 +24,7 @@ mod stop;
 mod template;
 mod token_id;
 mod tokenizer;
+mod tools;
 
 pub use detokenize::{DetokenizeOptions, DetokenizeStream};
 pub use error::{Result, TextError};
@@ -35,4 +36,8 @@ pub use token_id::TokenId;
 pub use tokenizer::{
     DEFAULT_MAX_TEXT_BYTES, EncodeOptions, GgufVocab, MAX_MERGES, MAX_PIECE_BYTES, MAX_VOCAB_TOKENS,
     NamedTemplate, Tokenizer, TokenizerConfig, supported_pre_tokenizers,
+};
+pub use tools::{
+    ID_LEN, MAX_TOOL_CALLS, NotationPart, ToolCallParser, ToolEvent, ToolNotation, ToolStyle,
+    is_function_name,
 };
