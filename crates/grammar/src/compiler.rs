@@ -11,6 +11,7 @@ use crate::guidance::Guidance;
 use crate::schema::{self, OneOf, Prepared};
 use crate::spec::{Spec, Whitespace};
 use crate::template::{Compiled, EngineKind, Template};
+use crate::tools;
 use crate::vocabulary::Vocabulary;
 
 /// Bytes of a spec that is no schema.
@@ -81,6 +82,7 @@ impl Key {
             Spec::Regex(regex) => format!("r{regex}"),
             Spec::Choice(choices) => format!("c{choices:?}"),
             Spec::Lark(lark) => format!("g{lark}"),
+            Spec::ToolCalls(calls) => format!("t{calls:?}"),
         };
         Key { spec: text.into(), whitespace }
     }
@@ -189,6 +191,7 @@ fn check_size(spec: &Spec) -> Result<()> {
         Spec::JsonObject => 0,
         Spec::Regex(text) | Spec::Lark(text) => text.len(),
         Spec::Choice(choices) => choices.iter().map(|choice| choice.len() + 1).sum(),
+        Spec::ToolCalls(calls) => return tools::check_size(calls),
     };
     if bytes <= MAX_TEXT_BYTES {
         return Ok(());
@@ -213,23 +216,25 @@ impl Shared {
     }
 
     fn compile(&self, spec: &Spec, whitespace: Whitespace) -> Outcome {
-        let Spec::JsonSchema { schema, strict } = spec else {
-            return self.compile_prepared(spec, None, whitespace);
+        let prepared = |one_of| match spec {
+            Spec::JsonSchema { schema, strict } => Ok(vec![schema::prepare(schema, *strict, one_of)?]),
+            Spec::ToolCalls(calls) => tools::prepare(calls, one_of),
+            _ => Ok(Vec::new()),
         };
-        let prepared = |one_of| schema::prepare(schema, *strict, one_of);
-        match self.compile_prepared(spec, Some(prepared(OneOf::AsItIs)?), whitespace) {
+        match self.compile_prepared(spec, &prepared(OneOf::AsItIs)?, whitespace) {
             // Schemas that may hold at once; and splitting what need not be split makes grammars larger.
             Err(GrammarError::Invalid { message, .. }) if message.contains("oneOf") => {
-                self.compile_prepared(spec, Some(prepared(OneOf::Split)?), whitespace)
+                self.compile_prepared(spec, &prepared(OneOf::Split)?, whitespace)
             }
             outcome => outcome,
         }
     }
 
-    fn compile_prepared(&self, spec: &Spec, prepared: Option<Prepared>, whitespace: Whitespace) -> Outcome {
+    /// With the schemas that are in the spec.
+    fn compile_prepared(&self, spec: &Spec, prepared: &[Prepared], whitespace: Whitespace) -> Outcome {
         let mut warnings = Vec::new();
-        let closed = match &prepared {
-            Some(prepared) if self.limits.engine != Some(EngineKind::Guidance) => {
+        let closed = match (spec, prepared) {
+            (Spec::JsonSchema { .. }, [prepared]) if self.limits.engine != Some(EngineKind::Guidance) => {
                 ClosedSchema::new(&self.vocabulary, &prepared.schema, whitespace)
             }
             _ => None,
@@ -243,12 +248,12 @@ impl Shared {
             None => {
                 let guidance = self.guidance.get_or_init(|| Guidance::new(self.vocabulary.clone()));
                 let guidance = guidance.as_ref().map_err(Clone::clone)?;
-                let (grammar, more) = guidance.compile(spec, prepared.as_ref(), whitespace)?;
+                let (grammar, more) = guidance.compile(spec, prepared, whitespace)?;
                 warnings = more;
                 Compiled::Guidance(Box::new(grammar))
             }
         };
-        warnings.extend(prepared.map(|prepared| prepared.warnings).unwrap_or_default());
+        warnings.extend(prepared.iter().flat_map(|prepared| prepared.warnings.iter().cloned()));
         let max_tokens = self.limits.max_shortest_tokens;
         let message = match compiled.session().shortest_end(max_tokens) {
             Ok(Some(shortest)) => return Ok(Template::new(compiled, shortest, warnings)),

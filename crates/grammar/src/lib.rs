@@ -20,11 +20,12 @@ mod guidance;
 mod schema;
 mod spec;
 mod template;
+mod tools;
 mod vocabulary;
 
 pub use compiler::{Compiler, Limits};
 pub use error::{GrammarError, Result};
-pub use spec::{Spec, Whitespace};
+pub use spec::{Beside, Function, Spec, ToolCalls, Whitespace};
 pub use template::{EngineKind, SessionSource, Template};
 pub use vocabulary::Vocabulary;
 

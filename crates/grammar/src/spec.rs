@@ -1,6 +1,7 @@
 //! What a text may be held to.
 
 use serde_json::Value;
+use wardrobe_text::ToolNotation;
 
 /// A constraint on a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +21,49 @@ pub enum Spec {
     Choice(Vec<String>),
     /// A grammar in llguidance's variant of Lark.
     Lark(String),
+    /// Calls of functions, in a model's own notation.
+    ToolCalls(Box<ToolCalls>),
+}
+
+/// What calls of functions are held to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToolCalls {
+    /// How calls are written.
+    pub notation: ToolNotation,
+    /// The functions that may be called, at least one.
+    pub functions: Vec<Function>,
+    /// What else an answer may be.
+    pub beside: Beside,
+    /// The most calls of an answer, at least one.
+    pub max_calls: usize,
+}
+
+/// A function that may be called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Function {
+    /// Its name.
+    pub name: String,
+    /// The schema of its arguments, an object. Objects in it that name properties and do not speak of others have no
+    /// others: nobody would read them.
+    pub parameters: Value,
+    /// As in [`Spec::JsonSchema`].
+    pub strict: bool,
+}
+
+/// What an answer may be beside calls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Beside {
+    /// Nothing: there is a call at least.
+    Nothing,
+    /// Any text, also before calls.
+    Text,
+    /// JSON that a schema allows, in the place of calls.
+    Json {
+        /// The schema.
+        schema: Value,
+        /// As in [`Spec::JsonSchema`].
+        strict: bool,
+    },
 }
 
 impl Spec {
@@ -30,6 +74,7 @@ impl Spec {
             Spec::Regex(_) => "regular expression",
             Spec::Choice(_) => "choice",
             Spec::Lark(_) => "grammar",
+            Spec::ToolCalls(_) => "set of functions",
         }
     }
 }

@@ -21,6 +21,8 @@ struct Env {
     trie: TokTrie,
     /// Tokens that end a text, each once.
     ends: Box<[TokenId]>,
+    /// Names of the other special tokens.
+    specials: Box<[(Box<str>, TokenId)]>,
 }
 
 impl std::fmt::Debug for Vocabulary {
@@ -36,10 +38,17 @@ impl Vocabulary {
     /// There is no such token, or none at all.
     pub fn new(tokenizer: Tokenizer, ends: &[TokenId]) -> Result<Self> {
         let mut words = vec![Vec::new(); tokenizer.vocab_size()];
+        let mut specials = Vec::new();
         for (id, bytes) in tokenizer.tokens() {
             let Some(word) = words.get_mut(id.index()) else { continue };
             if bytes.len() > MAX_TOKEN_BYTES {
                 continue;
+            }
+            if tokenizer.is_special(id)
+                && !ends.contains(&id)
+                && let Some(name) = std::str::from_utf8(bytes).ok().filter(|name| !name.is_empty())
+            {
+                specials.push((name.into(), id));
             }
             // A special token's text means nothing; the marker keeps it out of every text.
             if tokenizer.is_special(id) || ends.contains(&id) {
@@ -58,7 +67,9 @@ impl Vocabulary {
         let Some(&first) = ids.first() else { return Err(invalid("no token ends a text".to_owned())) };
         let info = TokRxInfo::new(words.len() as u32, first);
         let trie = TokTrie::from(&info, &words).with_eos_tokens(&ids);
-        Ok(Vocabulary { env: Arc::new(Env { tokenizer, trie, ends: sorted.into() }) })
+        Ok(Vocabulary {
+            env: Arc::new(Env { tokenizer, trie, ends: sorted.into(), specials: specials.into() }),
+        })
     }
 
     /// One more than the highest id.
@@ -100,6 +111,19 @@ impl Vocabulary {
         let known = token.index() < self.len();
         let bytes = if known { self.trie().token(token.0) } else { &[] };
         (!bytes.is_empty() && bytes.first() != Some(&TokTrie::SPECIAL_TOKEN_MARKER)).then_some(bytes)
+    }
+
+    /// The special token of this name, if it ends no text.
+    pub(crate) fn special(&self, name: &str) -> Option<TokenId> {
+        self.env.specials.iter().find(|(known, _)| **known == *name).map(|(_, id)| *id)
+    }
+
+    /// The first special token in a text, with what is before and after it; of several at one place the longest.
+    pub(crate) fn first_special<'a>(&self, text: &'a str) -> Option<(&'a str, TokenId, &'a str)> {
+        let found =
+            self.env.specials.iter().filter_map(|(name, id)| Some((text.find(&**name)?, name.len(), *id)));
+        let (at, len, id) = found.min_by_key(|(at, len, _)| (*at, usize::MAX - len))?;
+        Some((text.get(..at)?, id, text.get(at + len..)?))
     }
 
     pub(crate) fn trie(&self) -> &TokTrie {

@@ -3,6 +3,7 @@
 
 mod end;
 mod numbers;
+mod tools;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -30,7 +31,8 @@ pub(crate) struct Grammar {
     vocabulary: Vocabulary,
     /// As it is before the first token; sessions are copies, with caches of their own.
     start: Mutex<Matcher>,
-    numbers: Option<Arc<numbers::NumberTokens>>,
+    /// As it is before the first token.
+    numbers: Option<NumberGuard>,
     /// See [`end`].
     endings: Arc<[Vec<TokenId>]>,
 }
@@ -49,20 +51,26 @@ impl Guidance {
     pub(crate) fn compile(
         &self,
         spec: &Spec,
-        prepared: Option<&Prepared>,
+        prepared: &[Prepared],
         whitespace: Whitespace,
     ) -> Result<(Grammar, Vec<String>)> {
         let kind = spec.kind();
         let json =
             |schema, lenient| TopLevelGrammar::from_json_schema(with_options(schema, whitespace, lenient));
-        let (grammar, is_json) = match (spec, prepared) {
-            (Spec::JsonSchema { strict, .. }, Some(prepared)) => {
-                (json(prepared.schema.clone(), !strict), true)
+        let (grammar, numbers) = match (spec, prepared) {
+            (Spec::JsonSchema { strict, .. }, [prepared]) => {
+                (json(prepared.schema.clone(), !strict), Some(NumberGuard::new(self.numbers.clone())))
             }
-            (Spec::JsonSchema { .. } | Spec::JsonObject, _) => (json(json!({"type": "object"}), false), true),
-            (Spec::Regex(regex), _) => (TopLevelGrammar::from_regex(regex), false),
-            (Spec::Choice(choices), _) => (TopLevelGrammar::from_lark(choice(choices)?), false),
-            (Spec::Lark(lark), _) => (TopLevelGrammar::from_lark(lark.clone()), false),
+            (Spec::JsonSchema { .. } | Spec::JsonObject, _) => {
+                (json(json!({"type": "object"}), false), Some(NumberGuard::new(self.numbers.clone())))
+            }
+            (Spec::Regex(regex), _) => (TopLevelGrammar::from_regex(regex), None),
+            (Spec::Choice(choices), _) => (TopLevelGrammar::from_lark(choice(choices)?), None),
+            (Spec::Lark(lark), _) => (TopLevelGrammar::from_lark(lark.clone()), None),
+            (Spec::ToolCalls(calls), prepared) => {
+                let lark = tools::lark(&self.vocabulary, calls, prepared, whitespace);
+                (TopLevelGrammar::from_lark(lark), Some(tools::guard(self.numbers.clone(), calls)))
+            }
         };
         let parser = self.factory.create_parser(grammar).map_err(|e| refused(kind, &e))?;
         let mut matcher = Matcher::new(Ok(parser));
@@ -70,12 +78,12 @@ impl Guidance {
             return Err(refused(kind, &message));
         }
         let warnings = matcher.grammar_warnings();
-        let samples = prepared.map_or(&[][..], |prepared| &prepared.samples);
+        let samples = prepared.iter().flat_map(|prepared| &prepared.samples);
         let grammar = Grammar {
             vocabulary: self.vocabulary.clone(),
             start: Mutex::new(matcher),
-            numbers: is_json.then(|| self.numbers.clone()),
-            endings: samples.iter().flat_map(|text| self.endings(text)).collect(),
+            numbers,
+            endings: samples.flat_map(|text| self.endings(text)).collect(),
         };
         Ok((grammar, warnings))
     }
@@ -128,7 +136,7 @@ impl Grammar {
         GuidanceSession {
             vocabulary: self.vocabulary.clone(),
             matcher: start.deep_clone(),
-            numbers: self.numbers.clone().map(NumberGuard::new),
+            numbers: self.numbers.clone(),
             endings: self.endings.clone(),
             accepted: Vec::new(),
         }

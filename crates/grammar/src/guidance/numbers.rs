@@ -80,6 +80,47 @@ struct State {
     is_fraction: bool,
     exponent: bool,
     exponent_digits: u8,
+    /// Of a text whose JSON has not begun.
+    outside: Option<Outside>,
+}
+
+/// Before the mark that JSON comes after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outside {
+    /// This many bytes of the mark are the text's last ones.
+    Looking(usize),
+    /// The text did not begin with it, so there is no JSON.
+    Never,
+}
+
+/// What JSON comes after, in a text that is not JSON from the beginning.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Mark {
+    pub(super) bytes: Box<[u8]>,
+    /// Only the text's beginning counts.
+    pub(super) at_start: bool,
+}
+
+impl Mark {
+    /// Where one is after a byte; `None`: after the mark.
+    fn after(&self, outside: Outside, byte: u8) -> Option<Outside> {
+        let Outside::Looking(mut len) = outside else { return Some(Outside::Never) };
+        while self.bytes.get(len) != Some(&byte) {
+            if self.at_start {
+                return Some(Outside::Never);
+            }
+            if len == 0 {
+                return Some(Outside::Looking(0));
+            }
+            // The longest end of what has matched that the mark begins with too.
+            let matched = self.bytes.get(..len).unwrap_or_default();
+            len = (0..len)
+                .rev()
+                .find(|&shorter| matched.ends_with(self.bytes.get(..shorter).unwrap_or_default()))
+                .unwrap_or(0);
+        }
+        (len + 1 < self.bytes.len()).then_some(Outside::Looking(len + 1))
+    }
 }
 
 impl State {
@@ -129,8 +170,10 @@ impl State {
 }
 
 /// Follows one text.
+#[derive(Clone)]
 pub(super) struct NumberGuard {
     tokens: Arc<NumberTokens>,
+    mark: Option<Arc<Mark>>,
     state: State,
     /// Before each of the tokens.
     before: Vec<State>,
@@ -138,13 +181,33 @@ pub(super) struct NumberGuard {
 
 impl NumberGuard {
     pub(super) fn new(tokens: Arc<NumberTokens>) -> Self {
-        NumberGuard { tokens, state: State::default(), before: Vec::new() }
+        NumberGuard { tokens, mark: None, state: State::default(), before: Vec::new() }
+    }
+
+    /// Of a text whose JSON comes after a mark.
+    pub(super) fn after(tokens: Arc<NumberTokens>, mark: Mark) -> Self {
+        let state = State { outside: Some(Outside::Looking(0)), ..State::default() };
+        NumberGuard { tokens, mark: Some(Arc::new(mark)), state, before: Vec::new() }
+    }
+
+    /// Where one is after more bytes, if they make no number too long.
+    fn next(&self, mut state: State, bytes: &[u8]) -> Option<State> {
+        let mut bytes = bytes.iter();
+        while let (Some(outside), Some(mark)) = (state.outside, &self.mark) {
+            let Some(&byte) = bytes.next() else { return Some(state) };
+            match mark.after(outside, byte) {
+                // A mark that is JSON itself may end in a string.
+                None => state = State::default().after(&mark.bytes).unwrap_or_default(),
+                before => state.outside = before,
+            }
+        }
+        state.after(bytes.as_slice())
     }
 
     /// Takes out of a mask what must not come next.
     pub(super) fn confine(&self, mask: &mut [u32], matcher: &mut Matcher) -> Result<()> {
         let state = self.state;
-        if state.in_string {
+        if state.in_string || state.outside.is_some() {
             return Ok(());
         }
         let mut forbid = |id: u32| {
@@ -189,7 +252,7 @@ impl NumberGuard {
     pub(super) fn how_many<'a>(&self, pieces: impl Iterator<Item = &'a [u8]>) -> (usize, bool) {
         let (mut state, mut num) = (self.state, 0);
         for piece in pieces {
-            match state.after(piece) {
+            match self.next(state, piece) {
                 Some(next) => state = next,
                 None => break,
             }
@@ -205,7 +268,7 @@ impl NumberGuard {
 
     pub(super) fn push(&mut self, piece: &[u8]) {
         self.before.push(self.state);
-        self.state = self.state.after(piece).unwrap_or_default();
+        self.state = self.next(self.state, piece).unwrap_or_default();
     }
 
     pub(super) fn rollback(&mut self, num_tokens: usize) {

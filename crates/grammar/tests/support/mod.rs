@@ -35,17 +35,20 @@ const MERGES: [(&str, &str); 14] = [
     ("\"", "]"),
 ];
 
-/// The token that ends a text.
-pub const END: TokenId = TokenId(256 + MERGES.len() as u32);
+/// A special token that ends no text, named `[CALLS]`.
+pub const CALLS: TokenId = TokenId(256 + MERGES.len() as u32);
 
-/// One token a byte (its id is the byte), then the merged ones, then the end.
+/// The token that ends a text.
+pub const END: TokenId = TokenId(CALLS.0 + 1);
+
+/// One token a byte (its id is the byte), then the merged ones, then the special ones.
 pub fn tokenizer() -> Tokenizer {
     let spelled = |text: &str| text.bytes().map(spelling).collect::<String>();
     let mut tokens: Vec<String> = (0..=255).map(|byte| spelling(byte).to_string()).collect();
     tokens.extend(MERGES.iter().map(|(left, right)| spelled(&format!("{left}{right}"))));
-    tokens.push("<|im_end|>".to_owned());
-    let mut token_types = vec![1; tokens.len() - 1];
-    token_types.push(3);
+    let mut token_types = vec![1; tokens.len()];
+    tokens.extend(["[CALLS]", "<|im_end|>"].map(str::to_owned));
+    token_types.extend([3, 3]);
     Tokenizer::from_gguf(GgufVocab {
         model: "gpt2".to_owned(),
         pre: Some("gpt-2".to_owned()),
