@@ -237,6 +237,8 @@ pub(crate) struct Taken {
     pub forced: Vec<TokenId>,
     /// The text is complete.
     pub is_done: bool,
+    /// The token goes on with text that nothing is asked of, and that the caller's stops may end.
+    pub is_free: bool,
 }
 
 /// How a text that is complete ended.
@@ -353,6 +355,7 @@ impl Constrained {
             first
         };
         taken.token = Some(token);
+        taken.is_free = session.is_free();
         let mut left = left;
         if force {
             'forced: loop {

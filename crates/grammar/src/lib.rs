@@ -80,6 +80,11 @@ pub trait Session: Send {
     /// The engine failed.
     fn is_done(&mut self) -> Result<bool>;
 
+    /// Whether the text so far is one that the spec asks nothing of, so that the caller's own stops may end it.
+    fn is_free(&self) -> bool {
+        false
+    }
+
     /// A short way to where the text may end, of `max_tokens` at most; the shortest where the engine knows it. `None`: none
     /// was found.
     ///

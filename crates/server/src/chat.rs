@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use axum::extract::State;
 use axum::response::Response;
 use bytes::BytesMut;
+use serde_json::Value;
 use wardrobe_engine::{Completion, Event, Request, Summary, Update};
 use wardrobe_text::{ChatInput, ChatTemplate, Message, MessageContent, TemplateLimits};
 
@@ -19,6 +20,7 @@ use crate::shape::{AnswerShape, refuse_unsupported};
 use crate::sse::{ChunkFrame, ChunkNames, ChunkWriter, SseStream};
 use crate::state::{ServerState, unix_s};
 use crate::target;
+use crate::tools::{AnswerReader, ChoicePart, ChoiceReader, OfferedTools, TemplateTools, read_whole};
 use crate::wire::chat::{AssistantMessage, ChatChoice, ChatCompletion, ChatDelta, ChatFields, Delta};
 use crate::wire::logprobs::{ChatLogprobs, PromptLogprobs, TokenStyle};
 use crate::wire::request::GenerationFields;
@@ -40,14 +42,23 @@ pub(crate) async fn create(
     let mut admitted = Admitted::new(place, &context, &target);
     let shape = AnswerShape::new(&fields, chat.logprobs == Some(true), TokenStyle::Text)?;
     let mut request = engine_request(&state, &context, &target, &mut fields, Api::Chat)?;
-    request.constraint = constraint::resolve(&state, &body).await?;
     request.logprobs = match (chat.logprobs, chat.top_logprobs) {
         (Some(true), top) => Some(top.unwrap_or(0)),
         (_, None | Some(0)) => None,
         _ => return Err(ApiError::invalid("top_logprobs", "is set without `logprobs`")),
     };
     let options = PromptOptions::new(&state, &target, &fields, false, Api::Chat)?;
-    let conversation = Conversation::new(&state, chat)?;
+    let offered = OfferedTools::new(body.parse()?)?;
+    let mut conversation = Conversation::new(&state, chat)?;
+    let mut asked = constraint::of_body(&body)?;
+    let mut reader = None;
+    if let Some(tools) = conversation.tools(&state, &offered)? {
+        asked = offered.hold(&tools, asked)?;
+        reader = offered.reader(&tools);
+        conversation.write_tools(&tools, offered.for_prompt);
+    }
+    request.skip_special_tokens &= !reader.as_ref().is_some_and(|reader| reader.shows_special_tokens);
+    request.constraint = constraint::compile(&state, asked).await?;
     let shared = state.clone();
     let (text_bytes, share) = (body.len_bytes(), body.into_share());
     request.prompt_token_ids = state
@@ -66,7 +77,13 @@ pub(crate) async fn create(
         created: unix_s(SystemTime::now()),
         model: target.model,
     };
-    answer(&state, &context, Prepared { request, names, shape, admitted }, fields.stream == Some(true)).await
+    answer(
+        &state,
+        &context,
+        Prepared { request, names, shape, reader, admitted },
+        fields.stream == Some(true),
+    )
+    .await
 }
 
 /// A checked request, ready for the engine.
@@ -74,6 +91,8 @@ struct Prepared {
     request: Request,
     names: ChunkNames,
     shape: AnswerShape,
+    /// Set where answers may call functions.
+    reader: Option<AnswerReader>,
     admitted: Admitted,
 }
 
@@ -83,7 +102,7 @@ async fn answer(
     prepared: Prepared,
     stream: bool,
 ) -> Result<Response> {
-    let Prepared { request, names, shape, admitted } = prepared;
+    let Prepared { request, names, shape, reader, admitted } = prepared;
     let prompt_token_ids = shape.ids(&request.prompt_token_ids);
     let generation = Generation::submit(state, context, [request], admitted, Api::Chat)?;
     if stream {
@@ -93,30 +112,38 @@ async fn answer(
             state: state.clone(),
             shape,
             prompt_token_ids,
-            started: Vec::new(),
+            reader,
+            choices: Vec::new(),
             summary: Summary::default(),
         };
         return Ok(SseStream::new(generation, writer, state.config.keep_alive_interval).into_response());
     }
     let completions = generation.collect(1).await?;
     let completion = completions.into_iter().next().unwrap_or_default();
-    whole_answer(state, &names, shape, prompt_token_ids, &completion)
+    whole_answer(state, &names, (shape, reader), prompt_token_ids, &completion)
 }
 
 fn whole_answer(
     state: &ServerState,
     names: &ChunkNames,
-    shape: AnswerShape,
+    (shape, reader): (AnswerShape, Option<AnswerReader>),
     prompt_token_ids: Option<Vec<u32>>,
     completion: &Completion,
 ) -> Result<Response> {
     let mut usage = WireUsage::default();
     usage.add(&completion.summary.usage);
     let choices = completion.choices.iter().enumerate().map(|(index, choice)| {
-        let (finish_reason, stop_reason) = finish_reason(choice.finish.as_ref())?;
+        let (mut finish_reason, stop_reason) = finish_reason(choice.finish.as_ref())?;
+        let (mut content, mut tool_calls) = (Some(choice.text.clone()), Vec::new());
+        if let Some(mut reader) = reader.as_ref().map(AnswerReader::choice) {
+            let (text, calls) = read_whole(state, &mut reader, &choice.text);
+            content = (calls.is_empty() || !text.is_empty()).then_some(text);
+            tool_calls = calls;
+            finish_reason = reader.finish_reason(choice.finish.as_ref(), finish_reason);
+        }
         Ok(ChatChoice {
             index,
-            message: AssistantMessage { role: "assistant", content: &choice.text, refusal: None },
+            message: AssistantMessage { role: "assistant", content, refusal: None, tool_calls },
             logprobs: shape.logprobs.then(|| ChatLogprobs::new(&choice.logprobs, shape.style)),
             finish_reason,
             stop_reason,
@@ -141,6 +168,8 @@ fn whole_answer(
 pub(crate) struct Conversation {
     fields: ChatFields,
     template: Option<ChatTemplate>,
+    /// For the template.
+    tools: Option<Value>,
 }
 
 impl Conversation {
@@ -168,7 +197,32 @@ impl Conversation {
         for (idx, message) in fields.messages.iter_mut().enumerate() {
             check_message(idx, message, knows_developer)?;
         }
-        Ok(Self { fields, template })
+        Ok(Self { fields, template, tools: None })
+    }
+
+    fn template<'a>(&'a self, state: &'a ServerState) -> Result<&'a ChatTemplate> {
+        let template = self.template.as_ref().or(state.model.chat_template.as_ref());
+        template.ok_or_else(|| ApiError::internal("the chat template is gone"))
+    }
+
+    /// How the template has tools, if there are any, or were in earlier turns.
+    pub fn tools(&self, state: &ServerState, offered: &OfferedTools) -> Result<Option<Arc<TemplateTools>>> {
+        let earlier = |message: &Message| message.tool_calls.is_some() || message.role == "tool";
+        if offered.for_prompt.is_none() && !self.fields.messages.iter().any(earlier) {
+            return Ok(None);
+        }
+        let template = self.template(state)?;
+        Ok(Some(match self.template {
+            Some(_) => Arc::new(TemplateTools::new(state, template)),
+            None => {
+                state.template_tools.get_or_init(|| Arc::new(TemplateTools::new(state, template))).clone()
+            }
+        }))
+    }
+
+    /// Has the rendering tell of tools.
+    pub fn write_tools(&mut self, tools: &TemplateTools, for_prompt: Option<Value>) {
+        self.tools = tools.style.prepare(&mut self.fields.messages, for_prompt);
     }
 
     pub fn render(&self, state: &ServerState) -> Result<String> {
@@ -176,6 +230,7 @@ impl Conversation {
         let continue_final_message = fields.continue_final_message.unwrap_or(false);
         let input = ChatInput {
             messages: &fields.messages,
+            tools: self.tools.as_ref(),
             documents: fields.documents.as_ref(),
             add_generation_prompt: fields.add_generation_prompt.unwrap_or(!continue_final_message),
             continue_final_message,
@@ -184,9 +239,7 @@ impl Conversation {
             kwargs: fields.chat_template_kwargs.as_ref(),
             ..ChatInput::default()
         };
-        let template = self.template.as_ref().or(state.model.chat_template.as_ref());
-        let template = template.ok_or_else(|| ApiError::internal("the chat template is gone"))?;
-        template.render(&input).map_err(ApiError::from_template)
+        self.template(state)?.render(&input).map_err(ApiError::from_template)
     }
 }
 
@@ -220,10 +273,14 @@ struct ChatWriter {
     state: Arc<ServerState>,
     shape: AnswerShape,
     prompt_token_ids: Option<Vec<u32>>,
-    /// Which choices have had their first delta.
-    started: Vec<bool>,
+    reader: Option<AnswerReader>,
+    /// Of choices that have had their first delta, what reads their calls.
+    choices: Vec<Option<ChoiceState>>,
     summary: Summary,
 }
+
+/// A choice that has begun, with what reads its calls if there may be any.
+struct ChoiceState(Option<ChoiceReader>);
 
 #[derive(serde::Serialize)]
 struct FirstDelta<'a> {
@@ -235,14 +292,16 @@ struct FirstDelta<'a> {
 
 impl ChatWriter {
     fn first(&mut self, index: usize, out: &mut BytesMut) -> Result<()> {
-        if self.started.len() <= index {
-            self.started.resize(index + 1, false);
+        if self.choices.len() <= index {
+            self.choices.resize_with(index + 1, || None);
         }
-        match self.started.get_mut(index) {
-            Some(started) if !*started => *started = true,
+        match self.choices.get_mut(index) {
+            Some(choice @ None) => {
+                *choice = Some(ChoiceState(self.reader.as_ref().map(AnswerReader::choice)))
+            }
             _ => return Ok(()),
         }
-        let delta = Delta { role: Some("assistant"), content: Some("") };
+        let delta = Delta { role: Some("assistant"), content: Some(""), tool_calls: None };
         let prompt_token_ids = self.prompt_token_ids.take();
         self.frame.write(&FirstDelta { delta: chat_delta(index, delta), prompt_token_ids }, out)
     }
@@ -250,15 +309,37 @@ impl ChatWriter {
     fn update(&mut self, update: &Update, out: &mut BytesMut) -> Result<()> {
         let index = update.choice;
         self.first(index, out)?;
-        let logprobs = self.shape.logprobs && !update.logprobs.is_empty();
-        let token_ids = self.shape.ids(&update.token_ids).filter(|ids| !ids.is_empty());
-        if !update.text.is_empty() || logprobs || token_ids.is_some() {
-            let delta = Delta { role: None, content: Some(&update.text) };
-            let logprobs = logprobs.then(|| ChatLogprobs::new(&update.logprobs, self.shape.style));
+        let mut logprobs = (self.shape.logprobs && !update.logprobs.is_empty())
+            .then(|| ChatLogprobs::new(&update.logprobs, self.shape.style));
+        let mut token_ids = self.shape.ids(&update.token_ids).filter(|ids| !ids.is_empty());
+        let reader =
+            self.choices.get_mut(index).and_then(Option::as_mut).and_then(|choice| choice.0.as_mut());
+        let is_end = update.finish.is_some();
+        let parts = match reader {
+            Some(reader) => reader.read(&self.state, &update.text, is_end),
+            None if update.text.is_empty() => Vec::new(),
+            None => vec![ChoicePart::Text(update.text.clone())],
+        };
+        // What belongs to the update's tokens goes with the first of its parts.
+        let parts = parts.iter().map(|part| match part {
+            ChoicePart::Text(text) => Delta { content: Some(text), ..Delta::default() },
+            ChoicePart::Call(call) => Delta { tool_calls: Some([call]), ..Delta::default() },
+        });
+        let has_more = |parts: &[Delta<'_>]| parts.is_empty() && (logprobs.is_some() || token_ids.is_some());
+        let mut parts: Vec<Delta<'_>> = parts.collect();
+        if has_more(&parts) {
+            parts.push(Delta { content: Some(""), ..Delta::default() });
+        }
+        for delta in parts {
+            let (logprobs, token_ids) = (logprobs.take(), token_ids.take());
             self.frame.write(&ChatDelta { logprobs, token_ids, ..chat_delta(index, delta) }, out)?;
         }
-        if update.finish.is_some() {
-            let (finish_reason, stop_reason) = finish_reason(update.finish.as_ref())?;
+        if is_end {
+            let (mut finish_reason, stop_reason) = finish_reason(update.finish.as_ref())?;
+            let choice = self.choices.get(index).and_then(Option::as_ref);
+            if let Some(reader) = choice.and_then(|choice| choice.0.as_ref()) {
+                finish_reason = reader.finish_reason(update.finish.as_ref(), finish_reason);
+            }
             let last = ChatDelta {
                 finish_reason: Some(finish_reason),
                 stop_reason,

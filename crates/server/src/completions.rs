@@ -19,6 +19,7 @@ use crate::shape::{AnswerShape, refuse_unsupported};
 use crate::sse::{ChunkFrame, ChunkNames, ChunkWriter, SseStream};
 use crate::state::{ServerState, unix_s};
 use crate::target;
+use crate::tools::refuse_tools;
 use crate::wire::completions::{CompletionFields, TextChoice, TextCompletion};
 use crate::wire::logprobs::{CompletionLogprobs, PromptLogprobs, TextOffset, TokenStyle};
 use crate::wire::prompt::Prompt;
@@ -58,13 +59,14 @@ impl Prepared {
         api: Api,
     ) -> Result<Self> {
         refuse_unsupported(&body)?;
+        refuse_tools(&body)?;
         let mut fields: GenerationFields = body.parse()?;
         let own: CompletionFields = body.parse()?;
         let target = target::resolve(state, &fields)?;
         let mut admitted = Admitted::new(place, context, &target);
         let shape = AnswerShape::new(&fields, own.logprobs.is_some(), TokenStyle::TextOrBytes)?;
         let mut request = engine_request(state, context, &target, &mut fields, api)?;
-        request.constraint = constraint::resolve(state, &body).await?;
+        request.constraint = constraint::compile(state, constraint::of_body(&body)?).await?;
         let n = request.n;
         request.logprobs = own.logprobs;
         best_of(state, &own, shape, &mut request)?;

@@ -13,15 +13,20 @@ use crate::wire::constraint::{ConstraintFields, ResponseFormat};
 
 /// A spec with the field that it comes from.
 #[derive(Debug, PartialEq)]
-struct Asked {
-    field: &'static str,
-    spec: Spec,
-    whitespace: Whitespace,
+pub(crate) struct Asked {
+    pub field: &'static str,
+    pub spec: Spec,
+    pub whitespace: Whitespace,
 }
 
-/// What the body asks an answer to be held to. Compiled off the runtime's thread.
-pub(crate) async fn resolve(state: &Arc<ServerState>, body: &JsonObject) -> Result<Option<Constraint>> {
-    let Some(Asked { field, spec, whitespace }) = asked(body.parse()?)? else { return Ok(None) };
+/// What the body asks an answer to be held to.
+pub(crate) fn of_body(body: &JsonObject) -> Result<Option<Asked>> {
+    asked(body.parse()?)
+}
+
+/// Compiles what an answer is held to, off the runtime's thread.
+pub(crate) async fn compile(state: &Arc<ServerState>, asked: Option<Asked>) -> Result<Option<Constraint>> {
+    let Some(Asked { field, spec, whitespace }) = asked else { return Ok(None) };
     let shared = state.clone();
     let compiled = tokio::task::spawn_blocking(move || shared.compiler()?.compile(&spec, whitespace)).await;
     let compiled =

@@ -63,6 +63,7 @@ mod sse;
 mod state;
 mod target;
 mod tokenization;
+mod tools;
 mod uploads;
 mod wire;
 

@@ -18,6 +18,7 @@ use crate::cors::Cors;
 use crate::error::{ApiError, Result, ServerError};
 use crate::metrics::Metrics;
 use crate::offload::Offload;
+use crate::tools::TemplateTools;
 use crate::uploads::Uploads;
 
 const MAX_ADAPTER_LOADS: usize = 2;
@@ -43,6 +44,8 @@ pub(crate) struct ServerState {
     pub uploads: Uploads,
     /// Of what answers are held to.
     pub compiler: OnceLock<Result<Compiler, GrammarError>>,
+    /// How the model's own chat template has tools, once it was asked.
+    pub template_tools: OnceLock<Arc<TemplateTools>>,
     base_fingerprint: String,
     open_requests: Arc<Semaphore>,
     open_tokenizations: Arc<Semaphore>,
@@ -84,6 +87,7 @@ impl ServerState {
             job_calls: Arc::new(Semaphore::new(MAX_JOB_CALLS)),
             uploads: Uploads::new(config.max_concurrent_uploads),
             compiler: OnceLock::new(),
+            template_tools: OnceLock::new(),
             base_fingerprint: format!("fp_{}", short_digest(&digest)),
             open_requests: Arc::new(Semaphore::new(config.max_concurrent_requests)),
             open_tokenizations: Arc::new(Semaphore::new(config.max_concurrent_tokenizations)),

@@ -150,7 +150,7 @@ fn read(notation: &ToolNotation, answer: &str, pieces: &[usize]) -> (String, Vec
                 assert_eq!(index, calls.len());
                 calls.push((id, name, String::new()));
             }
-            ToolEvent::Arguments(text) => calls.last_mut().unwrap().2.push_str(&text),
+            ToolEvent::Arguments { index, text } => calls[index].2.push_str(&text),
         }
     }
     assert_eq!(parser.num_calls(), calls.len());

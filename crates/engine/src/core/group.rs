@@ -62,7 +62,8 @@ impl ChoiceState {
     ) -> Result<Update, String> {
         let constrained = self.constrained.as_mut().filter(|_| !eos.contains(&sampled.token));
         let Some(constrained) = constrained else {
-            return Ok(self.output.accept(valid, sampled, eos, codec));
+            let is_free = valid.request.constraint.is_none();
+            return Ok(self.output.accept(valid, sampled, eos, codec, is_free));
         };
         let left = valid.max_tokens.saturating_sub(self.output.num_tokens() + 1);
         // Tokens that nobody sampled have no log-probabilities.
@@ -73,9 +74,12 @@ impl ChoiceState {
             Some(_) => sampled,
             None => return Ok(self.output.end(Finish::Length)),
         };
-        let mut update = self.output.accept(valid, sampled, eos, codec);
+        let mut update = self.output.accept(valid, sampled, eos, codec, taken.is_free);
+        if matches!(update.finish, Some(Finish::Stop(_))) {
+            return Ok(update);
+        }
         for token in taken.forced {
-            let more = self.output.accept(valid, Sampled { token, ..Sampled::default() }, eos, codec);
+            let more = self.output.accept(valid, Sampled { token, ..Sampled::default() }, eos, codec, false);
             update.text.push_str(&more.text);
             update.token_ids.extend(more.token_ids);
             update.finish = more.finish;

@@ -89,13 +89,15 @@ impl ChoiceOutput {
         }
     }
 
-    /// Takes a sampled token; gives what the caller gains by it, and the end if this is it.
+    /// Takes a sampled token; gives what the caller gains by it, and the end if this is it. Stops count in text that `is_free`
+    /// of a constraint.
     pub fn accept(
         &mut self,
         valid: &ValidRequest,
         sampled: Sampled,
         eos: &[TokenId],
         codec: &dyn TextCodec,
+        is_free: bool,
     ) -> Update {
         let request = &valid.request;
         let token = sampled.token;
@@ -105,7 +107,6 @@ impl ChoiceOutput {
                 history.entry(token).or_insert(TokenCount { token, output_count: 0, in_prompt: false });
             count.output_count = count.output_count.saturating_add(1);
         }
-        let is_free = request.constraint.is_none();
         let may_stop = self.num_tokens > request.min_tokens && is_free;
         let cause = if !is_free && eos.contains(&token) {
             Some(StopCause::Eos(token))
@@ -145,6 +146,8 @@ impl ChoiceOutput {
         text: &mut String,
     ) -> Option<Finish> {
         if !may_stop {
+            // The beginning of a stop string that came to nothing.
+            text.push_str(&self.stops.finish());
             text.push_str(piece);
             return None;
         }

@@ -230,6 +230,10 @@ impl Session for GuidanceSession {
         Ok(self.matcher.is_stopped())
     }
 
+    fn is_free(&self) -> bool {
+        self.numbers.as_ref().is_some_and(NumberGuard::is_outside)
+    }
+
     fn shortest_end(&mut self, max_tokens: usize) -> Result<Option<Vec<TokenId>>> {
         end::search(self, max_tokens)
     }

@@ -242,6 +242,11 @@ impl NumberGuard {
         !self.state.is_minus_zero()
     }
 
+    /// Whether no JSON has begun yet.
+    pub(super) fn is_outside(&self) -> bool {
+        self.state.outside.is_some()
+    }
+
     /// Whether one is in a string.
     pub(super) fn in_string(&self) -> bool {
         self.state.in_string

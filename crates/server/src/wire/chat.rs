@@ -6,6 +6,7 @@ use wardrobe_text::Message;
 
 use super::logprobs::{ChatLogprobs, PromptLogprobs, StopReason};
 use super::request::whole;
+use super::tools::{ToolCall, ToolCallDelta};
 use super::usage::{WireTimings, WireUsage};
 
 /// What a chat request has beside [`super::request::GenerationFields`].
@@ -49,7 +50,7 @@ pub(crate) struct ChatCompletion<'a> {
 #[derive(Serialize)]
 pub(crate) struct ChatChoice<'a> {
     pub index: usize,
-    pub message: AssistantMessage<'a>,
+    pub message: AssistantMessage,
     pub logprobs: Option<ChatLogprobs<'a>>,
     pub finish_reason: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -59,10 +60,13 @@ pub(crate) struct ChatChoice<'a> {
 }
 
 #[derive(Serialize)]
-pub(crate) struct AssistantMessage<'a> {
+pub(crate) struct AssistantMessage {
     pub role: &'static str,
-    pub content: &'a str,
+    /// `null` beside calls, if there is no text.
+    pub content: Option<String>,
     pub refusal: Option<()>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
 }
 
 /// One choice's part of a chunk.
@@ -84,4 +88,6 @@ pub(crate) struct Delta<'a> {
     pub role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_calls: Option<[&'a ToolCallDelta; 1]>,
 }

@@ -13,5 +13,6 @@ pub(crate) mod models;
 pub(crate) mod prompt;
 pub(crate) mod request;
 pub(crate) mod tokenization;
+pub(crate) mod tools;
 pub(crate) mod unsupported;
 pub(crate) mod usage;

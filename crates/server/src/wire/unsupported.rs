@@ -27,7 +27,7 @@ enum Passes {
 }
 
 const GRAMMAR: &str = "use response_format, or structured_outputs with json, regex, choice or a Lark grammar";
-const TOOLS: &str = "tool calls come in a later version";
+const FUNCTIONS: &str = "use tools and tool_choice, which have taken its place";
 const MEDIA: &str = "this server reads and writes text only";
 const BEAM: &str = "beam search is not implemented";
 const SAMPLER: &str = "this sampler is not implemented; use temperature, top_k, top_p, min_p and penalties";
@@ -37,10 +37,8 @@ const FIELDS: &[(&str, Passes, &str)] = &[
     ("guided_whitespace_pattern", Passes::Empty, GRAMMAR),
     ("structural_tag", Passes::Empty, GRAMMAR),
     ("grammar", Passes::Empty, GRAMMAR),
-    ("tools", Passes::Empty, TOOLS),
-    ("functions", Passes::Empty, TOOLS),
-    ("tool_choice", Passes::Strings(&["none", "auto"]), TOOLS),
-    ("function_call", Passes::Strings(&["none", "auto"]), TOOLS),
+    ("functions", Passes::Empty, FUNCTIONS),
+    ("function_call", Passes::Strings(&["none", "auto"]), FUNCTIONS),
     ("audio", Passes::Empty, MEDIA),
     ("modalities", Passes::OnlyText, MEDIA),
     ("image_data", Passes::Empty, MEDIA),
@@ -185,9 +183,8 @@ mod tests {
     #[test]
     fn what_would_change_the_answer_is_refused_by_name() {
         for (json, name) in [
-            (r#"{"tools":[{"type":"function"}]}"#, "tools"),
-            (r#"{"tool_choice":"required"}"#, "tool_choice"),
-            (r#"{"tool_choice":{"type":"function"}}"#, "tool_choice"),
+            (r#"{"functions":[{"name":"f"}]}"#, "functions"),
+            (r#"{"function_call":{"name":"f"}}"#, "function_call"),
             (r#"{"modalities":["text","audio"]}"#, "modalities"),
             (r#"{"audio":{"voice":"x"}}"#, "audio"),
             (r#"{"grammar":"root ::= \"a\""}"#, "grammar"),

@@ -22,8 +22,13 @@ pub enum ToolEvent {
         /// The function's name.
         name: String,
     },
-    /// More of the arguments' JSON of the call that began last.
-    Arguments(String),
+    /// More of the arguments' JSON of a call.
+    Arguments {
+        /// Which.
+        index: usize,
+        /// The piece.
+        text: String,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,7 +120,7 @@ impl ToolCallParser {
         let pending = std::mem::take(&mut self.pending);
         match self.state {
             State::Text { .. } => push_text(events, &pending),
-            State::Arguments(_) if !pending.is_empty() => events.push(ToolEvent::Arguments(pending)),
+            State::Arguments(_) => self.push_arguments(events, pending),
             _ => {}
         }
         self.state = State::Ended;
@@ -140,9 +145,7 @@ impl ToolCallParser {
             State::Arguments(mut json) => {
                 let end = self.pending.bytes().position(|byte| json.ends_with(byte));
                 let piece = self.take(end.map_or(self.pending.len(), |end| end + 1));
-                if !piece.is_empty() {
-                    events.push(ToolEvent::Arguments(piece));
-                }
+                self.push_arguments(events, piece);
                 self.state = if end.is_some() { State::AfterArguments } else { State::Arguments(json) };
                 end.is_some()
             }
@@ -237,6 +240,12 @@ impl ToolCallParser {
         }
         self.state = State::Parts(list, idx + 1);
         true
+    }
+
+    fn push_arguments(&self, events: &mut Vec<ToolEvent>, text: String) {
+        if !text.is_empty() {
+            events.push(ToolEvent::Arguments { index: self.num_calls.saturating_sub(1), text });
+        }
     }
 
     /// Takes the first `len` bytes, which end with a character.

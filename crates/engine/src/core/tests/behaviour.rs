@@ -160,7 +160,7 @@ fn spec_after(request: Request, output: &[TokenId]) -> SampleSpec {
     let mut choice = output::ChoiceOutput::new(0, &valid, &SimCodec);
     for token in output {
         let sampled = crate::Sampled { token: *token, ..crate::Sampled::default() };
-        choice.accept(&valid, sampled, &[SIM_EOS], &SimCodec);
+        choice.accept(&valid, sampled, &[SIM_EOS], &SimCodec, true);
     }
     choice.sample_spec(&valid, 5, output, &[SIM_EOS])
 }
