@@ -5,7 +5,6 @@
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use wardrobe::grammar::{Limits, Whitespace};
 use wardrobe::{
     AdapterSource, EngineOptions, LoadOptions, Message, Model, ModelOptions, Request, SamplingParams,
     schema_of, value_of,
@@ -44,8 +43,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     engine.load_adapter("tuned", AdapterSource::Path(adapter_path.into()), LoadOptions::default())?;
 
     // Compiled once, shared by all requests.
-    let compiler = model.compiler(Limits::default())?;
-    let record = compiler.compile(&schema_of::<Record>(), Whitespace::Spaced)?;
+    let record = model.compile(&schema_of::<Record>())?;
     println!("{record:?}");
     for (name, text) in BIOGRAPHIES {
         let question = format!(

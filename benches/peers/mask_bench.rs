@@ -121,7 +121,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
     paths.sort();
     let mut totals = Totals::default();
-    let mut mask = vec![0_u32; compiler.vocabulary().mask_len()];
+    let mut mask = vec![0_u32; compiler.vocabulary()?.mask_len()];
     for path in paths.iter().filter(|path| path.extension().is_some_and(|e| e == "json")) {
         let file: File = serde_json::from_slice(&std::fs::read(path)?)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();

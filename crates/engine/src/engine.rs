@@ -112,9 +112,15 @@ impl Shared {
     /// Checks a request and makes both ends of its stream.
     fn prepare(
         &self,
-        request: Request,
+        mut request: Request,
         lease: Option<Arc<Lease>>,
     ) -> Result<(Submission, ResponseStream), SubmitError> {
+        let free = request.without_adapter_schema
+            || request.ignore_eos
+            || request.sampling.allowed_token_ids.is_some();
+        if let Some(lease) = lease.as_ref().filter(|_| request.constraint.is_none() && !free) {
+            request.constraint.clone_from(&lease.generation.constraint);
+        }
         let of_adapter = lease.as_ref().and_then(|lease| lease.generation.max_context_tokens);
         let bounds = Bounds {
             limits: &self.config.limits,

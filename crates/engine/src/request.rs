@@ -78,7 +78,12 @@ pub struct Request {
     pub sampling: SamplingParams,
     /// What the output is held to. It ends where that says, and stop strings and stop ids have no say in it; what
     /// `max_tokens` ends is still what the constraint allows. Log-probabilities are of the tokens that it allows.
+    ///
+    /// `None` leaves it to the adapter: one that carries a schema has its answers held to it, unless the request asks for
+    /// what no such answer can give ([`Request::ignore_eos`], [`SamplingParams::allowed_token_ids`]).
     pub constraint: Option<Constraint>,
+    /// Leave the adapter's own schema aside.
+    pub without_adapter_schema: bool,
     /// The most tokens of output, per choice. `None` is as many as the context holds. `0` computes the
     /// prompt only.
     pub max_tokens: Option<usize>,
@@ -119,6 +124,7 @@ impl Default for Request {
             expected_generation: None,
             sampling: SamplingParams::default(),
             constraint: None,
+            without_adapter_schema: false,
             max_tokens: None,
             min_tokens: 0,
             ignore_eos: false,

@@ -13,6 +13,7 @@ use crate::spec::{Spec, Whitespace};
 use crate::template::{Compiled, EngineKind, Template};
 use crate::tools;
 use crate::vocabulary::Vocabulary;
+use wardrobe_text::{TokenId, Tokenizer};
 
 /// Bytes of a spec that is no schema.
 const MAX_TEXT_BYTES: usize = 1 << 20;
@@ -57,7 +58,9 @@ pub struct Compiler {
 }
 
 struct Shared {
-    vocabulary: Vocabulary,
+    /// What the vocabulary is made of, when it is first needed.
+    source: Option<(Tokenizer, Box<[TokenId]>)>,
+    vocabulary: OnceLock<Result<Vocabulary>>,
     limits: Limits,
     guidance: OnceLock<Result<Guidance>>,
     kept: Mutex<Kept>,
@@ -118,10 +121,31 @@ impl Kept {
     }
 }
 
+impl std::fmt::Debug for Compiler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Compiler").field("limits", &self.shared.limits).finish_non_exhaustive()
+    }
+}
+
 impl Compiler {
-    /// For a vocabulary. Nothing is computed yet.
+    /// For a vocabulary.
     pub fn new(vocabulary: Vocabulary, limits: Limits) -> Self {
+        Self::with(None, OnceLock::from(Ok(vocabulary)), limits)
+    }
+
+    /// For the vocabulary of a tokenizer whose texts end with any of `ends`; others than the tokenizer knows are passed over.
+    /// Nothing is computed before it is needed.
+    pub fn of_tokenizer(tokenizer: Tokenizer, ends: &[TokenId], limits: Limits) -> Self {
+        Self::with(Some((tokenizer, ends.into())), OnceLock::new(), limits)
+    }
+
+    fn with(
+        source: Option<(Tokenizer, Box<[TokenId]>)>,
+        vocabulary: OnceLock<Result<Vocabulary>>,
+        limits: Limits,
+    ) -> Self {
         let shared = Shared {
+            source,
             vocabulary,
             limits,
             guidance: OnceLock::new(),
@@ -133,8 +157,11 @@ impl Compiler {
     }
 
     /// The tokens that its masks are over.
-    pub fn vocabulary(&self) -> &Vocabulary {
-        &self.shared.vocabulary
+    ///
+    /// # Errors
+    /// None of the tokens that are to end texts is one of the tokenizer's.
+    pub fn vocabulary(&self) -> Result<&Vocabulary> {
+        self.shared.vocabulary()
     }
 
     /// Compiles a spec, or gives the template, or the refusal, that was made of it before. Blocks, for the deadline at
@@ -201,6 +228,17 @@ fn check_size(spec: &Spec) -> Result<()> {
 }
 
 impl Shared {
+    /// The tokens that masks are over.
+    fn vocabulary(&self) -> Result<&Vocabulary> {
+        let made = self.vocabulary.get_or_init(|| {
+            let nothing = || GrammarError::Engine { message: "there is no vocabulary".to_owned() };
+            let (tokenizer, ends) = self.source.as_ref().ok_or_else(nothing)?;
+            let known = ends.iter().copied().filter(|&id| tokenizer.token_bytes(id).is_some());
+            Vocabulary::new(tokenizer.clone(), &known.collect::<Vec<_>>())
+        });
+        made.as_ref().map_err(Clone::clone)
+    }
+
     /// Waits for a place among those who compile.
     fn enter(&self, until: Instant) -> bool {
         let compiling = lock(&self.compiling);
@@ -235,7 +273,7 @@ impl Shared {
         let mut warnings = Vec::new();
         let closed = match (spec, prepared) {
             (Spec::JsonSchema { .. }, [prepared]) if self.limits.engine != Some(EngineKind::Guidance) => {
-                ClosedSchema::new(&self.vocabulary, &prepared.schema, whitespace)
+                ClosedSchema::new(self.vocabulary()?, &prepared.schema, whitespace)
             }
             _ => None,
         };
@@ -246,7 +284,7 @@ impl Shared {
                 return Err(GrammarError::Invalid { kind: spec.kind(), message });
             }
             None => {
-                let guidance = self.guidance.get_or_init(|| Guidance::new(self.vocabulary.clone()));
+                let guidance = self.guidance.get_or_init(|| Guidance::new(self.vocabulary()?.clone()));
                 let guidance = guidance.as_ref().map_err(Clone::clone)?;
                 let (grammar, more) = guidance.compile(spec, prepared, whitespace)?;
                 warnings = more;

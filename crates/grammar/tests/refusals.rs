@@ -138,7 +138,7 @@ fn bombs_are_refused_or_bounded() {
         match compiler.compile(spec, Whitespace::Spaced) {
             Ok(template) => {
                 let mut session = template.session();
-                let mut mask = vec![0; compiler.vocabulary().mask_len()];
+                let mut mask = vec![0; compiler.vocabulary().unwrap().mask_len()];
                 let _ = session.fill_mask(&mut mask);
             }
             Err(GrammarError::Engine { message }) => panic!("spec {idx}: {message}"),

@@ -127,6 +127,7 @@ fn card(state: &ServerState, info: AdapterInfo) -> AdapterCard {
         rank: info.rank,
         num_modules: info.num_modules,
         max_model_len: info.max_context_tokens,
+        has_schema: info.has_schema,
         host_bytes: info.host_bytes,
         device_bytes: info.device_bytes,
         level: info.level.name(),

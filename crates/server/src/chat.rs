@@ -12,7 +12,7 @@ use wardrobe_text::{ChatInput, ChatTemplate, Message, MessageContent, TemplateLi
 
 use crate::admission::GenerationPlace;
 use crate::body::{JsonObject, json};
-use crate::constraint;
+use crate::constraint::{self, BodyConstraint};
 use crate::context::RequestContext;
 use crate::error::{Api, ApiError, Result};
 use crate::generate::{Admitted, Generation, PromptOptions, engine_request, finish_reason};
@@ -50,7 +50,8 @@ pub(crate) async fn create(
     let options = PromptOptions::new(&state, &target, &fields, false, Api::Chat)?;
     let offered = OfferedTools::new(body.parse()?)?;
     let mut conversation = Conversation::new(&state, chat)?;
-    let mut asked = constraint::of_body(&body)?;
+    let BodyConstraint { mut asked, is_text } = BodyConstraint::new(&body)?;
+    request.without_adapter_schema = is_text;
     let mut reader = None;
     if let Some(tools) = conversation.tools(&state, &offered)? {
         asked = offered.hold(&tools, asked)?;

@@ -11,7 +11,7 @@ use wardrobe_text::Tokenizer;
 
 use crate::admission::GenerationPlace;
 use crate::body::{JsonObject, json};
-use crate::constraint;
+use crate::constraint::{self, BodyConstraint};
 use crate::context::RequestContext;
 use crate::error::{Api, ApiError, Result};
 use crate::generate::{Admitted, Generation, PromptOptions, engine_request, finish_reason};
@@ -66,7 +66,9 @@ impl Prepared {
         let mut admitted = Admitted::new(place, context, &target);
         let shape = AnswerShape::new(&fields, own.logprobs.is_some(), TokenStyle::TextOrBytes)?;
         let mut request = engine_request(state, context, &target, &mut fields, api)?;
-        request.constraint = constraint::compile(state, constraint::of_body(&body)?).await?;
+        let constraint = BodyConstraint::new(&body)?;
+        request.without_adapter_schema = constraint.is_text;
+        request.constraint = constraint::compile(state, constraint.asked).await?;
         let n = request.n;
         request.logprobs = own.logprobs;
         best_of(state, &own, shape, &mut request)?;

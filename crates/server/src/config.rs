@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use wardrobe_batch::JobRunner;
 use wardrobe_engine::Engine;
+use wardrobe_grammar::Compiler;
 use wardrobe_text::{ChatTemplate, Tokenizer};
 
 use crate::cors::Cors;
@@ -17,6 +18,8 @@ pub struct ServedModel {
     pub engine: Engine,
     /// The model's tokenizer.
     pub tokenizer: Tokenizer,
+    /// Compiles what answers are held to, for the model's vocabulary.
+    pub compiler: Arc<Compiler>,
     /// The model's chat template. Without one, chat requests are refused.
     pub chat_template: Option<ChatTemplate>,
     /// The name under which clients ask for the base model.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use wardrobe_engine::Constraint;
-use wardrobe_grammar::{Compiler, GrammarError, Spec, Whitespace};
+use wardrobe_grammar::{GrammarError, Spec, Whitespace};
 
 use crate::body::JsonObject;
 use crate::error::{ApiError, Result};
@@ -19,16 +19,28 @@ pub(crate) struct Asked {
     pub whitespace: Whitespace,
 }
 
-/// What the body asks an answer to be held to.
-pub(crate) fn of_body(body: &JsonObject) -> Result<Option<Asked>> {
-    asked(body.parse()?)
+/// What a body says of its answer.
+pub(crate) struct BodyConstraint {
+    /// What it is to be held to.
+    pub asked: Option<Asked>,
+    /// It is to be text, also where the adapter carries a schema.
+    pub is_text: bool,
+}
+
+impl BodyConstraint {
+    /// Reads the fields that say so.
+    pub fn new(body: &JsonObject) -> Result<Self> {
+        let fields: ConstraintFields = body.parse()?;
+        let is_text = matches!(fields.response_format, Some(ResponseFormat::Text));
+        Ok(Self { asked: asked(fields)?, is_text })
+    }
 }
 
 /// Compiles what an answer is held to, off the runtime's thread.
 pub(crate) async fn compile(state: &Arc<ServerState>, asked: Option<Asked>) -> Result<Option<Constraint>> {
     let Some(Asked { field, spec, whitespace }) = asked else { return Ok(None) };
-    let shared = state.clone();
-    let compiled = tokio::task::spawn_blocking(move || shared.compiler()?.compile(&spec, whitespace)).await;
+    let compiler = state.model.compiler.clone();
+    let compiled = tokio::task::spawn_blocking(move || compiler.compile(&spec, whitespace)).await;
     let compiled =
         compiled.map_err(|error| ApiError::internal(format!("compiling a constraint: {error}")))?;
     compiled.map(|template| Some(Constraint(template))).map_err(|error| refused(field, &error))
@@ -100,13 +112,6 @@ fn parsed(schema: Value, field: &'static str) -> Result<Value> {
         Value::String(text) => serde_json::from_str(&text)
             .map_err(|error| ApiError::invalid(field, format!("is a text that is no JSON: {error}"))),
         other => Ok(other),
-    }
-}
-
-impl ServerState {
-    /// The compiler of the model's vocabulary, made when it is first asked for.
-    fn compiler(&self) -> Result<&Compiler, GrammarError> {
-        self.compiler.get_or_init(|| self.new_compiler()).as_ref().map_err(Clone::clone)
     }
 }
 

@@ -42,6 +42,7 @@ pub(crate) fn engine_request(
         expected_generation: target.expected_generation,
         sampling: sampling(state, fields)?,
         constraint: None,
+        without_adapter_schema: false,
         max_tokens,
         min_tokens: size("min_tokens", fields.min_tokens.unwrap_or(0))?,
         ignore_eos: fields.ignore_eos.unwrap_or(false),

@@ -8,7 +8,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wardrobe_batch::IdSource;
 use wardrobe_engine::{Digest, Summary};
-use wardrobe_grammar::{Compiler, GrammarError, Limits, Vocabulary};
 
 use crate::adapter_path::AdapterRoot;
 use crate::admission::BodyBudget;
@@ -42,8 +41,6 @@ pub(crate) struct ServerState {
     /// Calls into the store of jobs at once: each has a thread while it waits for the disk.
     pub job_calls: Arc<Semaphore>,
     pub uploads: Uploads,
-    /// Of what answers are held to.
-    pub compiler: OnceLock<Result<Compiler, GrammarError>>,
     /// How the model's own chat template has tools, once it was asked.
     pub template_tools: OnceLock<Arc<TemplateTools>>,
     base_fingerprint: String,
@@ -86,7 +83,6 @@ impl ServerState {
             adapter_loads: Arc::new(Semaphore::new(MAX_ADAPTER_LOADS)),
             job_calls: Arc::new(Semaphore::new(MAX_JOB_CALLS)),
             uploads: Uploads::new(config.max_concurrent_uploads),
-            compiler: OnceLock::new(),
             template_tools: OnceLock::new(),
             base_fingerprint: format!("fp_{}", short_digest(&digest)),
             open_requests: Arc::new(Semaphore::new(config.max_concurrent_requests)),
@@ -96,14 +92,6 @@ impl ServerState {
             model,
             config,
         })
-    }
-
-    /// A compiler of what answers are held to, for the model's vocabulary.
-    pub fn new_compiler(&self) -> Result<Compiler, GrammarError> {
-        let tokenizer = &self.model.tokenizer;
-        let ends = self.model.engine.config().eos_token_ids.iter().copied();
-        let ends: Vec<_> = ends.filter(|&id| tokenizer.token_bytes(id).is_some()).collect();
-        Ok(Compiler::new(Vocabulary::new(tokenizer.clone(), &ends)?, Limits::default()))
     }
 
     /// Whether a name means the base model.

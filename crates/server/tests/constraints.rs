@@ -219,3 +219,35 @@ async fn refusals_name_field_keyword_and_path() {
     assert!(matches!(answer["choices"][0]["message"]["content"].as_str(), Some("true" | "false")));
     bench.assert_idle().await;
 }
+
+#[tokio::test]
+async fn an_adapters_own_schema_holds_unless_a_request_says_otherwise() {
+    let bench = Bench::new(ServerConfig::default());
+    let root = tempfile::tempdir().unwrap();
+    support::write_adapter(root.path(), "own", 'k');
+    std::fs::write(root.path().join("own/schema.json"), record().to_string()).unwrap();
+    let source = wardrobe_engine::AdapterSource::Path(root.path().join("own"));
+    bench.engine.load_adapter("own", source, wardrobe_engine::LoadOptions::default()).unwrap();
+    assert_eq!(bench.get("/v1/lora_adapters").await.ok()["data"][0]["has_schema"], true);
+    let text = |answer: Value| answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+    for seed in 0..10 {
+        let asked = json!({"model": "own", "seed": seed, "max_tokens": 100});
+        let held = text(bench.post(CHAT, &body(asked.clone())).await.ok());
+        assert!(fits(0, &held), "{held}");
+        for (change, right) in [
+            (json!({"response_format": {"type": "text"}}), None),
+            (json!({"guided_choice": ["yes"]}), Some("yes")),
+        ] {
+            let mut other = body(asked.clone());
+            for (key, value) in change.as_object().unwrap() {
+                other[key] = value.clone();
+            }
+            let answer = text(bench.post(CHAT, &other).await.ok());
+            assert!(right.map_or(!fits(0, &answer), |right| answer == right), "{answer}");
+        }
+        let prompt = json!({"model": "own", "prompt": "x", "max_tokens": 100});
+        let answer = bench.post("/v1/completions", &prompt).await.ok();
+        assert!(fits(0, answer["choices"][0]["text"].as_str().unwrap()), "{answer}");
+    }
+    bench.assert_idle().await;
+}

@@ -2,9 +2,11 @@
 
 use std::path::Path;
 
+use serde_json::{Map, Value};
 use wardrobe_data::SplitMix64;
 use wardrobe_formats::peft::{
-    AdapterRope, Canary, LoraModule, ParityRecord, PeftContents, PeftLimits, tensors_digest, write_peft,
+    AdapterRope, Canary, LoraModule, ParityRecord, PeftContents, PeftLimits, SCHEMA_FILE, tensors_digest,
+    write_peft,
 };
 use wardrobe_formats::{AdapterConfig, AdapterTensor, Digest, PeftAdapter};
 
@@ -130,6 +132,12 @@ impl TrainedAdapter {
         self.adapter
     }
 
+    /// The same with a JSON schema that its answers are to be held to wherever it is served.
+    pub fn with_schema(mut self, schema: Map<String, Value>) -> Self {
+        self.adapter = self.adapter.with_schema(Some(schema));
+        self
+    }
+
     /// Optimizer steps that were done.
     pub fn steps(&self) -> usize {
         self.progress.step
@@ -156,6 +164,9 @@ impl TrainedAdapter {
     /// [`crate::TrainError::Format`].
     pub fn save(&self, dir: &Path, replace: bool) -> Result<()> {
         let adapter = &self.adapter;
+        let schema = adapter.schema().map(|schema| format!("{schema:#}\n"));
+        let extra_files: Vec<(&str, &[u8])> =
+            schema.iter().map(|schema| (SCHEMA_FILE, schema.as_bytes())).collect();
         let contents = PeftContents {
             config: adapter.config(),
             modules: adapter.modules(),
@@ -163,7 +174,7 @@ impl TrainedAdapter {
             saved: adapter.saved(),
             rope: adapter.rope(),
             parity: adapter.parity(),
-            extra_files: &[],
+            extra_files: &extra_files,
         };
         Ok(write_peft(dir, &contents, replace)?)
     }

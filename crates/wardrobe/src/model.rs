@@ -7,6 +7,7 @@ use wardrobe_device::{Ctx, CtxConfig, DType, Device, StepLimits};
 use wardrobe_engine::model::{ModelExecutor, ModelExecutorConfig, PeftLoader};
 use wardrobe_engine::{Engine, EngineConfig, TokenId};
 use wardrobe_formats::ModelFiles;
+use wardrobe_grammar::{Compiler, Limits};
 use wardrobe_models::{Decoder, LoadOptions, LoraOptions, ModelConfig, WeightPrecision};
 use wardrobe_text::{ChatTemplate, Message, Tokenizer};
 
@@ -65,6 +66,7 @@ pub struct Model {
     device: Arc<dyn Device>,
     decoder: Arc<dyn Decoder>,
     text: ModelText,
+    compiler: Arc<Compiler>,
     /// What it is called, to compare with the base that an adapter names.
     names: Vec<String>,
 }
@@ -96,7 +98,10 @@ impl Model {
             progress: &|_, read_bytes, total_bytes| progress(read_bytes, total_bytes),
         };
         let decoder = wardrobe_models::load(&mut ctx, &files, &load)?;
-        Ok(Model { device, decoder, text: ModelText::of(&files)?, names: files.names() })
+        let text = ModelText::of(&files)?;
+        let ends: Vec<TokenId> = decoder.config().eos_token_ids.iter().map(|&id| TokenId(id)).collect();
+        let compiler = Arc::new(Compiler::of_tokenizer(text.tokenizer.clone(), &ends, Limits::default()));
+        Ok(Model { device, decoder, text, compiler, names: files.names() })
     }
 
     /// Shape and constants.
@@ -122,6 +127,11 @@ impl Model {
     /// The tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.text.tokenizer
+    }
+
+    /// The compiler of what answers are held to, which engines and servers of this model share.
+    pub fn compiler(&self) -> &Arc<Compiler> {
+        &self.compiler
     }
 
     /// The chat template, if the model has one.
@@ -164,6 +174,7 @@ impl Model {
         let lora = LoraOptions { precision: options.lora.precision.beside(options.kv_dtype), ..options.lora };
         let loader = PeftLoader::new(self.device.clone(), self.decoder.clone(), lora)
             .with_model_names(self.names.clone())
+            .with_compiler(self.compiler.clone())
             .with_max_context(executor.max_positions());
         Ok(Engine::start(
             Box::new(executor),

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use wardrobe_engine::{Choice, TokenId};
-use wardrobe_grammar::{Compiler, Limits, Spec, Template, Vocabulary, Whitespace};
+use wardrobe_grammar::{Compiler, Limits, Spec, Template, Whitespace};
 
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -42,23 +42,18 @@ pub fn value_of<T: DeserializeOwned>(choice: &Choice) -> Result<T> {
 }
 
 impl Model {
-    /// A compiler of what answers of this model are held to. It keeps what it has compiled.
-    ///
-    /// # Errors
-    /// [`Error::Grammar`] for a model without a token that ends a text.
-    pub fn compiler(&self, limits: Limits) -> Result<Compiler> {
-        let known = |id: &TokenId| self.tokenizer().token_bytes(*id).is_some();
-        let ends: Vec<_> = self.config().eos_token_ids.iter().map(|&id| TokenId(id)).filter(known).collect();
-        Ok(Compiler::new(Vocabulary::new(self.tokenizer().clone(), &ends)?, limits))
+    /// A compiler of what answers of this model are held to, with limits of its own. It keeps what it has compiled.
+    pub fn compiler_within(&self, limits: Limits) -> Compiler {
+        let ends: Vec<_> = self.config().eos_token_ids.iter().map(|&id| TokenId(id)).collect();
+        Compiler::of_tokenizer(self.tokenizer().clone(), &ends, limits)
     }
 
-    /// Compiles one spec, with default limits and white space. For more than one, or again and again the same, keep a
-    /// [`Model::compiler`].
+    /// Compiles a spec with the model's own compiler ([`Model::compiler`]), with default white space.
     ///
     /// # Errors
     /// [`Error::Grammar`] if it is refused.
     pub fn compile(&self, spec: &Spec) -> Result<Arc<Template>> {
-        Ok(self.compiler(Limits::default())?.compile(spec, Whitespace::default())?)
+        Ok(self.compiler().compile(spec, Whitespace::default())?)
     }
 }
 

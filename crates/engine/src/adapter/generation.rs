@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use super::registry::AdapterRegistry;
 use super::{AdapterInfo, AdapterLevel, AdapterSource, PreparedAdapter};
+use crate::constraint::Constraint;
 use crate::error::AdapterError;
 use crate::ids::{Digest, GenerationId};
 
@@ -21,6 +22,7 @@ pub(crate) struct Generation {
     pub device_bytes: u64,
     pub max_context_tokens: Option<usize>,
     pub rope_idx: u32,
+    pub constraint: Option<Constraint>,
     pub source: AdapterSource,
     pub loaded_at: SystemTime,
 }
@@ -79,6 +81,7 @@ impl Entry {
             host_bytes: generation.host_bytes,
             device_bytes: generation.device_bytes,
             max_context_tokens: generation.max_context_tokens,
+            has_schema: generation.constraint.is_some(),
             source: generation.source.clone(),
             level: match (self.in_slot, &self.tier) {
                 (true, _) => AdapterLevel::Device,

@@ -15,6 +15,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use wardrobe_grammar::Template;
+
 use crate::error::AdapterError;
 use crate::ids::{Digest, GenerationId};
 
@@ -39,6 +41,10 @@ pub trait PreparedAdapter: Send + Sync + Any {
     /// Which RoPE table its rows use; `0` is the base's.
     fn rope_idx(&self) -> u32 {
         0
+    }
+    /// What its answers are held to unless a request says otherwise, where it brings that.
+    fn template(&self) -> Option<Arc<Template>> {
+        None
     }
 }
 
@@ -132,6 +138,8 @@ pub struct AdapterInfo {
     pub device_bytes: u64,
     /// The context it was trained for, where it brings its own; `None` is the base's.
     pub max_context_tokens: Option<usize>,
+    /// Whether it brings a schema that its answers are held to.
+    pub has_schema: bool,
     /// Where it came from.
     pub source: AdapterSource,
     /// The fastest tier that it is in.

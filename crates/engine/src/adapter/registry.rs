@@ -18,6 +18,7 @@ use std::time::SystemTime;
 use super::generation::{Entry, Generation, Lease, Residency, Tier};
 use super::limits::{Placement, RegistryLimits};
 use super::{AdapterInfo, AdapterSource, LoadOptions, PreparedAdapter};
+use crate::constraint::Constraint;
 use crate::error::{AdapterError, SubmitError};
 use crate::ids::GenerationId;
 
@@ -154,6 +155,7 @@ impl AdapterRegistry {
             device_bytes,
             max_context_tokens: adapter.max_context_tokens(),
             rope_idx: adapter.rope_idx(),
+            constraint: adapter.template().map(Constraint),
             source,
             loaded_at: SystemTime::now(),
         });

@@ -396,7 +396,7 @@ impl Executor for ModelExecutor {
 
     fn bind_slot(&mut self, slot: SlotIdx, adapter: &Arc<dyn PreparedAdapter>) -> Result<(), ExecutorError> {
         let adapter: &dyn Any = adapter.as_ref();
-        let Some(PreparedLora { lora, rope }) = adapter.downcast_ref() else {
+        let Some(PreparedLora { lora, rope, .. }) = adapter.downcast_ref() else {
             return Err(ExecutorError::Slot { reason: "an adapter of another loader".to_owned() });
         };
         self.lora

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use wardrobe_device::{Ctx, CtxConfig, Device, StepLimits};
-use wardrobe_formats::peft::{AdapterRope, PeftLimits};
+use wardrobe_formats::peft::{AdapterRope, PeftLimits, SCHEMA_FILE};
 use wardrobe_formats::{FormatError, PeftAdapter};
+use wardrobe_grammar::{Compiler, Spec, Template, Whitespace};
 use wardrobe_models::{Decoder, LoraAdapter, LoraOptions, ModelError, RopeSpec};
 
 use super::parity;
@@ -26,6 +27,8 @@ pub struct PeftLoader {
     max_positions: usize,
     /// What the model is called; empty if that is not known.
     model_names: Vec<String>,
+    /// For the schemas of adapters that carry one.
+    compiler: Option<Arc<Compiler>>,
 }
 
 /// A name without organisation and folders, and without what spellings differ in.
@@ -46,7 +49,16 @@ impl PeftLoader {
         let files = PeftLimits { max_rank: options.max_rank, ..PeftLimits::default() };
         let max_positions = model.config().max_position_embeddings;
         let scalings = AdapterScalings::default();
-        PeftLoader { device, model, files, options, scalings, max_positions, model_names: Vec::new() }
+        PeftLoader {
+            device,
+            model,
+            files,
+            options,
+            scalings,
+            max_positions,
+            model_names: Vec::new(),
+            compiler: None,
+        }
     }
 
     /// Sets the longest context of any sequence, for adapters that bring RoPE scaling: as the executor's.
@@ -59,6 +71,23 @@ impl PeftLoader {
     pub fn with_model_names(mut self, names: Vec<String>) -> Self {
         self.model_names = names;
         self
+    }
+
+    /// Sets what compiles the schemas of adapters that carry one; without it they are refused.
+    pub fn with_compiler(mut self, compiler: Arc<Compiler>) -> Self {
+        self.compiler = Some(compiler);
+        self
+    }
+
+    /// What an adapter's answers are to be held to.
+    fn template(&self, adapter: &PeftAdapter) -> Result<Option<Arc<Template>>, AdapterError> {
+        let Some(schema) = adapter.schema().cloned() else { return Ok(None) };
+        let refused = |reason: String| AdapterError::Refused { reason: format!("{SCHEMA_FILE}: {reason}") };
+        let compiler = self.compiler.as_ref();
+        let compiler =
+            compiler.ok_or_else(|| refused("schemas of adapters are not served here".to_owned()))?;
+        let compiled = compiler.compile(&Spec::JsonSchema { schema, strict: true }, Whitespace::default());
+        compiled.map(Some).map_err(|error| refused(error.to_string()))
     }
 
     /// The base model that the adapter's configuration names, if by its name it is another one than this. Names prove
@@ -91,6 +120,7 @@ impl AdapterLoader for PeftLoader {
                 "the adapter names another base model; its answers may make no sense"
             );
         }
+        let template = self.template(adapter)?;
         // A context of its own, since the engine's belongs to the engine thread; it needs no scratch memory.
         let step = StepLimits { max_rows: 1, max_seqs: 1, max_blocks: 1 };
         let mut ctx = Ctx::new(self.device.clone(), CtxConfig { arena_bytes: 0, step })
@@ -101,7 +131,7 @@ impl AdapterLoader for PeftLoader {
             parity::verify(&self.device, self.model.as_ref(), source, (adapter, &lora), record)?;
         }
         let rope = lora.rope().map(|rope| self.rope(&mut ctx, source, rope)).transpose()?;
-        Ok(Arc::new(PreparedLora { lora, rope }))
+        Ok(Arc::new(PreparedLora { lora, rope, template }))
     }
 }
 
@@ -150,6 +180,7 @@ fn model_error(error: ModelError) -> AdapterError {
 pub(super) struct PreparedLora {
     pub(super) lora: LoraAdapter,
     pub(super) rope: Option<PreparedRope>,
+    template: Option<Arc<Template>>,
 }
 
 /// Positions that an adapter brings.
@@ -184,6 +215,10 @@ impl PreparedAdapter for PreparedLora {
 
     fn max_context_tokens(&self) -> Option<usize> {
         self.rope.as_ref().map(|rope| rope.max_context_tokens)
+    }
+
+    fn template(&self) -> Option<Arc<Template>> {
+        self.template.clone()
     }
 
     fn rope_idx(&self) -> u32 {

@@ -25,7 +25,7 @@ pub use contents::{AdapterTensor, LoraEmbedding, LoraModule, SavedModule};
 pub use matching::Targets;
 pub use parity::{Canary, ParityRecord, tensors_digest};
 pub use read::{PeftAdapter, PeftLimits};
-pub use record::{AdapterRecord, AdapterRope};
+pub use record::{AdapterRecord, AdapterRope, SCHEMA_FILE};
 pub use write::{PeftContents, write_peft};
 
 /// File name of an adapter's configuration.

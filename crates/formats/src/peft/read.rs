@@ -8,7 +8,7 @@ use super::contents::{AdapterTensor, LoraEmbedding, LoraModule, SavedModule};
 use super::key::{self, Key};
 use super::matching::{Matcher, Targets};
 use super::parity::{self, ParityRecord};
-use super::record::{self, AdapterRecord, AdapterRope};
+use super::record::{self, AdapterRecord, AdapterRope, SCHEMA_FILE};
 use super::write::{PeftContents, named_tensors};
 use super::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::digest::{Digest, DigestBuilder};
@@ -16,6 +16,7 @@ use crate::error::{FormatError, Result, shorten};
 use crate::paths;
 use crate::safetensors::SafetensorsFile;
 use crate::source::{TensorInfo, TensorSource};
+use serde_json::{Map, Value};
 
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
@@ -47,6 +48,7 @@ pub struct PeftAdapter {
     saved: Vec<SavedModule>,
     rope: Option<AdapterRope>,
     parity: Option<ParityRecord>,
+    schema: Option<Value>,
     digest: Digest,
 }
 
@@ -128,7 +130,9 @@ impl PeftAdapter {
         if let Some(rope) = contents.rope {
             rope.check(path)?;
         }
-        let record = AdapterRecord { rope: contents.rope.cloned(), parity: contents.parity.cloned() };
+        let schema = contents.extra_files.iter().find(|(name, _)| *name == SCHEMA_FILE);
+        let schema = schema.map(|(_, bytes)| record::parse_schema(path, bytes)).transpose()?;
+        let record = AdapterRecord { rope: contents.rope.cloned(), parity: contents.parity.cloned(), schema };
         Self::finish(path, path, (config, record), assembled, limits)
     }
 
@@ -165,20 +169,40 @@ impl PeftAdapter {
                 ));
             }
         }
-        let AdapterRecord { rope, parity } = record;
-        let digest = {
-            let contents = PeftContents {
-                config: &config,
-                modules: &modules,
-                embeddings: &embeddings,
-                saved: &saved,
-                rope: rope.as_ref(),
-                parity: None,
-                extra_files: &[],
-            };
-            content_digest(&contents)
+        let AdapterRecord { rope, parity, schema } = record;
+        let mut adapter = Self {
+            path: dir.to_owned(),
+            config,
+            modules,
+            embeddings,
+            saved,
+            rope,
+            parity,
+            schema,
+            digest: DigestBuilder::new("").finish(),
         };
-        Ok(Self { path: dir.to_owned(), config, modules, embeddings, saved, rope, parity, digest })
+        adapter.digest = adapter.content_digest();
+        Ok(adapter)
+    }
+
+    fn content_digest(&self) -> Digest {
+        let contents = PeftContents {
+            config: &self.config,
+            modules: &self.modules,
+            embeddings: &self.embeddings,
+            saved: &self.saved,
+            rope: self.rope.as_ref(),
+            parity: None,
+            extra_files: &[],
+        };
+        content_digest(&contents, self.schema.as_ref())
+    }
+
+    /// The same with another schema for its answers, or none.
+    pub fn with_schema(mut self, schema: Option<Map<String, Value>>) -> Self {
+        self.schema = schema.map(Value::Object);
+        self.digest = self.content_digest();
+        self
     }
 
     /// The folder, or the name given to [`PeftAdapter::from_contents`].
@@ -225,6 +249,11 @@ impl PeftAdapter {
         self.parity.as_ref()
     }
 
+    /// The JSON schema that it carries for its answers ([`SCHEMA_FILE`]).
+    pub fn schema(&self) -> Option<&Value> {
+        self.schema.as_ref()
+    }
+
     /// Digest of the tensors alone, as a [`ParityRecord`] has it.
     pub fn tensors_digest(&self) -> Digest {
         parity::tensors_digest(&PeftContents {
@@ -238,7 +267,7 @@ impl PeftAdapter {
         })
     }
 
-    /// SHA-256 over the configuration (as far as it is read), RoPE scaling, and all tensors with their names, types and
+    /// SHA-256 over the configuration (as far as it is read), RoPE scaling, schema, and all tensors with their names, types and
     /// shapes: the same for an adapter in memory and after writing and reading it.
     pub fn digest(&self) -> Digest {
         self.digest
@@ -345,11 +374,14 @@ fn check_factors(
     }
 }
 
-fn content_digest(contents: &PeftContents<'_>) -> Digest {
+fn content_digest(contents: &PeftContents<'_>, schema: Option<&Value>) -> Digest {
     let mut builder = DigestBuilder::new("wardrobe adapter content 1");
     builder.part(contents.config.to_json().to_string().as_bytes());
     if let Some(record) = record::to_json(contents.rope, None) {
         builder.part(record.to_string().as_bytes());
+    }
+    if let Some(schema) = schema {
+        builder.part(schema.to_string().as_bytes());
     }
     let mut tensors: Vec<_> = named_tensors(contents).collect();
     tensors.sort_by(|(a, _), (b, _)| a.cmp(b));

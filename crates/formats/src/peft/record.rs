@@ -16,6 +16,10 @@ use crate::error::{FormatError, Result};
 use crate::paths;
 
 const MAX_RECORD_BYTES: u64 = 16 << 20;
+const MAX_SCHEMA_BYTES: u64 = 4 << 20;
+
+/// File name of the JSON schema that an adapter's answers are held to, if it has one.
+pub const SCHEMA_FILE: &str = "schema.json";
 const VERSION: u64 = 1;
 
 /// Rotary positions that an adapter was trained with, in the place of the base model's.
@@ -104,6 +108,24 @@ pub struct AdapterRecord {
     pub rope: Option<AdapterRope>,
     /// What its trainer vouches for.
     pub parity: Option<ParityRecord>,
+    /// The JSON schema of its answers, an object, from [`SCHEMA_FILE`]. Whether a grammar can hold answers to it is not known
+    /// here.
+    pub schema: Option<Value>,
+}
+
+/// Reads a schema; `path` is for messages.
+pub(super) fn parse_schema(path: &Path, bytes: &[u8]) -> Result<Value> {
+    let text =
+        std::str::from_utf8(bytes).map_err(|e| FormatError::malformed(path, format!("not UTF-8: {e}")))?;
+    paths::parse_json_object(path, text).map(Value::Object)
+}
+
+fn read_schema(dir: &Path) -> Result<Option<Value>> {
+    if !paths::exists(dir, SCHEMA_FILE) {
+        return Ok(None);
+    }
+    let path = paths::confined(dir, SCHEMA_FILE)?;
+    parse_schema(&path, &paths::read_bytes(&path, MAX_SCHEMA_BYTES)?).map(Some)
 }
 
 /// The record's text, if there is anything to record.
@@ -122,13 +144,15 @@ pub(super) fn to_json(rope: Option<&AdapterRope>, parity: Option<&ParityRecord>)
     Some(Value::Object(record))
 }
 
-/// Reads the record of the adapter folder `dir`, if it has one.
+/// Reads the record and the schema of the adapter folder `dir`, as far as it has them.
 pub(super) fn read(dir: &Path) -> Result<AdapterRecord> {
+    let schema = read_schema(dir)?;
     if !paths::exists(dir, RECORD_FILE) {
-        return Ok(AdapterRecord::default());
+        return Ok(AdapterRecord { schema, ..AdapterRecord::default() });
     }
     let path = paths::confined(dir, RECORD_FILE)?;
-    parse(&path, &paths::read_json_object(&path, MAX_RECORD_BYTES)?)
+    let record = parse(&path, &paths::read_json_object(&path, MAX_RECORD_BYTES)?)?;
+    Ok(AdapterRecord { schema, ..record })
 }
 
 /// Reads a record; `path` is for messages.
@@ -146,5 +170,5 @@ pub(super) fn parse(path: &Path, map: &Map<String, Value>) -> Result<AdapterReco
         rope.check(path)?;
     }
     let parity = keys.object("parity")?.map(|parity| ParityRecord::from_json(path, &parity)).transpose()?;
-    Ok(AdapterRecord { rope, parity })
+    Ok(AdapterRecord { rope, parity, schema: None })
 }

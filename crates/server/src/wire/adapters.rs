@@ -47,6 +47,8 @@ pub(crate) struct AdapterCard {
     pub num_modules: usize,
     /// Its own context, if it brings RoPE scaling.
     pub max_model_len: Option<usize>,
+    /// Whether its answers are held to a schema of its own, unless a request says otherwise.
+    pub has_schema: bool,
     pub host_bytes: u64,
     pub device_bytes: u64,
     pub level: &'static str,

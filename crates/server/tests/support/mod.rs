@@ -14,6 +14,7 @@ use wardrobe_engine::{
     EngineConfig, Executor, ExecutorError, ExecutorLimits, LoadOptions, PreparedAdapter, Resolved,
     SampleSpec, Sampled, SlotIdx, StepOutput, StepPlan, TextCodec, TokenId,
 };
+use wardrobe_grammar::{Compiler, Limits, Spec, Template, Whitespace};
 use wardrobe_server::ServedModel;
 use wardrobe_text::{
     ChatTemplate, DetokenizeOptions, DetokenizeStream, GgufVocab, TemplateLimits, Tokenizer,
@@ -65,6 +66,7 @@ pub const VOCAB_SIZE: usize = 260;
 /// An adapter: the letter with which answers begin.
 pub struct FakeAdapter {
     letter: u8,
+    template: Option<Arc<Template>>,
 }
 
 impl PreparedAdapter for FakeAdapter {
@@ -83,9 +85,17 @@ impl PreparedAdapter for FakeAdapter {
     fn num_modules(&self) -> usize {
         1
     }
+    fn template(&self) -> Option<Arc<Template>> {
+        self.template.clone()
+    }
 }
 
-/// Reads a folder with a file `letter`.
+/// The compiler of the fake model's vocabulary.
+pub fn compiler() -> Arc<Compiler> {
+    Arc::new(Compiler::of_tokenizer(tokenizer(), &[EOS], Limits::default()))
+}
+
+/// Reads a folder with a file `letter`, and a `schema.json` if there is one.
 pub struct FakeLoader;
 
 impl AdapterLoader for FakeLoader {
@@ -95,8 +105,13 @@ impl AdapterLoader for FakeLoader {
         };
         let text = std::fs::read_to_string(path.join("letter"))
             .map_err(|error| AdapterError::Refused { reason: format!("letter: {error}") })?;
+        let schema = std::fs::read(path.join("schema.json")).ok();
+        let template = schema.map(|schema| {
+            let schema = serde_json::from_slice(&schema).unwrap();
+            compiler().compile(&Spec::JsonSchema { schema, strict: true }, Whitespace::Spaced).unwrap()
+        });
         match text.trim().as_bytes() {
-            [letter @ b'a'..=b'y'] => Ok(Arc::new(FakeAdapter { letter: *letter })),
+            [letter @ b'a'..=b'y'] => Ok(Arc::new(FakeAdapter { letter: *letter, template })),
             _ => Err(AdapterError::Refused { reason: format!("letter: {text:?} is not one of a to y") }),
         }
     }
@@ -282,6 +297,7 @@ pub fn served(engine: Engine) -> ServedModel {
     ServedModel {
         engine,
         tokenizer: tokenizer(),
+        compiler: compiler(),
         chat_template: Some(ChatTemplate::new(TEMPLATE, TemplateLimits::default()).unwrap()),
         model_id: "fake".to_owned(),
         aliases: vec!["org/fake-alias".to_owned()],

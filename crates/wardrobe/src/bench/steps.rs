@@ -263,7 +263,8 @@ impl StepBench {
             precision: AdapterPrecision::Auto.beside(options.kv_dtype),
             ..Default::default()
         };
-        let loader = PeftLoader::new(model.device().clone(), model.decoder().clone(), lora);
+        let loader = PeftLoader::new(model.device().clone(), model.decoder().clone(), lora)
+            .with_compiler(model.compiler().clone());
         let (mut prepared, mut given_bytes) = (Vec::new(), 0);
         for i in 0..num_adapters {
             let adapter = random_adapter(decoder, rank, i as u64 + 1)?;

@@ -68,7 +68,8 @@ pub fn run(command: &AdapterCommand) -> anyhow::Result<()> {
 fn fits(args: &InspectArgs, model: &str) -> anyhow::Result<Result<String, String>> {
     let found = open::find(model)?;
     let model = open::open(&found, &args.compute.model_options())?;
-    let loader = PeftLoader::new(model.device().clone(), model.decoder().clone(), LoraOptions::default());
+    let loader = PeftLoader::new(model.device().clone(), model.decoder().clone(), LoraOptions::default())
+        .with_compiler(model.compiler().clone());
     Ok(match loader.load(&AdapterSource::Path(args.path.clone())) {
         Ok(prepared) => Ok(format!(
             "{} of {} modules of {}",

@@ -175,6 +175,7 @@ pub fn served_model(
     Ok(ServedModel {
         engine: engine.clone(),
         tokenizer: model.tokenizer().clone(),
+        compiler: model.compiler().clone(),
         chat_template: template.transpose()?,
         model_id: names.first().cloned().unwrap_or_default(),
         aliases: names.get(1..).unwrap_or_default().to_vec(),
