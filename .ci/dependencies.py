@@ -10,7 +10,7 @@ import sys
 
 LICENCES = {
     "0BSD", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0",
-    "CDLA-Permissive-2.0", "ISC", "MIT", "MPL-2.0", "Unicode-3.0", "Unlicense", "Zlib",
+    "CDLA-Permissive-2.0", "ISC", "MIT", "MIT-0", "MPL-2.0", "Unicode-3.0", "Unlicense", "Zlib",
 }
 # Other licences, and why they do not matter.
 OTHER_LICENCES = {
@@ -21,6 +21,7 @@ DUPLICATES = {
     "base64": "spm_precompiled, below tokenizers",
     "getrandom": "ring (0.2), rand below hf-hub and candle (0.3), tempfile (0.4)",
     "hashbrown": "two ages of indexmap",
+    "num-bigint": "fraction, below jsonschema (0.4), parquet (0.5)",
     "syn": "proc macros in two ages",
 }
 # Crates that compile C; a bare machine has `cc`.

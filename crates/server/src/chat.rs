@@ -6,27 +6,26 @@ use std::time::SystemTime;
 use axum::extract::State;
 use axum::response::Response;
 use bytes::BytesMut;
-use serde_json::Value;
 use wardrobe_engine::{Completion, Event, Request, Summary, Update};
-use wardrobe_text::{ChatInput, ChatTemplate, Message, MessageContent, TemplateLimits};
 
 use crate::admission::GenerationPlace;
 use crate::body::{JsonObject, json};
-use crate::constraint::{self, BodyConstraint};
+use crate::constraint::{self, BodyConstraint, Held};
 use crate::context::RequestContext;
+use crate::conversation::Conversation;
 use crate::error::{Api, ApiError, Result};
 use crate::generate::{Admitted, Generation, PromptOptions, engine_request, finish_reason};
+use crate::loose::LooseSchemas;
 use crate::shape::{AnswerShape, refuse_unsupported};
 use crate::sse::{ChunkFrame, ChunkNames, ChunkWriter, SseStream};
 use crate::state::{ServerState, unix_s};
 use crate::target;
-use crate::tools::{AnswerReader, ChoicePart, ChoiceReader, OfferedTools, TemplateTools, read_whole};
+use crate::tools::{AnswerReader, ChoicePart, ChoiceReader, OfferedTools, read_whole};
 use crate::wire::chat::{AssistantMessage, ChatChoice, ChatCompletion, ChatDelta, ChatFields, Delta};
 use crate::wire::logprobs::{ChatLogprobs, PromptLogprobs, TokenStyle};
 use crate::wire::request::GenerationFields;
+use crate::wire::tools::ToolCall;
 use crate::wire::usage::{WireTimings, WireUsage};
-
-const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
 
 /// `POST /v1/chat/completions`.
 pub(crate) async fn create(
@@ -50,16 +49,18 @@ pub(crate) async fn create(
     let options = PromptOptions::new(&state, &target, &fields, false, Api::Chat)?;
     let offered = OfferedTools::new(body.parse()?)?;
     let mut conversation = Conversation::new(&state, chat)?;
+    let tools = conversation.write_tools(&state, &offered)?;
     let BodyConstraint { mut asked, is_text } = BodyConstraint::new(&body)?;
     request.without_adapter_schema = is_text;
     let mut reader = None;
-    if let Some(tools) = conversation.tools(&state, &offered)? {
+    if let Some(tools) = tools {
         asked = offered.hold(&tools, asked)?;
         reader = offered.reader(&tools);
-        conversation.write_tools(&tools, offered.for_prompt);
     }
     request.skip_special_tokens &= !reader.as_ref().is_some_and(|reader| reader.shows_special_tokens);
-    request.constraint = constraint::compile(&state, asked).await?;
+    let Held { constraint, loose } = constraint::compile(&state, asked).await?;
+    request.constraint = constraint;
+    let reading = Reading { calls: reader, loose };
     let shared = state.clone();
     let (text_bytes, share) = (body.len_bytes(), body.into_share());
     request.prompt_token_ids = state
@@ -81,7 +82,7 @@ pub(crate) async fn create(
     answer(
         &state,
         &context,
-        Prepared { request, names, shape, reader, admitted },
+        Prepared { request, names, shape, reading, admitted },
         fields.stream == Some(true),
     )
     .await
@@ -92,8 +93,7 @@ struct Prepared {
     request: Request,
     names: ChunkNames,
     shape: AnswerShape,
-    /// Set where answers may call functions.
-    reader: Option<AnswerReader>,
+    reading: Reading,
     admitted: Admitted,
 }
 
@@ -103,7 +103,7 @@ async fn answer(
     prepared: Prepared,
     stream: bool,
 ) -> Result<Response> {
-    let Prepared { request, names, shape, reader, admitted } = prepared;
+    let Prepared { request, names, shape, reading, admitted } = prepared;
     let prompt_token_ids = shape.ids(&request.prompt_token_ids);
     let generation = Generation::submit(state, context, [request], admitted, Api::Chat)?;
     if stream {
@@ -113,7 +113,7 @@ async fn answer(
             state: state.clone(),
             shape,
             prompt_token_ids,
-            reader,
+            reading,
             choices: Vec::new(),
             summary: Summary::default(),
         };
@@ -121,13 +121,13 @@ async fn answer(
     }
     let completions = generation.collect(1).await?;
     let completion = completions.into_iter().next().unwrap_or_default();
-    whole_answer(state, &names, (shape, reader), prompt_token_ids, &completion)
+    whole_answer(state, &names, (shape, reading), prompt_token_ids, &completion)
 }
 
 fn whole_answer(
     state: &ServerState,
     names: &ChunkNames,
-    (shape, reader): (AnswerShape, Option<AnswerReader>),
+    (shape, reading): (AnswerShape, Reading),
     prompt_token_ids: Option<Vec<u32>>,
     completion: &Completion,
 ) -> Result<Response> {
@@ -135,13 +135,13 @@ fn whole_answer(
     usage.add(&completion.summary.usage);
     let choices = completion.choices.iter().enumerate().map(|(index, choice)| {
         let (mut finish_reason, stop_reason) = finish_reason(choice.finish.as_ref())?;
-        let (mut content, mut tool_calls) = (Some(choice.text.clone()), Vec::new());
-        if let Some(mut reader) = reader.as_ref().map(AnswerReader::choice) {
-            let (text, calls) = read_whole(state, &mut reader, &choice.text);
-            content = (calls.is_empty() || !text.is_empty()).then_some(text);
-            tool_calls = calls;
+        let (mut text, mut tool_calls) = (choice.text.clone(), Vec::new());
+        if let Some(mut reader) = reading.calls.as_ref().map(AnswerReader::choice) {
+            (text, tool_calls) = read_whole(state, &mut reader, &choice.text);
             finish_reason = reader.finish_reason(choice.finish.as_ref(), finish_reason);
         }
+        let warnings = reading.warnings(&text, &tool_calls);
+        let content = (tool_calls.is_empty() || !text.is_empty()).then_some(text);
         Ok(ChatChoice {
             index,
             message: AssistantMessage { role: "assistant", content, refusal: None, tool_calls },
@@ -149,6 +149,7 @@ fn whole_answer(
             finish_reason,
             stop_reason,
             token_ids: shape.ids(&choice.token_ids),
+            warnings,
         })
     });
     Ok(json(&ChatCompletion {
@@ -165,108 +166,6 @@ fn whole_answer(
     }))
 }
 
-/// A checked conversation with the template that renders it.
-pub(crate) struct Conversation {
-    fields: ChatFields,
-    template: Option<ChatTemplate>,
-    /// For the template.
-    tools: Option<Value>,
-}
-
-impl Conversation {
-    pub fn new(state: &ServerState, mut fields: ChatFields) -> Result<Self> {
-        if fields.messages.is_empty() {
-            return Err(ApiError::invalid("messages", "is empty"));
-        }
-        let template = match fields.chat_template.take() {
-            None if state.model.chat_template.is_some() => None,
-            None => {
-                let message = "this model has no chat template; use /v1/completions";
-                return Err(ApiError::bad_request(message).with_code("no_chat_template"));
-            }
-            Some(_) if !state.config.allow_request_chat_template => {
-                let why = "this server does not take chat templates from requests";
-                return Err(ApiError::unsupported("chat_template", why));
-            }
-            Some(source) => Some(
-                ChatTemplate::new(&source, TemplateLimits::default())
-                    .map_err(|error| ApiError::from_template(error).with_param("chat_template"))?,
-            ),
-        };
-        let shown = template.as_ref().or(state.model.chat_template.as_ref());
-        let knows_developer = shown.is_some_and(|template| template.source().contains("developer"));
-        for (idx, message) in fields.messages.iter_mut().enumerate() {
-            check_message(idx, message, knows_developer)?;
-        }
-        Ok(Self { fields, template, tools: None })
-    }
-
-    fn template<'a>(&'a self, state: &'a ServerState) -> Result<&'a ChatTemplate> {
-        let template = self.template.as_ref().or(state.model.chat_template.as_ref());
-        template.ok_or_else(|| ApiError::internal("the chat template is gone"))
-    }
-
-    /// How the template has tools, if there are any, or were in earlier turns.
-    pub fn tools(&self, state: &ServerState, offered: &OfferedTools) -> Result<Option<Arc<TemplateTools>>> {
-        let earlier = |message: &Message| message.tool_calls.is_some() || message.role == "tool";
-        if offered.for_prompt.is_none() && !self.fields.messages.iter().any(earlier) {
-            return Ok(None);
-        }
-        let template = self.template(state)?;
-        Ok(Some(match self.template {
-            Some(_) => Arc::new(TemplateTools::new(state, template)),
-            None => {
-                state.template_tools.get_or_init(|| Arc::new(TemplateTools::new(state, template))).clone()
-            }
-        }))
-    }
-
-    /// Has the rendering tell of tools.
-    pub fn write_tools(&mut self, tools: &TemplateTools, for_prompt: Option<Value>) {
-        self.tools = tools.style.prepare(&mut self.fields.messages, for_prompt);
-    }
-
-    pub fn render(&self, state: &ServerState) -> Result<String> {
-        let fields = &self.fields;
-        let continue_final_message = fields.continue_final_message.unwrap_or(false);
-        let input = ChatInput {
-            messages: &fields.messages,
-            tools: self.tools.as_ref(),
-            documents: fields.documents.as_ref(),
-            add_generation_prompt: fields.add_generation_prompt.unwrap_or(!continue_final_message),
-            continue_final_message,
-            bos_token: state.bos_token.as_deref(),
-            eos_token: state.eos_token.as_deref(),
-            kwargs: fields.chat_template_kwargs.as_ref(),
-            ..ChatInput::default()
-        };
-        self.template(state)?.render(&input).map_err(ApiError::from_template)
-    }
-}
-
-/// Checks a message and brings it into the form that templates expect.
-fn check_message(idx: usize, message: &mut Message, knows_developer: bool) -> Result<()> {
-    let at = |field: &str| format!("messages[{idx}].{field}");
-    if !ROLES.contains(&message.role.as_str()) {
-        let shown: String = message.role.chars().take(32).collect();
-        return Err(ApiError::invalid(at("role"), format!("is {shown:?}, not one of {ROLES:?}")));
-    }
-    if message.role == "developer" && !knows_developer {
-        "system".clone_into(&mut message.role);
-    }
-    message.join_text_parts().map_err(|kind| {
-        let kind: String = kind.chars().take(32).collect();
-        ApiError::invalid(at("content"), format!("has a part of type {kind:?}; this model reads text only"))
-    })?;
-    message.parse_tool_arguments();
-    let calls = message.role == "assistant" && message.tool_calls.is_some();
-    match message.content {
-        MessageContent::Text(_) => Ok(()),
-        _ if calls => Ok(()),
-        _ => Err(ApiError::invalid(at("content"), "is missing")),
-    }
-}
-
 /// Writes the chunks of a chat.
 struct ChatWriter {
     frame: ChunkFrame,
@@ -274,14 +173,49 @@ struct ChatWriter {
     state: Arc<ServerState>,
     shape: AnswerShape,
     prompt_token_ids: Option<Vec<u32>>,
-    reader: Option<AnswerReader>,
-    /// Of choices that have had their first delta, what reads their calls.
+    reading: Reading,
+    /// Choices that have had their first delta.
     choices: Vec<Option<ChoiceState>>,
     summary: Summary,
 }
 
-/// A choice that has begun, with what reads its calls if there may be any.
-struct ChoiceState(Option<ChoiceReader>);
+/// How the answers of a request are read.
+struct Reading {
+    /// Set where they may call functions.
+    calls: Option<AnswerReader>,
+    /// Set where they are checked.
+    loose: Option<Arc<LooseSchemas>>,
+}
+
+impl Reading {
+    /// What is to be said of a whole choice.
+    fn warnings(&self, text: &str, calls: &[ToolCall]) -> Vec<String> {
+        match &self.loose {
+            None => Vec::new(),
+            Some(loose) if calls.is_empty() => loose.of_text(text),
+            Some(loose) => {
+                loose.of_calls(calls.iter().map(|call| (&*call.function.name, &*call.function.arguments)))
+            }
+        }
+    }
+}
+
+/// A choice that has begun.
+struct ChoiceState {
+    /// What reads its calls, if there may be any.
+    reader: Option<ChoiceReader>,
+    /// What it has brought so far, where that is checked at the end.
+    text: String,
+    calls: Vec<ToolCall>,
+}
+
+impl ChoiceState {
+    fn keep(&mut self, parts: &[ChoicePart]) {
+        for part in parts {
+            part.add_to(&mut self.text, &mut self.calls);
+        }
+    }
+}
 
 #[derive(serde::Serialize)]
 struct FirstDelta<'a> {
@@ -298,7 +232,8 @@ impl ChatWriter {
         }
         match self.choices.get_mut(index) {
             Some(choice @ None) => {
-                *choice = Some(ChoiceState(self.reader.as_ref().map(AnswerReader::choice)))
+                let reader = self.reading.calls.as_ref().map(AnswerReader::choice);
+                *choice = Some(ChoiceState { reader, text: String::new(), calls: Vec::new() });
             }
             _ => return Ok(()),
         }
@@ -313,14 +248,16 @@ impl ChatWriter {
         let mut logprobs = (self.shape.logprobs && !update.logprobs.is_empty())
             .then(|| ChatLogprobs::new(&update.logprobs, self.shape.style));
         let mut token_ids = self.shape.ids(&update.token_ids).filter(|ids| !ids.is_empty());
-        let reader =
-            self.choices.get_mut(index).and_then(Option::as_mut).and_then(|choice| choice.0.as_mut());
         let is_end = update.finish.is_some();
-        let parts = match reader {
+        let Some(choice) = self.choices.get_mut(index).and_then(Option::as_mut) else { return Ok(()) };
+        let parts = match &mut choice.reader {
             Some(reader) => reader.read(&self.state, &update.text, is_end),
             None if update.text.is_empty() => Vec::new(),
             None => vec![ChoicePart::Text(update.text.clone())],
         };
+        if self.reading.loose.is_some() {
+            choice.keep(&parts);
+        }
         // What belongs to the update's tokens goes with the first of its parts.
         let parts = parts.iter().map(|part| match part {
             ChoicePart::Text(text) => Delta { content: Some(text), ..Delta::default() },
@@ -337,13 +274,14 @@ impl ChatWriter {
         }
         if is_end {
             let (mut finish_reason, stop_reason) = finish_reason(update.finish.as_ref())?;
-            let choice = self.choices.get(index).and_then(Option::as_ref);
-            if let Some(reader) = choice.and_then(|choice| choice.0.as_ref()) {
+            if let Some(reader) = &choice.reader {
                 finish_reason = reader.finish_reason(update.finish.as_ref(), finish_reason);
             }
+            let warnings = self.reading.warnings(&choice.text, &choice.calls);
             let last = ChatDelta {
                 finish_reason: Some(finish_reason),
                 stop_reason,
+                warnings,
                 ..chat_delta(index, Delta::default())
             };
             self.frame.write(&last, out)?;
@@ -353,7 +291,15 @@ impl ChatWriter {
 }
 
 fn chat_delta(index: usize, delta: Delta<'_>) -> ChatDelta<'_> {
-    ChatDelta { index, delta, logprobs: None, finish_reason: None, stop_reason: None, token_ids: None }
+    ChatDelta {
+        index,
+        delta,
+        logprobs: None,
+        finish_reason: None,
+        stop_reason: None,
+        token_ids: None,
+        warnings: Vec::new(),
+    }
 }
 
 impl ChunkWriter for ChatWriter {

@@ -11,10 +11,11 @@ use wardrobe_text::Tokenizer;
 
 use crate::admission::GenerationPlace;
 use crate::body::{JsonObject, json};
-use crate::constraint::{self, BodyConstraint};
+use crate::constraint::{self, BodyConstraint, Held};
 use crate::context::RequestContext;
 use crate::error::{Api, ApiError, Result};
 use crate::generate::{Admitted, Generation, PromptOptions, engine_request, finish_reason};
+use crate::loose::LooseSchemas;
 use crate::shape::{AnswerShape, refuse_unsupported};
 use crate::sse::{ChunkFrame, ChunkNames, ChunkWriter, SseStream};
 use crate::state::{ServerState, unix_s};
@@ -44,6 +45,7 @@ pub(crate) struct Prepared {
     pub n: usize,
     /// Whether `vLLM`'s `prompt_logprobs` were asked for, apart from echoed ones.
     prompt_logprobs: bool,
+    loose: Option<Arc<LooseSchemas>>,
     /// Everything but the prompt.
     request: Request,
     admitted: Admitted,
@@ -68,7 +70,8 @@ impl Prepared {
         let mut request = engine_request(state, context, &target, &mut fields, api)?;
         let constraint = BodyConstraint::new(&body)?;
         request.without_adapter_schema = constraint.is_text;
-        request.constraint = constraint::compile(state, constraint.asked).await?;
+        let Held { constraint, loose } = constraint::compile(state, constraint.asked).await?;
+        request.constraint = constraint;
         let n = request.n;
         request.logprobs = own.logprobs;
         best_of(state, &own, shape, &mut request)?;
@@ -97,7 +100,7 @@ impl Prepared {
         };
         let prompts: Vec<PromptInfo> = state.offload.run(text_bytes, work).await?;
         admitted.log.start(prompts.iter().map(|prompt| prompt.token_ids.len()));
-        Ok(Self { model: target.model, prompts, shape, n, prompt_logprobs, request, admitted })
+        Ok(Self { model: target.model, prompts, shape, n, prompt_logprobs, loose, request, admitted })
     }
 
     /// Hands the prompts to the engine.
@@ -107,12 +110,12 @@ impl Prepared {
         context: &RequestContext,
         api: Api,
     ) -> Result<(Generation, Answer)> {
-        let Self { model, prompts, shape, n, prompt_logprobs, request, admitted } = self;
+        let Self { model, prompts, shape, n, prompt_logprobs, loose, request, admitted } = self;
         let requests = prompts
             .iter()
             .map(|prompt| Request { prompt_token_ids: prompt.token_ids.clone(), ..request.clone() });
         let generation = Generation::submit(state, context, requests, admitted, api)?;
-        Ok((generation, Answer { model, prompts, shape, n, prompt_logprobs }))
+        Ok((generation, Answer { model, prompts, shape, n, prompt_logprobs, loose }))
     }
 }
 
@@ -197,9 +200,15 @@ pub(crate) struct Answer {
     pub shape: AnswerShape,
     pub n: usize,
     prompt_logprobs: bool,
+    loose: Option<Arc<LooseSchemas>>,
 }
 
 impl Answer {
+    /// What is to be said of a whole choice.
+    fn warnings(&self, text: &str) -> Vec<String> {
+        self.loose.as_ref().map(|loose| loose.of_text(text)).unwrap_or_default()
+    }
+
     /// The `n` best choices, likeliest per token first if there are more than `n`.
     pub fn best<'a>(&self, completion: &'a Completion) -> Vec<&'a Choice> {
         let mut choices: Vec<&Choice> = completion.choices.iter().collect();
@@ -238,6 +247,7 @@ pub(crate) async fn create(
             state: state.clone(),
             started: vec![false; choices],
             offsets: vec![TextOffset::default(); choices],
+            texts: vec![String::new(); choices],
             echoed_rows: vec![None; answer.prompts.len()],
             usage: WireUsage::default(),
             summary: Summary::default(),
@@ -288,6 +298,7 @@ fn whole_answer(
                 prompt_logprobs: rows.map(PromptLogprobs::new),
                 prompt_token_ids: shape.ids(&prompt.token_ids),
                 token_ids: shape.ids(&choice.token_ids),
+                warnings: answer.warnings(&choice.text),
             });
         }
     }
@@ -314,6 +325,8 @@ struct CompletionWriter {
     /// Per choice of the answer: whether it has had a chunk, and how far its text has come.
     started: Vec<bool>,
     offsets: Vec<TextOffset>,
+    /// Their texts, where they are checked at the end.
+    texts: Vec<String>,
     /// Per prompt: log-probabilities to echo.
     echoed_rows: Vec<Option<Vec<Option<TokenLogprobs>>>>,
     usage: WireUsage,
@@ -330,6 +343,7 @@ fn text_chunk(index: usize, text: &str) -> TextChoice<'_> {
         prompt_logprobs: None,
         prompt_token_ids: None,
         token_ids: None,
+        warnings: Vec::new(),
     }
 }
 
@@ -360,6 +374,11 @@ impl CompletionWriter {
         self.echo(prompt_idx, index, out)?;
         let shape = self.answer.shape;
         let mut chunk = text_chunk(index, &update.text);
+        if self.answer.loose.is_some()
+            && let Some(text) = self.texts.get_mut(index)
+        {
+            text.push_str(&update.text);
+        }
         if shape.logprobs
             && !update.logprobs.is_empty()
             && let Some(offset) = self.offsets.get_mut(index)
@@ -376,6 +395,7 @@ impl CompletionWriter {
                 Ok((finish_reason, stop_reason)) => {
                     chunk.finish_reason = Some(finish_reason);
                     chunk.stop_reason = stop_reason;
+                    chunk.warnings = self.answer.warnings(self.texts.get(index).map_or("", String::as_str));
                 }
                 Err(error) => {
                     // What there was before the failure goes out too.

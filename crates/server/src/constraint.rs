@@ -8,6 +8,7 @@ use wardrobe_grammar::{GrammarError, Spec, Whitespace};
 
 use crate::body::JsonObject;
 use crate::error::{ApiError, Result};
+use crate::loose::LooseSchemas;
 use crate::state::ServerState;
 use crate::wire::constraint::{ConstraintFields, ResponseFormat};
 
@@ -36,14 +37,27 @@ impl BodyConstraint {
     }
 }
 
+/// What an answer is held to.
+#[derive(Default)]
+pub(crate) struct Held {
+    pub constraint: Option<Constraint>,
+    /// What of it is looked at when the answer is there.
+    pub loose: Option<Arc<LooseSchemas>>,
+}
+
 /// Compiles what an answer is held to, off the runtime's thread.
-pub(crate) async fn compile(state: &Arc<ServerState>, asked: Option<Asked>) -> Result<Option<Constraint>> {
-    let Some(Asked { field, spec, whitespace }) = asked else { return Ok(None) };
+pub(crate) async fn compile(state: &Arc<ServerState>, asked: Option<Asked>) -> Result<Held> {
+    let Some(Asked { field, spec, whitespace }) = asked else { return Ok(Held::default()) };
     let compiler = state.model.compiler.clone();
-    let compiled = tokio::task::spawn_blocking(move || compiler.compile(&spec, whitespace)).await;
+    let compile = move || {
+        let template = compiler.compile(&spec, whitespace)?;
+        let loose = LooseSchemas::new(&spec, &template).map(Arc::new);
+        Ok(Held { constraint: Some(Constraint(template)), loose })
+    };
+    let compiled = tokio::task::spawn_blocking(compile).await;
     let compiled =
         compiled.map_err(|error| ApiError::internal(format!("compiling a constraint: {error}")))?;
-    compiled.map(|template| Some(Constraint(template))).map_err(|error| refused(field, &error))
+    compiled.map_err(|error| refused(field, &error))
 }
 
 fn refused(field: &'static str, error: &GrammarError) -> ApiError {

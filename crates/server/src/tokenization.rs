@@ -10,7 +10,7 @@ use wardrobe_text::EncodeOptions;
 
 use crate::admission::TokenizationPlace;
 use crate::body::{JsonObject, json};
-use crate::chat::Conversation;
+use crate::conversation::Conversation;
 use crate::error::{Api, ApiError, Result};
 use crate::state::ServerState;
 use crate::wire::tokenization::{DetokenizeFields, Detokenized, TokenizeFields, Tokenized, TokenizerInfo};

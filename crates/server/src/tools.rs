@@ -273,30 +273,37 @@ impl ChoiceReader {
     }
 }
 
+impl ChoicePart {
+    /// Adds it to what a choice has brought before.
+    pub fn add_to(&self, text: &mut String, calls: &mut Vec<ToolCall>) {
+        match self {
+            Self::Text(more) => text.push_str(more),
+            Self::Call(part) => {
+                if let Some(id) = part.id.clone() {
+                    let name = part.function.name.clone().unwrap_or_default();
+                    calls.push(ToolCall {
+                        id,
+                        kind: "function",
+                        function: FunctionCall { name, arguments: String::new() },
+                    });
+                }
+                if let Some(call) = calls.last_mut() {
+                    call.function.arguments.push_str(&part.function.arguments);
+                }
+            }
+        }
+    }
+}
+
 /// Text and calls of a whole choice.
 pub(crate) fn read_whole(
     state: &ServerState,
     reader: &mut ChoiceReader,
     text: &str,
 ) -> (String, Vec<ToolCall>) {
-    let (mut beside, mut calls) = (String::new(), Vec::<ToolCall>::new());
+    let (mut beside, mut calls) = (String::new(), Vec::new());
     for part in reader.read(state, text, true) {
-        match part {
-            ChoicePart::Text(text) => beside.push_str(&text),
-            ChoicePart::Call(ToolCallDelta { id: Some(id), function, .. }) => {
-                let name = function.name.unwrap_or_default();
-                calls.push(ToolCall {
-                    id,
-                    kind: "function",
-                    function: FunctionCall { name, arguments: String::new() },
-                });
-            }
-            ChoicePart::Call(part) => {
-                if let Some(call) = calls.last_mut() {
-                    call.function.arguments.push_str(&part.function.arguments);
-                }
-            }
-        }
+        part.add_to(&mut beside, &mut calls);
     }
     (beside, calls)
 }

@@ -186,7 +186,11 @@ async fn messages_take_many_forms() {
          "function": {"name": "f", "arguments": "{}"}}]},
         {"role": "tool", "content": "42", "tool_call_id": "c"},
     ]);
-    assert!(prompt(call, json!({})).await.contains("<|im_start|>tool\n42<|im_end|>"));
+    assert!(
+        prompt(call, json!({}))
+            .await
+            .contains("<|im_start|>user\n<tool_response>\n42\n</tool_response><|im_end|>")
+    );
     let truncated = chat(&bench, json!({"truncate_prompt_tokens": 5, "max_tokens": 1})).await;
     assert_eq!(truncated["usage"]["prompt_tokens"], 5);
 }

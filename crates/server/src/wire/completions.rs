@@ -48,4 +48,7 @@ pub(crate) struct TextChoice<'a> {
     pub prompt_token_ids: Option<Vec<u32>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_ids: Option<Vec<u32>>,
+    /// What of a schema that is not strict was not held, and whether the answer is valid by it; with a choice's end.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
