@@ -13,6 +13,7 @@ use crate::body::{JsonObject, json};
 use crate::conversation::Conversation;
 use crate::error::{Api, ApiError, Result};
 use crate::state::ServerState;
+use crate::tools::OfferedTools;
 use crate::wire::tokenization::{DetokenizeFields, Detokenized, TokenizeFields, Tokenized, TokenizerInfo};
 
 /// What is to be tokenized.
@@ -40,7 +41,11 @@ pub(crate) async fn tokenize(
     check_model(&state, fields.model.as_deref())?;
     let input = match (fields.prompt, fields.messages) {
         (Some(text), _) => Input::Text(text),
-        (None, Some(IgnoredAny)) => Input::Chat(Box::new(Conversation::new(&state, body.parse()?)?)),
+        (None, Some(IgnoredAny)) => {
+            let mut conversation = Conversation::new(&state, body.parse()?)?;
+            conversation.write_tools(&state, &OfferedTools::new(body.parse()?)?)?;
+            Input::Chat(Box::new(conversation))
+        }
         (None, None) => {
             return Err(ApiError::invalid("prompt", "is missing; give `prompt`, or `messages`"));
         }
