@@ -10,6 +10,7 @@ use crate::error::{GrammarError, Result};
 use crate::guidance::Guidance;
 use crate::schema::{self, OneOf, Prepared};
 use crate::spec::{Spec, Whitespace};
+use crate::stats::{CompilerStats, Counters};
 use crate::template::{Compiled, EngineKind, Template};
 use crate::tools;
 use crate::vocabulary::Vocabulary;
@@ -66,6 +67,7 @@ struct Shared {
     kept: Mutex<Kept>,
     compiling: Mutex<usize>,
     one_less: Condvar,
+    counters: Counters,
 }
 
 type Outcome = Result<Arc<Template>>;
@@ -152,6 +154,7 @@ impl Compiler {
             kept: Mutex::default(),
             compiling: Mutex::new(0),
             one_less: Condvar::new(),
+            counters: Counters::default(),
         };
         Compiler { shared: Arc::new(shared) }
     }
@@ -164,12 +167,24 @@ impl Compiler {
         self.shared.vocabulary()
     }
 
+    /// What it has done so far.
+    pub fn stats(&self) -> CompilerStats {
+        let kept = lock(&self.shared.kept);
+        self.shared.counters.read(kept.outcomes.len(), kept.bytes)
+    }
+
     /// Compiles a spec, or gives the template, or the refusal, that was made of it before. Blocks, for the deadline at
     /// most.
     ///
     /// # Errors
     /// The spec is refused; see [`GrammarError`].
     pub fn compile(&self, spec: &Spec, whitespace: Whitespace) -> Result<Arc<Template>> {
+        let outcome = self.compile_or_find(spec, whitespace);
+        self.shared.counters.asked(&outcome);
+        outcome
+    }
+
+    fn compile_or_find(&self, spec: &Spec, whitespace: Whitespace) -> Outcome {
         let shared = &self.shared;
         let limit = shared.limits.deadline;
         let until = Instant::now() + limit;
@@ -189,7 +204,9 @@ impl Compiler {
             // Another caller may have compiled it while this one waited.
             let before = lock(&worker.kept).get(&key);
             let outcome = before.unwrap_or_else(|| {
+                let started = Instant::now();
                 let outcome = worker.compile(&spec, whitespace);
+                worker.counters.compiled(&outcome, started.elapsed());
                 lock(&worker.kept).put(key, outcome.clone(), &worker.limits);
                 outcome
             });

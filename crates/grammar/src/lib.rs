@@ -19,6 +19,7 @@ mod error;
 mod guidance;
 mod schema;
 mod spec;
+mod stats;
 mod template;
 mod tools;
 mod vocabulary;
@@ -26,6 +27,7 @@ mod vocabulary;
 pub use compiler::{Compiler, Limits};
 pub use error::{GrammarError, Result};
 pub use spec::{Beside, Function, Spec, ToolCalls, Whitespace};
+pub use stats::{CompilerStats, SpecOutcome};
 pub use template::{EngineKind, SessionSource, Template};
 pub use vocabulary::Vocabulary;
 

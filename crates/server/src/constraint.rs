@@ -51,6 +51,7 @@ pub(crate) async fn compile(state: &Arc<ServerState>, asked: Option<Asked>) -> R
     let compiler = state.model.compiler.clone();
     let compile = move || {
         let template = compiler.compile(&spec, whitespace)?;
+        tracing::debug!(field, engine = ?template.engine(), template = ?template, "an answer is held to a constraint");
         let loose = LooseSchemas::new(&spec, &template).map(Arc::new);
         Ok(Held { constraint: Some(Constraint(template)), loose })
     };

@@ -19,6 +19,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 use wardrobe_batch::{JobStatus, StatusCounts};
 use wardrobe_engine::{Engine, EngineObserver, RequestRecord, StepRecord};
+use wardrobe_grammar::{Compiler, SpecOutcome};
 
 use crate::error::{ApiError, Result};
 use crate::jobs;
@@ -46,7 +47,7 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub fn new(engine: Engine, model_name: &str) -> Self {
+    pub fn new(engine: Engine, compiler: Arc<Compiler>, model_name: &str) -> Self {
         let mut registry = Registry::default();
         let http = Family::default();
         registry.register("http_requests", "Answers by route and status", http.clone());
@@ -58,6 +59,7 @@ impl Metrics {
         let histograms = Arc::new(Histograms::register(of_engine));
         engine.add_observer(histograms);
         of_engine.register_collector(Box::new(EngineNumbers { engine }));
+        of_engine.register_collector(Box::new(GrammarNumbers { compiler }));
         Self { registry, http, jobs }
     }
 
@@ -260,5 +262,34 @@ impl Collector for EngineNumbers {
             })
             .collect();
         write_family(encoder, "lora_adapter_loaded", "Loaded adapters", &adapters)
+    }
+}
+
+/// What answers are held to: which engine computes the masks, and what is kept.
+#[derive(Debug)]
+struct GrammarNumbers {
+    compiler: Arc<Compiler>,
+}
+
+impl Collector for GrammarNumbers {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let encoder = &mut encoder;
+        let stats = self.compiler.stats();
+        let by_outcome = |counts: [u64; 3]| {
+            let row = |(outcome, count): (SpecOutcome, u64)| {
+                (vec![("outcome", outcome.name().to_owned())], ConstCounter::new(count))
+            };
+            SpecOutcome::ALL.into_iter().zip(counts).map(row).collect::<Vec<_>>()
+        };
+        let asked = "Constraints that requests asked for: by the engine that holds them, or refused";
+        write_family(encoder, "wardrobe:grammars_asked", asked, &by_outcome(stats.asked))?;
+        let compiled = "Those that were compiled for it; the others were kept from before";
+        write_family(encoder, "wardrobe:grammars_compiled", compiled, &by_outcome(stats.compiled))?;
+        let seconds = ConstCounter::new(stats.compile_time.as_secs_f64());
+        write_one(encoder, "wardrobe:grammar_compile_seconds", "Time that compiling took", &seconds)?;
+        let kept = ConstGauge::new(stats.kept as u64);
+        write_one(encoder, "wardrobe:grammars_kept", "Templates and refusals that are kept", &kept)?;
+        let bytes = ConstGauge::new(stats.kept_bytes as u64);
+        write_one(encoder, "wardrobe:grammars_kept_bytes", "Bytes of what they were made of", &bytes)
     }
 }

@@ -76,7 +76,7 @@ impl ServerState {
             cors,
             adapter_root,
             ids: IdSource::new(),
-            metrics: Metrics::new(model.engine.clone(), &model.model_id),
+            metrics: Metrics::new(model.engine.clone(), model.compiler.clone(), &model.model_id),
             offload: Offload::new(config.max_text_threads, config.inline_text_bytes),
             bos_token: model.tokenizer.bos().and_then(text),
             eos_token: model.tokenizer.eos().and_then(text),

@@ -296,3 +296,27 @@ async fn what_is_not_strict_is_checked_and_told() {
     assert!(told[0].contains("function f: ") && told[1].contains("the arguments of f: "), "{told:?}");
     bench.assert_idle().await;
 }
+
+#[tokio::test]
+async fn which_engine_holds_an_answer_can_be_measured() {
+    let bench = Bench::new(ServerConfig::default());
+    for (schema, times) in [(record(), 3), (open_record(), 2)] {
+        for _ in 0..times {
+            let asked = body(json!({"response_format": format_of(&schema), "max_tokens": 90}));
+            bench.post(CHAT, &asked).await.ok();
+        }
+    }
+    bench.post(CHAT, &body(json!({"guided_regex": "("}))).await.error(400);
+    let metrics = bench.get("/metrics").await;
+    let value = |name: &str, outcome: &str| {
+        let line =
+            metrics.text().lines().find(|line| line.starts_with(name) && line.contains(outcome)).unwrap();
+        line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    for (outcome, asked, compiled) in [("closed", 3.0, 1.0), ("guidance", 2.0, 1.0), ("refused", 1.0, 1.0)] {
+        assert_eq!(value("wardrobe:grammars_asked_total", outcome), asked, "{outcome}");
+        assert_eq!(value("wardrobe:grammars_compiled_total", outcome), compiled, "{outcome}");
+    }
+    assert_eq!(value("wardrobe:grammars_kept", ""), 3.0);
+    assert!(value("wardrobe:grammar_compile_seconds_total", "") > 0.0);
+}
