@@ -18,7 +18,7 @@ fi
 export BASE_URL=${1%/} MODEL=$2 ADAPTER=${3:-}
 export OPENAI_API_KEY=${WARDROBE_API_KEY:-none} OVERLOAD_URL=${OVERLOAD_URL:-}
 export no_proxy=127.0.0.1,localhost NO_PROXY=127.0.0.1,localhost
-clients=${WARDROBE_CLIENTS:-openai_python openai_node async_openai lm_eval}
+clients=${WARDROBE_CLIENTS:-openai_python openai_node async_openai instructor langchain_openai lm_eval}
 # Against a server that fine-tunes: add these. TRAINING_FILE names a file to train on (default: a few made-up records),
 # LONG_EPOCHS makes a job that lasts until it is cancelled, SIMULATED=1 says that the trainer computes nothing.
 #   WARDROBE_CLIENTS="openai_fine_tuning together_fine_tuning"
@@ -70,6 +70,16 @@ openai_fine_tuning() {
 together_fine_tuning() {
     venv together_fine_tuning
     "$cache/together_fine_tuning/bin/python" "$here/together_fine_tuning/check.py"
+}
+
+instructor() {
+    venv instructor
+    "$cache/instructor/bin/python" "$here/instructor/check.py"
+}
+
+langchain_openai() {
+    venv langchain_openai
+    "$cache/langchain_openai/bin/python" "$here/langchain_openai/check.py"
 }
 
 lm_eval() {

@@ -72,12 +72,25 @@ const checks = {
     const long = [{ role: "user", content: "word ".repeat(200_000) }];
     const exceeded = await refused(OpenAI.BadRequestError, () => chat({ messages: long }));
     assert.equal(exceeded.code, "context_length_exceeded");
-    const tools = [{ type: "function", function: { name: "f", parameters: {} } }];
+    const tools = [{ type: "function", function: { name: "f g", parameters: {} } }];
     assert.equal((await refused(OpenAI.BadRequestError, () => chat({ tools }))).param, "tools");
     if (OPENAI_API_KEY !== "none") {
       const stranger = new OpenAI({ baseURL: `${BASE_URL}/v1`, apiKey: "wrong", maxRetries: 0 });
       await refused(OpenAI.AuthenticationError, () => stranger.models.list());
     }
+  },
+
+  async tools() {
+    const parameters = { type: "object", properties: { days: { type: "integer" } }, required: ["days"], additionalProperties: false };
+    const tools = [{ type: "function", function: { name: "weather", parameters, strict: true } }];
+    const options = { tools, tool_choice: "required", parallel_tool_calls: false, max_completion_tokens: 200, seed: 1 };
+    const [call] = (await chat(options)).choices[0].message.tool_calls;
+    assert.equal(typeof JSON.parse(call.function.arguments).days, "number");
+    let streamed = "";
+    for await (const chunk of await chat({ ...options, stream: true })) {
+      for (const part of chunk.choices[0]?.delta.tool_calls ?? []) streamed += part.function.arguments;
+    }
+    assert.equal(streamed, call.function.arguments);
   },
 
   async adapter() {

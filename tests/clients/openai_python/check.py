@@ -155,6 +155,68 @@ def check_constrained():
     assert error.param == "response_format" and "`not` at $" in str(error), error.body
 
 
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "How the weather is in a city.",
+        "strict": True,
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 20}, "days": {"type": "integer"}},
+            "required": ["city", "days"],
+            "additionalProperties": False,
+        },
+    },
+}
+NOW = {"type": "function", "function": {"name": "now"}}
+
+
+def check_call(call):
+    assert call.type == "function" and call.id, call
+    arguments = json.loads(call.function.arguments)
+    assert list(arguments) == {"weather": ["city", "days"], "now": []}[call.function.name], call
+
+
+def check_tools():
+    options = {"tools": [WEATHER, NOW], "max_completion_tokens": 300, "temperature": 1}
+    for seed in range(3):
+        answer = chat(tool_choice="required", seed=seed, **options).choices[0]
+        assert answer.message.tool_calls and answer.message.content is None, answer
+        assert answer.finish_reason in ("tool_calls", "length"), answer
+        for call in answer.message.tool_calls:
+            check_call(call)
+        with chat(tool_choice="required", seed=seed, stream=True, **options) as stream:
+            names, arguments = [], []
+            for part in (part for chunk in stream for part in chunk.choices[0].delta.tool_calls or []):
+                if part.index == len(names):
+                    assert part.id and part.function.name, part
+                    names.append(part.function.name)
+                    arguments.append("")
+                arguments[part.index] += part.function.arguments
+        whole = [(call.function.name, call.function.arguments) for call in answer.message.tool_calls]
+        assert list(zip(names, arguments)) == whole, (names, arguments, whole)
+    named = {"type": "function", "function": {"name": "now"}}
+    answer = chat(tool_choice=named, **options).choices[0]
+    assert [call.function.name for call in answer.message.tool_calls] == ["now"], answer
+    assert not chat(tool_choice="none", **options).choices[0].message.tool_calls
+    assert chat(**options).choices[0].finish_reason in ("stop", "length", "tool_calls")
+    # The answer to a call is the next turn.
+    turn = answer.message.model_dump(exclude_none=True)
+    result = {"role": "tool", "tool_call_id": answer.message.tool_calls[0].id, "content": "noon"}
+    assert chat(messages=[*MESSAGES, turn, result], tools=[NOW], max_completion_tokens=10).choices
+    # The package's own helpers: pydantic models as tools, and events of a stream.
+    helper = openai.pydantic_function_tool(Person)
+    parsed = client.chat.completions.parse(model=MODEL, messages=MESSAGES, tools=[helper], tool_choice="required", seed=1)
+    assert all(isinstance(call.function.parsed_arguments, Person) for call in parsed.choices[0].message.tool_calls)
+    with client.chat.completions.stream(model=MODEL, messages=MESSAGES, tools=[helper], tool_choice="required", seed=1) as stream:
+        done = [event for event in stream if event.type == "tool_calls.function.arguments.done"]
+    assert done and all(isinstance(event.parsed_arguments, Person) for event in done), done
+    for broken, param in (({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools"), ({"tool_choice": "required"}, "tool_choice")):
+        error = refused(openai.BadRequestError, lambda: chat(**broken))
+        assert error.param == param, error.body
+
+
 def check_adapter():
     if not ADAPTER:
         print("SKIPPED: adapters (no ADAPTER given)")
@@ -205,6 +267,7 @@ for check in (
     check_completions,
     check_errors,
     check_constrained,
+    check_tools,
     check_adapter,
     check_early_close,
     check_retries,
