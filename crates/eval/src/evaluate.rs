@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use wardrobe_engine::{Engine, Finish, Request, SamplingParams, SubmitError, TokenId};
+use wardrobe_engine::{Constraint, Engine, Finish, Request, SamplingParams, SubmitError, TokenId};
 
 use crate::asking::{ask_all, failure};
 use crate::error::EvalError;
@@ -18,24 +18,48 @@ pub type RenderPrompt<'a> = dyn Fn(&[Turn]) -> Result<Vec<TokenId>, String> + 'a
 pub type Progress<'a> = dyn FnMut(usize, usize) + 'a;
 
 /// Who is asked: the base model or an adapter that the engine has loaded.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Target {
     /// Its name in the report.
     pub name: String,
     /// Name of the adapter in the engine; `None` is the base model.
     pub adapter: Option<String>,
+    /// What its answers are held to.
+    pub held: Held,
+}
+
+/// What answers are held to.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum Held {
+    /// As the adapter says, if it carries a schema.
+    #[default]
+    ByAdapter,
+    /// Nothing, also where the adapter carries a schema.
+    Free,
+    /// This.
+    To(Constraint),
 }
 
 impl Target {
     /// The base model.
     pub fn base(name: impl Into<String>) -> Self {
-        Self { name: name.into(), adapter: None }
+        Self { name: name.into(), adapter: None, held: Held::default() }
     }
 
     /// An adapter, under its own name.
     pub fn adapter(name: impl Into<String>) -> Self {
         let name = name.into();
-        Self { adapter: Some(name.clone()), name }
+        Self { adapter: Some(name.clone()), name, held: Held::default() }
+    }
+
+    /// The same, held to something else.
+    pub fn held(self, held: Held) -> Self {
+        Self { held, ..self }
+    }
+
+    /// The same under another name in the report.
+    pub fn named(self, name: impl Into<String>) -> Self {
+        Self { name: name.into(), ..self }
     }
 }
 
@@ -93,6 +117,11 @@ pub fn evaluate(
                 adapter: target.adapter.clone(),
                 sampling: SamplingParams { seed: Some(0), ..SamplingParams::greedy() },
                 max_tokens: Some(max_tokens),
+                constraint: match &target.held {
+                    Held::To(constraint) => Some(constraint.clone()),
+                    Held::Free | Held::ByAdapter => None,
+                },
+                without_adapter_schema: target.held == Held::Free,
                 ..Request::default()
             };
             Some(((target_idx, item_idx), request))

@@ -44,7 +44,7 @@ mod similarity;
 mod tasks;
 
 pub use error::EvalError;
-pub use evaluate::{EvalOptions, Progress, RenderPrompt, Target, evaluate};
+pub use evaluate::{EvalOptions, Held, Progress, RenderPrompt, Target, evaluate};
 pub use items::{Item, LineProblem, MAX_LINE_BYTES, Turn, draw, read_items};
 pub use report::{Answer, BaselineResult, ItemShown, Outcome, Report, TargetResult};
 pub use similarity::indel_ratio;

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use wardrobe::eval::{self, EvalError, EvalOptions, Item, LineProblem, Report, Target, Task, Turn};
-use wardrobe::{AdapterSource, EngineConfig, LoadOptions, Message, Model, TokenId};
+use wardrobe::eval::{self, EvalError, EvalOptions, Held, Item, LineProblem, Report, Target, Task, Turn};
+use wardrobe::{AdapterSource, Constraint, EngineConfig, LoadOptions, Message, Model, TokenId};
 
 use super::failure::{UsageError, with_hint};
 use super::log;
@@ -36,6 +36,9 @@ pub struct EvalArgs {
     /// Ask this adapter too (a PEFT folder); may be repeated
     #[arg(long, value_name = "NAME=PATH")]
     adapter: Vec<AdapterSpec>,
+    /// Ask each once free and once held to this JSON schema
+    #[arg(long, value_name = "FILE")]
+    schema: Option<PathBuf>,
     /// Leave the base model out
     #[arg(long, requires = "adapter")]
     no_base: bool,
@@ -111,6 +114,15 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     if !args.raw && model.chat_template().is_none() {
         let error = anyhow::anyhow!("{} has no chat template", args.model);
         return Err(with_hint(error, "--raw gives the prompts to the model as they are"));
+    }
+    if let Some(path) = &args.schema {
+        let (_, template) = open::schema(path, &model)?;
+        let held = Held::To(Constraint(template));
+        let twice = |target: Target| {
+            let name = format!("{}, held to the schema", target.name);
+            [target.clone().held(Held::Free), target.held(held.clone()).named(name)]
+        };
+        targets = targets.into_iter().flat_map(twice).collect();
     }
     let bar = progress();
     let options = EvalOptions {

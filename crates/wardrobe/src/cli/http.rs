@@ -66,7 +66,19 @@ impl Client {
         max_tokens: usize,
         on_first: impl FnOnce(),
     ) -> anyhow::Result<Answer> {
-        let body = json!({
+        self.chat_held(model, prompt, max_tokens, &Value::Null, on_first)
+    }
+
+    /// The same, with the answer held to a JSON schema, unless that is null.
+    pub fn chat_held(
+        &self,
+        model: &str,
+        prompt: &str,
+        max_tokens: usize,
+        schema: &Value,
+        on_first: impl FnOnce(),
+    ) -> anyhow::Result<Answer> {
+        let mut body = json!({
             "model": model,
             "messages": [{"role": "user", "content": prompt}],
             "max_tokens": max_tokens,
@@ -74,6 +86,10 @@ impl Client {
             "stream": true,
             "stream_options": {"include_usage": true},
         });
+        if !schema.is_null() {
+            let named = json!({"name": "record", "strict": true, "schema": schema});
+            body["response_format"] = json!({"type": "json_schema", "json_schema": named});
+        }
         let started = Instant::now();
         let response = self.post("/v1/chat/completions", &body)?;
         let mut on_first = Some(on_first);

@@ -3,8 +3,11 @@
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context as _;
+use serde_json::{Map, Value};
+use wardrobe::grammar::{Spec, Template};
 use wardrobe::{CpuOptions, Engine, EngineConfig, EngineOptions, Model, ModelOptions};
 use wardrobe_hub::{ModelRef, PullOptions};
 
@@ -12,6 +15,9 @@ use super::check;
 use super::failure::{UsageError, with_hint};
 use super::progress::{OpenProgress, PullProgress};
 use super::values::{ByteSize, Device, Weights};
+
+/// The largest schema that is read.
+const MAX_SCHEMA_BYTES: u64 = 4 << 20;
 
 /// Where and how to compute, for commands that open a model.
 #[derive(Debug, clap::Args)]
@@ -150,4 +156,14 @@ pub fn read_text(path: &Path, max_bytes: u64) -> anyhow::Result<String> {
         anyhow::bail!("{} is over {max_bytes} bytes", path.display());
     }
     String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", path.display()))
+}
+/// Reads a JSON schema that answers can be held to, strictly, and compiles it for a model.
+pub fn schema(path: &Path, model: &Model) -> anyhow::Result<(Map<String, Value>, Arc<Template>)> {
+    let text = read_text(path, MAX_SCHEMA_BYTES).context("the schema")?;
+    let schema: Map<String, Value> = serde_json::from_str(&text)
+        .with_context(|| format!("the schema {} is no JSON object", path.display()))?;
+    let spec = Spec::JsonSchema { schema: schema.clone().into(), strict: true };
+    let template =
+        model.compile(&spec).with_context(|| format!("the schema {} is refused", path.display()))?;
+    Ok((schema, template))
 }

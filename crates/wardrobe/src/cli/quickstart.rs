@@ -158,6 +158,10 @@ impl Tour {
         let base_alone = self.ask(MODEL, biography)?;
         self.load(&BIOGRAPHY_JSON)?;
         let json_alone = self.ask(BIOGRAPHY_JSON.name, biography)?;
+        output::line(&format!("  {}", self.style.note("+ both held to the record's JSON schema")))?;
+        for model in [MODEL, BIOGRAPHY_JSON.name] {
+            self.ask_held(model, biography)?;
+        }
         output::line("")?;
         self.question(&passage.prompt)?;
         self.ask(MODEL, passage)?;
@@ -178,14 +182,34 @@ impl Tour {
 
     fn ask(&self, model: &str, item: &Item) -> anyhow::Result<Answer> {
         let answer = self.client.chat(model, &item.prompt, MAX_TOKENS, || {})?;
+        self.show_answer(model, item, &answer)?;
+        Ok(answer)
+    }
+
+    /// Asks for a record that its schema allows, which every model has to give.
+    fn ask_held(&self, model: &str, item: &Item) -> anyhow::Result<()> {
+        let schema = shipped::biography_schema()?;
+        let answer = self.client.chat_held(model, &item.prompt, MAX_TOKENS, &schema, || {})?;
+        self.show_answer(model, item, &answer)?;
+        let record: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&answer.text)
+            .with_context(|| format!("{model}, held to a schema, gave no record: {:?}", answer.text))?;
+        let names = schema.get("properties").and_then(serde_json::Value::as_object);
+        anyhow::ensure!(
+            names.is_some_and(|names| names.keys().eq(record.keys())),
+            "{model}, held to a schema, gave another record: {:?}",
+            answer.text
+        );
+        Ok(())
+    }
+
+    fn show_answer(&self, model: &str, item: &Item, answer: &Answer) -> anyhow::Result<()> {
         let decode = answer.total.saturating_sub(answer.first);
         let speed = output::rate(answer.tokens.saturating_sub(1), decode);
         let name = self.style.name(&format!("{model:>14}"));
         output::line(&format!("{name}  {}", output::one_line(&answer.text, SHOWN_CHARS)))?;
         let timing = format!("first token after {}, then {speed}", output::duration(answer.first));
         let verdict = if answer.text.trim() == item.expected { "as expected, " } else { "" };
-        output::line(&format!("{:16}{}{}", "", self.style.good(verdict), self.style.dim(&timing)))?;
-        Ok(answer)
+        output::line(&format!("{:16}{}{}", "", self.style.good(verdict), self.style.dim(&timing)))
     }
 
     fn load(&self, adapter: &ShippedAdapter) -> anyhow::Result<()> {

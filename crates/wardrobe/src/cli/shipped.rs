@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use serde::Deserialize;
+use serde_json::Value;
 
 /// A file of `adapters/`, by its path there.
 macro_rules! bytes_of {
@@ -50,6 +51,12 @@ static TRAINING_BIOGRAPHIES: &[u8] =
     include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/datasets/biographies/train.jsonl"));
 pub static HELD_OUT_BIOGRAPHIES: &[u8] =
     include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/datasets/biographies/test.jsonl"));
+
+/// The schema of their records.
+pub fn biography_schema() -> anyhow::Result<Value> {
+    let schema = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/datasets/biographies/schema.json"));
+    Ok(serde_json::from_str(schema)?)
+}
 
 impl ShippedAdapter {
     /// Bytes of its files.

@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use serde_json::{Map, Value};
 use wardrobe::data::Dataset;
-use wardrobe::grammar::Spec;
 use wardrobe::train::{
     BatchSize, ContextExtension, EarlyStop, Event, LoraConfig, Observer, OptimizerConfig, Plan, Schedule,
     StepMetrics, TrainError,
@@ -23,8 +21,6 @@ use super::open::{self, ComputeArgs};
 use super::output::{self, Style};
 use super::values::ByteSize;
 use super::{log, signals};
-
-const MAX_SCHEMA_BYTES: u64 = 4 << 20;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -293,7 +289,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
     }
     let found = open::find(&args.model)?;
     let model = open::open(&found, &args.compute.model_options())?;
-    let schema = args.lora.schema.as_deref().map(|path| read_schema(path, &model)).transpose()?;
+    let schema = args.lora.schema.as_deref().map(|path| open::schema(path, &model)).transpose()?;
     let (train, eval) = args.datasets(&model)?;
     let style = Style::stderr();
     output::note(&train.stats().tokens.histogram_text(40));
@@ -323,7 +319,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
         result => result?,
     };
     let trained = match schema {
-        Some(schema) => trained.with_schema(schema),
+        Some((schema, _)) => trained.with_schema(schema),
         None => trained,
     };
     trained.save(&output_dir, args.force)?;
@@ -345,17 +341,6 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
         ));
     }
     output::line(&output_dir.display().to_string())
-}
-
-/// Reads a schema that answers can be held to.
-fn read_schema(path: &Path, model: &wardrobe::Model) -> anyhow::Result<Map<String, Value>> {
-    let text = open::read_text(path, MAX_SCHEMA_BYTES).context("the schema")?;
-    let schema: Map<String, Value> = serde_json::from_str(&text)
-        .with_context(|| format!("the schema {} is no JSON object", path.display()))?;
-    model
-        .compile(&Spec::JsonSchema { schema: schema.clone().into(), strict: true })
-        .with_context(|| format!("the schema {} is refused", path.display()))?;
-    Ok(schema)
 }
 
 fn plan_text(plan: &Plan) -> String {

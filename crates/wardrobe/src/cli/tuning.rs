@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use wardrobe::data::{DataOptions, Dataset, Record};
-use wardrobe::eval::{self, EvalOptions, Target, Turn};
+use wardrobe::eval::{self, EvalOptions, Held, Target, Turn};
+use wardrobe::grammar::Spec;
 use wardrobe::train::{BatchSize, Event, Observer};
-use wardrobe::{Engine, LoadOptions, Message, Model, TrainConfig, Trainer, in_process};
+use wardrobe::{Constraint, Engine, LoadOptions, Message, Model, TrainConfig, Trainer, in_process};
 
 use super::output::{self, Style};
 use super::shipped;
@@ -76,9 +77,17 @@ pub fn show(model: &Model, engine: &Engine, base: &str, style: Style) -> anyhow:
     };
     let started = Instant::now();
     let options = EvalOptions { max_tokens: MAX_TOKENS, train_golds: Some(&golds), ..EvalOptions::default() };
+    let spec = Spec::JsonSchema { schema: shipped::biography_schema()?, strict: true };
+    let held = Held::To(Constraint(model.compile(&spec)?));
     let targets = [Target::base(base), Target::adapter(TUNED)];
+    let twice = |target: Target| {
+        let name = format!("{}, held", target.name);
+        [target.clone(), target.held(held.clone()).named(name)]
+    };
+    let targets: Vec<Target> = targets.into_iter().flat_map(twice).collect();
     let report = eval::evaluate(engine, &render, &items, task, &targets, options)?;
-    output::line(&format!("\n  {} held-out people, JSON asked for in words alone:", items.len()))?;
+    let asked = "JSON asked for in words alone, and held to its schema";
+    output::line(&format!("\n  {} held-out people, {asked}:", items.len()))?;
     let mut rows = vec![["", "valid JSON", "fields right", "dates right"].map(str::to_owned).to_vec()];
     let majority = report.baseline.iter().map(|b| ("most frequent values", &b.metrics));
     for (name, metrics) in report.results.iter().map(|r| (r.name.as_str(), &r.metrics)).chain(majority) {
