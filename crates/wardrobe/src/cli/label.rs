@@ -79,6 +79,9 @@ pub struct LabelArgs {
     /// Records at once [default: what fills the engine; 64 of an endpoint]
     #[arg(long, value_name = "N")]
     concurrency: Option<usize>,
+    /// How long a record is asked again while the endpoint cannot be reached or is busy, before the run ends
+    #[arg(long, value_name = "SECONDS", default_value_t = 180)]
+    patience: u64,
     /// Give records that cannot be asked a line with their error, instead of refusing to begin
     #[arg(long)]
     allow_bad_records: bool,
@@ -143,12 +146,6 @@ impl LabelArgs {
         if let Some(spec) = &self.adapter {
             open::check_adapter(&spec.path)?;
         }
-        let numbers = [("--max-tokens", Some(self.max_tokens)), ("--concurrency", self.concurrency)];
-        for (name, value) in numbers.into_iter().chain([("--limit", self.limit.map(|_| 1))]) {
-            if value == Some(0) || (name == "--limit" && self.limit == Some(0)) {
-                return Err(UsageError(format!("{name} is at least 1")).into());
-            }
-        }
         match self.report.iter().find(|path| !is_html(path) && !is_json(path)) {
             Some(path) => {
                 let message = format!("--report {} ends in neither .html nor .json", path.display());
@@ -168,6 +165,7 @@ impl LabelArgs {
         options.limit = self.limit;
         options.allow_bad_records = self.allow_bad_records;
         options.concurrency = self.concurrency;
+        options.retry.patience = Duration::from_secs(self.patience);
         options.start = match (self.restart, self.retry_errors) {
             (true, _) => Start::Restart,
             (_, true) => Start::RetryFailures,
@@ -262,6 +260,9 @@ fn read_schema(path: &Path) -> anyhow::Result<Value> {
 /// The library's refusal, with what helps.
 fn explained(error: LabelError) -> anyhow::Error {
     let hint = match &error {
+        LabelError::Setting { field, reason } => {
+            return UsageError(format!("--{} {reason}", field.replace('_', "-"))).into();
+        }
         LabelError::SamePrompt => "a field stands in double braces: {{ text }}",
         LabelError::BadRecords { .. } => "--allow-bad-records gives them lines with their errors",
         LabelError::Records(RecordsError::OtherTerms { .. }) => {

@@ -52,7 +52,8 @@ Examples:
 
 Every option is also an environment variable: WARDROBE_<OPTION> for serve and for how to compute (--threads is
 WARDROBE_THREADS), else WARDROBE_<COMMAND>_<OPTION> (run --max-tokens is WARDROBE_RUN_MAX_TOKENS). The file that
-WARDROBE_CONFIG names has the same as keys, in tables [run], [chat], [eval], [label], [bench], [quickstart] and [pull].
+WARDROBE_CONFIG names has the same as keys, in tables [run], [chat], [eval], [label], [bench], [quickstart] and
+[pull].
 Logs go to stderr; WARDROBE_LOG sets what is logged (error, warn, info, debug, or wardrobe_engine=debug,warn).
 Models are cached in $WARDROBE_CACHE, by default ~/.cache/wardrobe.";
 

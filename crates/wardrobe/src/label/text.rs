@@ -97,7 +97,11 @@ fn spread(numbers: &Numbers) -> Option<String> {
 }
 
 fn short(value: f64) -> String {
-    if value.fract() == 0.0 && value.abs() < 1e15 { format!("{value:.0}") } else { format!("{value:.3}") }
+    match value.abs() {
+        large if large >= 1e15 => format!("{value:e}"),
+        _ if value.fract() == 0.0 => format!("{value:.0}"),
+        _ => format!("{value:.3}"),
+    }
 }
 
 pub(super) fn percent(num: u64, of: u64) -> String {
