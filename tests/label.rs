@@ -298,6 +298,7 @@ fn what_is_wrong_is_told_before_a_model_is_opened() {
         (&["--limit", "0"], 2, "--limit"),
         (&["--concurrency", "0"], 2, "--concurrency"),
         (&["--temperature", "101"], 2, "--temperature"),
+        (&["--temperature", "-1"], 2, "--temperature"),
         (&["--report", "out.txt"], 2, "out.txt"),
         (&["--adapter", "x=/nonexistent"], 1, "/nonexistent"),
         (&["--url", "http://127.0.0.1:9"], 2, "--url"),

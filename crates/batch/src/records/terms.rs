@@ -45,7 +45,7 @@ impl Terms {
     /// Where `self`, which is asked for, differs from what was begun.
     fn differences(&self, begun: &Self) -> Vec<String> {
         let shown = |terms: &Self, name: &str| match terms.0.get(name) {
-            Some(serde_json::Value::String(text)) => text.clone(),
+            Some(serde_json::Value::String(text)) => with_short_digests(text),
             Some(other) => other.to_string(),
             None => "none".to_owned(),
         };
@@ -117,6 +117,15 @@ pub(super) fn sync_parent(output: &Path) -> Result<()> {
     let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
     sync_folder(folder).map_err(|error| RecordsError::io(folder, std::io::Error::other(error.to_string())))
+}
+
+/// A value as people read it: the beginning of a digest tells it from another.
+fn with_short_digests(text: &str) -> String {
+    let short = |word: &str| match word.len() == 64 && word.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        true => format!("{}…", word.chars().take(12).collect::<String>()),
+        false => word.to_owned(),
+    };
+    text.split(' ').map(short).collect::<Vec<_>>().join(" ")
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -115,7 +115,7 @@ pub struct ChatTemplate {
 }
 
 /// The only template of an environment.
-const NAME: &str = "chat_template";
+const NAME: &str = "template";
 
 impl ChatTemplate {
     /// Compiles a template.

@@ -65,7 +65,7 @@ pub struct LabelArgs {
     #[arg(long, value_name = "N", default_value_t = 256)]
     max_tokens: usize,
     /// 0 takes the likeliest label
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
     temperature: f32,
     /// With a temperature: the same seed, the same labels
     #[arg(long, value_name = "N")]

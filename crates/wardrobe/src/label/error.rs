@@ -44,9 +44,6 @@ pub enum LabelError {
     /// The output, or what ended the run.
     #[error(transparent)]
     Records(#[from] RecordsError),
-    /// A model, an adapter, or the schema.
-    #[error(transparent)]
-    Model(#[from] crate::Error),
     /// The endpoint.
     #[error("{url}: {reason}")]
     Endpoint {

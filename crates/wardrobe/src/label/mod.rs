@@ -122,9 +122,9 @@ impl LabelOptions {
         }
     }
 
-    /// The seed of a record: its own, and the same in every run.
+    /// The seed of a record: its own, the same in every run, and within what every language's JSON can hold.
     fn seed_of(&self, index: u64) -> Option<u64> {
-        self.seed.map(|seed| seed.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+        self.seed.map(|seed| seed.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15)) & ((1 << 53) - 1))
     }
 
     fn check(&self) -> Result<()> {
@@ -238,7 +238,6 @@ impl LabelJob {
         if template.fields().is_empty() {
             return Err(LabelError::SamePrompt);
         }
-        let input_digest = digest(&options.input)?;
         let (mut num_records, mut num_bad, mut bad_records) = (0, 0, Vec::new());
         for record in asking::records(&options)? {
             let record = record.map_err(RecordsError::Input)?;
@@ -260,6 +259,7 @@ impl LabelJob {
                 first: bad_records,
             });
         }
+        let input_digest = digest(&options.input)?;
         Ok(Self { options, template, num_records, bad_records, num_bad, input_digest })
     }
 
@@ -320,9 +320,11 @@ impl LabelJob {
             elapsed: Duration::ZERO,
             summary: LabelSummary::default(),
         };
-        // Also for fewer records than there are lines: an earlier run may have had a higher limit.
-        if output.num_lines() < self.num_records || output.is_retrying() {
+        // There may be more lines than records: an earlier run may have had a higher limit.
+        let num_left = self.num_records.checked_sub(output.num_lines());
+        if let Some(num_left) = num_left.filter(|num_left| *num_left > 0 || output.is_retrying()) {
             let concurrency = options.concurrency.unwrap_or_else(|| labeller.default_concurrency());
+            let concurrency = concurrency.min(usize::try_from(num_left).unwrap_or(usize::MAX).max(1));
             let run = RunOptions { concurrency, first_alone: true, retry: options.retry, stop };
             let asking = Asking { options, template: &self.template, labeller };
             let mut records = asking::records(options)?;

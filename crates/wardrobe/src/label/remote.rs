@@ -164,8 +164,7 @@ impl Ask for EndpointLabeller {
             "response_format": {"type": "json_schema", "json_schema": format},
         });
         if let (Some(seed), Some(body)) = (options.seed_of(question.index), body.as_object_mut()) {
-            // Within what every language's JSON can hold.
-            body.insert("seed".to_owned(), (seed >> 11).into());
+            body.insert("seed".to_owned(), seed.into());
         }
         let mut request = self.agent.post(format!("{}/v1/chat/completions", self.base));
         if let Some(key) = &self.key {

@@ -60,7 +60,7 @@ pub struct FieldSummary {
     /// Lengths of values that are lists.
     pub lengths: Numbers,
     /// Values that are strings, numbers or booleans, with how often each is there.
-    pub values: HashMap<String, u64>,
+    pub values: BTreeMap<String, u64>,
     /// Values that came when as many different ones were counted as can be.
     pub num_uncounted: u64,
 }
