@@ -87,7 +87,7 @@ pub enum RecordsError {
     #[error("{0}")]
     Fatal(String),
     /// Asking again and again did not help.
-    #[error("{reason} (given up after {tries} tries)")]
+    #[error("{reason} (given up, tries: {tries})")]
     GaveUp {
         /// What the last try gave.
         reason: String,

@@ -52,6 +52,9 @@ impl Output {
     /// Its folder is not there, another process has it, it was begun on other terms or by something else, a line of it is
     /// no line of such a run, or the file system refuses.
     pub fn open(path: &Path, terms: &Terms, start: Start, observer: &mut dyn Observer) -> Result<Self> {
+        // What a link leads to is the output, so that it is what is renamed, and what lies beside it.
+        let target = path.is_symlink().then(|| path.canonicalize().ok()).flatten();
+        let path = target.as_deref().unwrap_or(path);
         let mut output = Self::locked(path)?;
         let before = beside(path, BEFORE);
         if start == Start::Restart {

@@ -387,6 +387,20 @@ fn outputs_that_cannot_be() {
     assert_eq!(fs::read(&foreign).unwrap(), b"mine\n");
 }
 
+#[cfg(unix)]
+#[test]
+fn a_link_stays_one() {
+    let bench = Bench::new();
+    let real = bench.folder.path().join("real.jsonl");
+    fs::write(&real, "").unwrap();
+    std::os::unix::fs::symlink(&real, bench.path()).unwrap();
+    bench.run(5, &Doubling::new(), Start::Resume).unwrap();
+    bench.run(5, &Doubling::new(), Start::RetryFailures).unwrap();
+    assert!(bench.path().is_symlink());
+    assert_eq!(fs::read_to_string(real).unwrap(), lines(5));
+    assert_eq!(fs::read_dir(bench.folder.path()).unwrap().count(), 3);
+}
+
 /// Linux has a device on which every write finds no space; a link to it is no regular file, so the file is swapped.
 #[cfg(target_os = "linux")]
 #[test]

@@ -146,13 +146,16 @@ impl LabelArgs {
         if let Some(spec) = &self.adapter {
             open::check_adapter(&spec.path)?;
         }
-        match self.report.iter().find(|path| !is_html(path) && !is_json(path)) {
-            Some(path) => {
-                let message = format!("--report {} ends in neither .html nor .json", path.display());
-                Err(UsageError(message).into())
+        for path in &self.report {
+            let shown = path.display();
+            if !is_html(path) && !is_json(path) {
+                return Err(UsageError(format!("--report {shown} ends in neither .html nor .json")).into());
             }
-            None => Ok(()),
+            if *path == self.output || *path == self.input {
+                return Err(UsageError(format!("--report {shown} is the input or the output")).into());
+            }
         }
+        Ok(())
     }
 
     fn options(&self, schema: Value) -> anyhow::Result<LabelOptions> {
