@@ -30,7 +30,8 @@ pub use detokenize::{DetokenizeOptions, DetokenizeStream};
 pub use error::{Result, TextError};
 pub use stop::{MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS, StopMatch, StopMatcher, StopOutput, StopStrings};
 pub use template::{
-    ChatInput, ChatTemplate, Message, MessageContent, TemplateError, TemplateLimits, fuzz_chat_template,
+    ChatInput, ChatTemplate, Message, MessageContent, RecordTemplate, TemplateError, TemplateLimits,
+    fuzz_chat_template,
 };
 pub use token_id::TokenId;
 pub use tokenizer::{

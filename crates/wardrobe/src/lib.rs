@@ -64,6 +64,7 @@ mod candle;
 mod device;
 mod error;
 mod fine_tuning;
+pub mod label;
 mod memory;
 mod merge;
 mod model;

@@ -169,6 +169,6 @@ pub(super) fn cut_after(mut text: String, message: &str) -> Result<String, Templ
     Ok(text)
 }
 
-fn to_template(value: &Value) -> TemplateValue {
+pub(super) fn to_template(value: &Value) -> TemplateValue {
     TemplateValue::from(Serde(value))
 }

@@ -1,4 +1,4 @@
-//! Chat templates: a conversation as the text that the model was trained on.
+//! Templates: a conversation as the text that the model was trained on, and a record as a prompt.
 //!
 //! A template is a Jinja program that comes with a model, or with a request. It runs in `minijinja` with bounded source,
 //! steps (fuel), recursion, JSON and output, without a loader, and sees nothing but its inputs and the clock that the
@@ -13,10 +13,12 @@
 mod functions;
 mod input;
 mod json;
+mod record;
 mod source;
 mod strftime;
 
 pub use input::{ChatInput, Message, MessageContent};
+pub use record::RecordTemplate;
 
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior};
 use std::error::Error as _;
@@ -46,18 +48,18 @@ impl Default for TemplateLimits {
     }
 }
 
-/// What can go wrong with a chat template.
+/// What can go wrong with a template.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TemplateError {
     /// The template is not valid.
-    #[error("chat template: {message}")]
+    #[error("template: {message}")]
     Syntax {
         /// What is wrong, and where.
         message: String,
     },
     /// The template is longer than allowed.
-    #[error("chat template of {actual_bytes} bytes is over the limit of {limit_bytes} bytes")]
+    #[error("template of {actual_bytes} bytes is over the limit of {limit_bytes} bytes")]
     SourceTooLong {
         /// Its length.
         actual_bytes: usize,
@@ -71,22 +73,30 @@ pub enum TemplateError {
         message: String,
     },
     /// The template fails on the conversation, for example because a message lacks what it needs.
-    #[error("chat template: {message}")]
+    #[error("template: {message}")]
     Render {
         /// What is wrong, and where.
         message: String,
     },
     /// The template runs for too long.
-    #[error("chat template executes more than {limit_instructions} instructions")]
+    #[error("template executes more than {limit_instructions} instructions")]
     OutOfFuel {
         /// The limit.
         limit_instructions: u64,
     },
     /// The template gives too much text.
-    #[error("chat template gives more than {limit_bytes} bytes")]
+    #[error("template gives more than {limit_bytes} bytes")]
     OutputTooLong {
         /// The limit.
         limit_bytes: usize,
+    },
+    /// A record lacks a field that the template names.
+    #[error("the template names the field {field:?}, and there {}", there_are(known))]
+    UnknownField {
+        /// The field.
+        field: String,
+        /// Those that the record has.
+        known: Vec<String>,
     },
     /// `continue_final_message` cannot be done.
     #[error("continue_final_message: {message}")]
@@ -105,7 +115,7 @@ pub struct ChatTemplate {
 }
 
 /// The only template of an environment.
-const NAME: &str = "chat_template";
+const NAME: &str = "template";
 
 impl ChatTemplate {
     /// Compiles a template.
@@ -113,20 +123,7 @@ impl ChatTemplate {
     /// # Errors
     /// The source is not valid or too long.
     pub fn new(source: &str, limits: TemplateLimits) -> Result<Self, TemplateError> {
-        if source.len() > limits.max_source_bytes {
-            return Err(TemplateError::SourceTooLong {
-                actual_bytes: source.len(),
-                limit_bytes: limits.max_source_bytes,
-            });
-        }
-        let mut environment = Environment::new();
-        environment.set_syntax(source::syntax().map_err(syntax_error)?);
-        environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.set_fuel(Some(limits.fuel_instructions));
-        environment.set_recursion_limit(limits.max_recursion);
-        functions::install(&mut environment, limits.max_output_bytes);
-        environment.add_template_owned(NAME, source::prepare(source)).map_err(syntax_error)?;
+        let environment = environment(source, limits, UndefinedBehavior::Lenient)?;
         Ok(Self { environment, source: source.to_owned(), limits })
     }
 
@@ -142,35 +139,66 @@ impl ChatTemplate {
     pub fn render(&self, input: &ChatInput<'_>) -> Result<String, TemplateError> {
         let continued = input.continued_text()?;
         let context = input.context(strftime::now_unix_s);
-        let template = self.environment.get_template(NAME).map_err(|error| self.render_error(&error))?;
-        let mut output =
-            Limited { text: Vec::new(), limit_bytes: self.limits.max_output_bytes, exceeded: false };
-        let result = template.render_captured_to(context, &mut output).map(|_| ());
-        if output.exceeded {
-            return Err(TemplateError::OutputTooLong { limit_bytes: self.limits.max_output_bytes });
-        }
-        result.map_err(|error| self.render_error(&error))?;
-        let text = String::from_utf8(output.text)
-            .map_err(|error| TemplateError::Render { message: error.to_string() })?;
+        let text = render(&self.environment, context, self.limits)?;
         match continued {
             None => Ok(text),
             Some(continued) => input::cut_after(text, &continued),
         }
     }
+}
 
-    fn render_error(&self, error: &Error) -> TemplateError {
-        if let Some(raised) = functions::raised(error) {
-            return TemplateError::Raised { message: raised };
-        }
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-        while let Some(current) = cause {
-            if current.downcast_ref::<Error>().is_some_and(|error| error.kind() == ErrorKind::OutOfFuel) {
-                return TemplateError::OutOfFuel { limit_instructions: self.limits.fuel_instructions };
-            }
-            cause = current.source();
-        }
-        TemplateError::Render { message: describe(error) }
+/// The environment of one template.
+fn environment(
+    source: &str,
+    limits: TemplateLimits,
+    undefined: UndefinedBehavior,
+) -> Result<Environment<'static>, TemplateError> {
+    if source.len() > limits.max_source_bytes {
+        return Err(TemplateError::SourceTooLong {
+            actual_bytes: source.len(),
+            limit_bytes: limits.max_source_bytes,
+        });
     }
+    let mut environment = Environment::new();
+    environment.set_syntax(source::syntax().map_err(syntax_error)?);
+    environment.set_undefined_behavior(undefined);
+    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    environment.set_fuel(Some(limits.fuel_instructions));
+    environment.set_recursion_limit(limits.max_recursion);
+    functions::install(&mut environment, limits.max_output_bytes);
+    environment.add_template_owned(NAME, source::prepare(source)).map_err(syntax_error)?;
+    Ok(environment)
+}
+
+/// The text that an environment's template gives.
+fn render(
+    environment: &Environment<'static>,
+    context: minijinja::Value,
+    limits: TemplateLimits,
+) -> Result<String, TemplateError> {
+    let failed = |error: Error| render_error(&error, limits);
+    let template = environment.get_template(NAME).map_err(failed)?;
+    let mut output = Limited { text: Vec::new(), limit_bytes: limits.max_output_bytes, exceeded: false };
+    let result = template.render_captured_to(context, &mut output).map(|_| ());
+    if output.exceeded {
+        return Err(TemplateError::OutputTooLong { limit_bytes: limits.max_output_bytes });
+    }
+    result.map_err(failed)?;
+    String::from_utf8(output.text).map_err(|error| TemplateError::Render { message: error.to_string() })
+}
+
+fn render_error(error: &Error, limits: TemplateLimits) -> TemplateError {
+    if let Some(raised) = functions::raised(error) {
+        return TemplateError::Raised { message: raised };
+    }
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(current) = cause {
+        if current.downcast_ref::<Error>().is_some_and(|error| error.kind() == ErrorKind::OutOfFuel) {
+            return TemplateError::OutOfFuel { limit_instructions: limits.fuel_instructions };
+        }
+        cause = current.source();
+    }
+    TemplateError::Render { message: describe(error) }
 }
 
 /// The body of a fuzz target: `bytes` are a template, and after a NUL byte a JSON list of messages. Whatever they are,
@@ -192,6 +220,17 @@ pub fn fuzz_chat_template(bytes: &[u8]) {
         // The text or the error: neither matters, only that there is one.
         let _ = template.render(&ChatInput { messages: &messages, ..ChatInput::default() });
     }
+}
+
+/// A few names of fields.
+fn there_are(known: &[String]) -> String {
+    const SHOWN: usize = 12;
+    if known.is_empty() {
+        return "are none".to_owned();
+    }
+    let names: Vec<String> = known.iter().take(SHOWN).map(|name| format!("{name:?}")).collect();
+    let more = if known.len() > SHOWN { ", …" } else { "" };
+    format!("are {}{more}", names.join(", "))
 }
 
 fn syntax_error(error: Error) -> TemplateError {

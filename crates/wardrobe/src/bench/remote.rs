@@ -41,11 +41,16 @@ pub struct RemoteOptions {
 impl RemoteOptions {
     /// Whether the endpoint is on this machine, as far as its address tells.
     pub fn is_on_this_machine(&self) -> bool {
-        let uri: Option<ureq::http::Uri> = self.url.parse().ok();
-        let host = uri.as_ref().and_then(ureq::http::Uri::host).unwrap_or_default();
-        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-        host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
+        is_on_this_machine(&self.url)
     }
+}
+
+/// Whether an address is one of this machine, as far as it tells.
+pub(crate) fn is_on_this_machine(url: &str) -> bool {
+    let uri: Option<ureq::http::Uri> = url.parse().ok();
+    let host = uri.as_ref().and_then(ureq::http::Uri::host).unwrap_or_default();
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
 }
 
 /// Measures an endpoint; `progress` is told what comes next.

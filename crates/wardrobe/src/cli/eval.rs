@@ -1,7 +1,7 @@
 //! `eval`: how good a model and its adapters are at a task, on the same items.
 
 use std::fs::File;
-use std::io::{BufReader, Write as _};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -188,7 +188,8 @@ impl EvalArgs {
                 Some(Extension::Html) => report.to_html(),
                 _ => format!("{}\n", serde_json::to_string_pretty(report)?),
             };
-            write_whole(path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
+            output::write_whole(path, text.as_bytes())
+                .with_context(|| format!("cannot write {}", path.display()))?;
             output::note(&format!("wrote {}", path.display()));
         }
         Ok(())
@@ -255,23 +256,6 @@ fn took(report: &Report) -> String {
     )
 }
 
-/// Writes a file as a whole or not at all: a reader never sees half of it.
-fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut unfinished = path.as_os_str().to_owned();
-    unfinished.push(format!(".{}.part", std::process::id()));
-    let unfinished = PathBuf::from(unfinished);
-    let written = File::create(&unfinished).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&unfinished, path)
-    });
-    if written.is_err() {
-        // The error that counts is the first one.
-        let _ = std::fs::remove_file(&unfinished);
-    }
-    written
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -283,16 +267,5 @@ mod tests {
         for path in ["b", "b.txt", ".html", "html"] {
             assert_eq!(extension(Path::new(path)), None, "{path}");
         }
-    }
-
-    #[test]
-    fn a_file_is_replaced_whole_and_nothing_stays_behind() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("report.json");
-        write_whole(&path, b"one").unwrap();
-        write_whole(&path, b"two").unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), b"two");
-        assert!(write_whole(folder.path(), b"three").is_err());
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

@@ -13,6 +13,7 @@ mod eval;
 mod failure;
 mod http;
 mod jobs;
+mod label;
 mod log;
 mod merge;
 mod open;
@@ -51,7 +52,8 @@ Examples:
 
 Every option is also an environment variable: WARDROBE_<OPTION> for serve and for how to compute (--threads is
 WARDROBE_THREADS), else WARDROBE_<COMMAND>_<OPTION> (run --max-tokens is WARDROBE_RUN_MAX_TOKENS). The file that
-WARDROBE_CONFIG names has the same as keys, in tables [run], [chat], [eval], [bench], [quickstart] and [pull].
+WARDROBE_CONFIG names has the same as keys, in tables [run], [chat], [eval], [label], [bench], [quickstart] and
+[pull].
 Logs go to stderr; WARDROBE_LOG sets what is logged (error, warn, info, debug, or wardrobe_engine=debug,warn).
 Models are cached in $WARDROBE_CACHE, by default ~/.cache/wardrobe.";
 
@@ -81,6 +83,8 @@ enum Command {
     Train(Box<train::TrainArgs>),
     /// Measure how good a model and its adapters are at a task, on the same items
     Eval(Box<eval::EvalArgs>),
+    /// Label every record of a file, held to a JSON schema; killed, it goes on where it ended
+    Label(Box<label::LabelArgs>),
     /// Write a model with an adapter merged into its weights
     Merge(merge::MergeArgs),
     /// Look after fine-tuning jobs of a running server
@@ -123,6 +127,7 @@ pub fn main() -> ExitCode {
         Command::Data(command) => data::run(&command),
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Label(args) => label::run(&args),
         Command::Merge(args) => merge::run(&args),
         Command::Jobs(command) => jobs::run(&command),
         Command::Bench(args) => bench::run(&args),

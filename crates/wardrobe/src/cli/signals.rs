@@ -47,8 +47,9 @@ async fn next() -> io::Result<i32> {
     tokio::signal::ctrl_c().await.map(|()| INTERRUPTED)
 }
 
-/// A flag that Ctrl-C or SIGTERM sets, for work that ends at its next good place; the next of either ends the process.
-pub fn stop_flag() -> io::Result<Arc<AtomicBool>> {
+/// A flag that Ctrl-C or SIGTERM sets, which is told in these words, for work that ends at its next good place; the next of
+/// either ends the process.
+pub fn stop_flag(words: &'static str) -> io::Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     let ours = flag.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -58,7 +59,7 @@ pub fn stop_flag() -> io::Result<Arc<AtomicBool>> {
                 if ours.swap(true, Ordering::Relaxed) {
                     std::process::exit(code);
                 }
-                output::note("stopping after this step; once more to stop at once");
+                output::note(words);
             }
         });
     })?;

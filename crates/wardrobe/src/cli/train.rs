@@ -378,7 +378,8 @@ impl Shown {
         let target = if is_terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(0), target);
         bar.set_style(ProgressStyle::with_template("{bar:24} {pos}/{len} · {msg} · {eta} left")?);
-        Ok(Shown { bar, is_terminal, style, stop: signals::stop_flag()?, last_line: None })
+        let stop = signals::stop_flag("stopping after this step; once more to stop at once")?;
+        Ok(Shown { bar, is_terminal, style, stop, last_line: None })
     }
 
     fn note(&self, text: &str) {

@@ -1,0 +1,352 @@
+//! `label`: a label for every record of a file, held to a JSON schema, by a model here or an endpoint anywhere.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::Value;
+use wardrobe::label::{
+    EndpointLabeller, EngineLabeller, LabelError, LabelJob, LabelOptions, LabelProgress, LabelReport,
+    Labeller, RecordsError, Start,
+};
+use wardrobe::{AdapterSource, EngineConfig, LoadOptions};
+
+use super::failure::{UsageError, with_hint};
+use super::open::{self, ModelArgs};
+use super::output::{self, Style};
+use super::values::AdapterSpec;
+use super::{log, signals};
+
+/// No schema is longer.
+const MAX_SCHEMA_BYTES: u64 = 4 << 20;
+/// No prompt is longer.
+const MAX_PROMPT_BYTES: u64 = 1 << 20;
+/// Time between two lines where there is no terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct LabelArgs {
+    /// A short name, a hub repository, a folder or a .gguf file, which labels in this process
+    #[arg(value_name = "MODEL", required_unless_present = "url", conflicts_with = "url")]
+    target: Option<String>,
+    /// Ask an OpenAI-compatible endpoint instead, such as http://127.0.0.1:8000
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    /// Model (or adapter) of the endpoint [default: the first that it has]
+    #[arg(long, value_name = "NAME", requires = "url")]
+    model: Option<String>,
+    /// File with the endpoint's API key in its first line
+    #[arg(long, value_name = "FILE", requires = "url")]
+    api_key_file: Option<PathBuf>,
+    /// Label by this adapter (a PEFT folder) of MODEL
+    #[arg(long, value_name = "NAME=PATH", conflicts_with = "url")]
+    adapter: Option<AdapterSpec>,
+    /// File with the JSON schema that every label is held to
+    #[arg(long, value_name = "FILE")]
+    schema: PathBuf,
+    /// The prompt, or a file with it: a Jinja template over a record's fields, such as "Classify: {{ text }}"
+    #[arg(long, value_name = "TEMPLATE")]
+    prompt: String,
+    /// Records: a JSONL, CSV or Parquet file
+    #[arg(long = "in", value_name = "FILE")]
+    input: PathBuf,
+    /// Where the labels go, a line for each record; if it is there, the run goes on after its last line
+    #[arg(long = "out", value_name = "FILE")]
+    output: PathBuf,
+    /// Text of the system message
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    system: Option<String>,
+    /// Give the prompts to the model as they are, without its chat template
+    #[arg(long, conflicts_with = "url")]
+    raw: bool,
+    /// The most tokens of a label; what they end is whole nevertheless
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    max_tokens: usize,
+    /// 0 takes the likeliest label
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
+    temperature: f32,
+    /// With a temperature: the same seed, the same labels
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Fields of the record that its line repeats
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    keep: Vec<String>,
+    /// Label the first N records; a later run may label more
+    #[arg(long, value_name = "N")]
+    limit: Option<u64>,
+    /// Records at once [default: what fills the engine; 64 of an endpoint]
+    #[arg(long, value_name = "N")]
+    concurrency: Option<usize>,
+    /// How long a record is asked again while the endpoint cannot be reached or is busy, before the run ends
+    #[arg(long, value_name = "SECONDS", default_value_t = 180)]
+    patience: u64,
+    /// Give records that cannot be asked a line with their error, instead of refusing to begin
+    #[arg(long)]
+    allow_bad_records: bool,
+    /// Ask the records again whose lines are errors
+    #[arg(long, conflicts_with = "restart")]
+    retry_errors: bool,
+    /// Begin anew, and lose the labels in the output
+    #[arg(long)]
+    restart: bool,
+    /// Write what the labels are like: a web page (.html) or JSON (.json); may be repeated
+    #[arg(long, value_name = "FILE")]
+    report: Vec<PathBuf>,
+    #[command(flatten)]
+    compute: ModelArgs,
+}
+
+const EXAMPLES: &str = "\
+Ctrl-C ends a run; the same command goes on where it ended, also after a kill. Beside the output lies NAME.run.json,
+which says what a run must agree with to go on. WARDROBE_LABEL_API_KEY is an API key without a file.
+
+Each line of the output is {\"index\", \"label\", \"finish_reason\", \"usage\"}, with \"id\" where the record has one, or
+{\"index\", \"label\": null, \"error\": {\"type\", \"message\"}}.
+
+Examples:
+  wardrobe label smollm2-135m --schema topic.json --prompt 'What is this about? {{ text }}' \\
+    --in texts.jsonl --out labels.jsonl --report labels.html
+  wardrobe label smollm2-135m --adapter tuned=./tuned --schema s.json --prompt prompt.txt --in d.csv --out labels.jsonl
+  wardrobe label --url http://127.0.0.1:8000 --model tuned --schema s.json --prompt prompt.txt --in d.csv --out l.jsonl";
+
+/// Labels, and prints what the labels are like.
+pub fn run(args: &LabelArgs) -> anyhow::Result<()> {
+    log::init_quiet()?;
+    // What can be wrong without a model is found before one is pulled and read.
+    args.check()?;
+    let schema = read_schema(&args.schema)?;
+    let job = LabelJob::new(args.options(schema.clone())?).map_err(explained)?;
+    if let (num @ 1.., first) = job.bad_records() {
+        let note = Style::stderr().note("note:");
+        output::note(&format!("{note} {num} records cannot be asked: {}", first.join("; ")));
+    }
+    let (labeller, name) = match &args.url {
+        Some(url) => args.endpoint(url, &schema)?,
+        None => args.engine(&schema)?,
+    };
+    let stop = signals::stop_flag("stopping; the same command goes on from here; once more to stop at once")?;
+    let mut shown = Shown::new(job.num_records())?;
+    let report = job.run(&labeller, &stop, &mut |progress| shown.at(progress));
+    shown.end();
+    let report = report.map_err(explained)?;
+    output::write_stdout(report.to_text().as_bytes())?;
+    args.write(&report, &format!("{} by {name}", args.input.display()))?;
+    output::note(&Style::stderr().dim(&ended(&report, &args.output)));
+    match report.ended {
+        wardrobe::label::Ended::Complete => Ok(()),
+        wardrobe::label::Ended::Stopped => std::process::exit(signals::INTERRUPTED),
+    }
+}
+
+impl LabelArgs {
+    fn check(&self) -> anyhow::Result<()> {
+        self.compute.check()?;
+        if let Some(spec) = &self.adapter {
+            open::check_adapter(&spec.path)?;
+        }
+        for path in &self.report {
+            let shown = path.display();
+            if !is_html(path) && !is_json(path) {
+                return Err(UsageError(format!("--report {shown} ends in neither .html nor .json")).into());
+            }
+            if *path == self.output || *path == self.input {
+                return Err(UsageError(format!("--report {shown} is the input or the output")).into());
+            }
+        }
+        Ok(())
+    }
+
+    fn options(&self, schema: Value) -> anyhow::Result<LabelOptions> {
+        let mut options = LabelOptions::new(&self.input, &self.output, self.prompt()?, schema);
+        options.system = self.system.clone();
+        options.max_tokens = self.max_tokens;
+        options.temperature = self.temperature;
+        options.seed = self.seed;
+        options.keep = self.keep.clone();
+        options.limit = self.limit;
+        options.allow_bad_records = self.allow_bad_records;
+        options.concurrency = self.concurrency;
+        options.retry.patience = Duration::from_secs(self.patience);
+        options.start = match (self.restart, self.retry_errors) {
+            (true, _) => Start::Restart,
+            (_, true) => Start::RetryFailures,
+            _ => Start::Resume,
+        };
+        Ok(options)
+    }
+
+    /// The template: a file's text, or what was given.
+    fn prompt(&self) -> anyhow::Result<String> {
+        let path = Path::new(&self.prompt);
+        if path.is_file() {
+            return open::read_text(path, MAX_PROMPT_BYTES).context("the prompt");
+        }
+        if self.prompt.contains("{{") || self.prompt.contains("{%") {
+            return Ok(self.prompt.clone());
+        }
+        let shown = output::one_line(&self.prompt, 60);
+        let error = UsageError(format!("--prompt {shown:?} is no file, and as a text it names no field"));
+        Err(with_hint(error, "write {{ field }} where a record's field shall stand"))
+    }
+
+    fn endpoint(&self, url: &str, schema: &Value) -> anyhow::Result<(Labeller, String)> {
+        let file = self.api_key_file.as_ref().map(|path| open::read_text(path, 64 << 10)).transpose()?;
+        let key = match file {
+            Some(text) => Some(text.lines().next().unwrap_or_default().trim().to_owned()),
+            None => std::env::var("WARDROBE_LABEL_API_KEY").ok().filter(|key| !key.is_empty()),
+        };
+        let labeller = EndpointLabeller::new(url, self.model.as_deref(), key.as_deref(), schema)?;
+        let name = labeller.model().to_owned();
+        Ok((labeller.into(), name))
+    }
+
+    fn engine(&self, schema: &Value) -> anyhow::Result<(Labeller, String)> {
+        let found = open::find(self.target.as_deref().unwrap_or_default())?;
+        let model = open::open(&found, &self.compute.model_options())?;
+        let mut options = self.compute.engine_options();
+        options.config.max_num_sequences = EngineConfig::default().max_num_sequences;
+        let engine = open::engine(&model, &options)?;
+        if let Some(spec) = &self.adapter {
+            let source = AdapterSource::Path(spec.path.clone());
+            engine
+                .load_adapter(&spec.name, source, LoadOptions::default())
+                .with_context(|| format!("cannot load the adapter {spec}"))?;
+        }
+        if !self.raw && model.chat_template().is_none() {
+            let error = anyhow::anyhow!("{} has no chat template", found.name);
+            return Err(with_hint(error, "--raw gives the prompts to the model as they are"));
+        }
+        let adapter = self.adapter.as_ref().map(|spec| spec.name.as_str());
+        let labeller = EngineLabeller::new(&model, &engine, adapter, schema, self.raw)
+            .with_context(|| format!("cannot hold labels to {}", self.schema.display()))?;
+        Ok((labeller.into(), adapter.unwrap_or(&found.name).to_owned()))
+    }
+
+    fn write(&self, report: &LabelReport, title: &str) -> anyhow::Result<()> {
+        for path in &self.report {
+            let text = match is_html(path) {
+                true => report.to_html(title),
+                false => format!("{}\n", serde_json::to_string_pretty(&report.summary)?),
+            };
+            output::write_whole(path, text.as_bytes())
+                .with_context(|| format!("cannot write {}", path.display()))?;
+            output::note(&format!("wrote {}", path.display()));
+        }
+        Ok(())
+    }
+}
+
+fn has_extension(path: &Path, wanted: &[&str]) -> bool {
+    path.extension().and_then(|ending| ending.to_str()).is_some_and(|ending| wanted.contains(&ending))
+}
+
+fn is_html(path: &Path) -> bool {
+    has_extension(path, &["html", "htm"])
+}
+
+fn is_json(path: &Path) -> bool {
+    has_extension(path, &["json"])
+}
+
+fn read_schema(path: &Path) -> anyhow::Result<Value> {
+    let text = open::read_text(path, MAX_SCHEMA_BYTES).context("the schema")?;
+    let schema: Value =
+        serde_json::from_str(&text).with_context(|| format!("the schema {} is no JSON", path.display()))?;
+    if !schema.is_object() {
+        anyhow::bail!("the schema {} is no JSON object", path.display());
+    }
+    Ok(schema)
+}
+
+/// The library's refusal, with what helps.
+fn explained(error: LabelError) -> anyhow::Error {
+    let hint = match &error {
+        LabelError::Setting { field, reason } => {
+            return UsageError(format!("--{} {reason}", field.replace('_', "-"))).into();
+        }
+        LabelError::SamePrompt => "a field stands in double braces: {{ text }}",
+        LabelError::BadRecords { .. } => "--allow-bad-records gives them lines with their errors",
+        LabelError::Records(RecordsError::OtherTerms { .. }) => {
+            "give the same to go on, another --out, or --restart to begin anew and lose these labels"
+        }
+        LabelError::Records(RecordsError::Foreign { .. } | RecordsError::Damaged { .. }) => {
+            "give another --out, or --restart to write over it"
+        }
+        LabelError::Records(RecordsError::GaveUp { .. } | RecordsError::Fatal(_)) => {
+            "what was labelled is kept; the same command goes on from there"
+        }
+        LabelError::Records(RecordsError::DiskFull { .. }) => {
+            "what was labelled is kept; with more space the same command goes on from there"
+        }
+        _ => return error.into(),
+    };
+    with_hint(error, hint)
+}
+
+/// One line on what the run did.
+fn ended(report: &LabelReport, path: &Path) -> String {
+    let path = path.display();
+    let Some(rate) = report.labels_per_second() else {
+        return format!("{path} was finished already: {} lines", report.num_before);
+    };
+    let before = match report.num_before {
+        0 => String::new(),
+        num => format!(" after {num} of earlier runs"),
+    };
+    let took = output::duration(report.elapsed);
+    format!("{} lines in {took}{before}, {rate:.1} a second, in {path}", report.num_written)
+}
+
+/// How far a run is: a bar on a terminal, a line now and then elsewhere.
+struct Shown {
+    bar: ProgressBar,
+    is_terminal: bool,
+    last: Instant,
+}
+
+impl Shown {
+    fn new(num_records: u64) -> anyhow::Result<Self> {
+        let is_terminal = output::stderr_is_terminal();
+        let target = if is_terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(num_records), target);
+        bar.set_style(ProgressStyle::with_template("{bar:24} {pos}/{len} · {msg}")?);
+        Ok(Self { bar, is_terminal, last: Instant::now() })
+    }
+
+    fn at(&mut self, progress: &LabelProgress<'_>) {
+        let interval = if self.is_terminal { Duration::from_millis(100) } else { LINE_INTERVAL };
+        if self.last.elapsed() < interval {
+            return;
+        }
+        self.last = Instant::now();
+        let done = progress.summary.num_records();
+        let text = said(progress);
+        if self.is_terminal {
+            self.bar.set_message(text);
+            self.bar.set_position(done);
+        } else {
+            output::note(&format!("{done}/{} · {text}", progress.num_records));
+        }
+    }
+
+    fn end(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// `41.3 labels/s · 2 errors · 3 min 20 s left`.
+fn said(progress: &LabelProgress<'_>) -> String {
+    let done = progress.summary.num_records();
+    let rate = done.saturating_sub(progress.num_before) as f64 / progress.elapsed.as_secs_f64().max(1e-3);
+    let mut text = format!("{rate:.1} labels/s");
+    if progress.summary.num_errors > 0 {
+        text.push_str(&format!(" · {} errors", progress.summary.num_errors));
+    }
+    let seconds = progress.num_records.saturating_sub(done) as f64 / rate;
+    if let Ok(left) = Duration::try_from_secs_f64(seconds) {
+        text.push_str(&format!(" · {} left", output::duration(left)));
+    }
+    text
+}
