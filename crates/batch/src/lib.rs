@@ -1,4 +1,5 @@
-//! Jobs that outlive the process that was asked for them: uploaded files, fine-tuning jobs, and what runs them.
+//! Jobs that outlive the process that was asked for them: uploaded files, fine-tuning jobs, and what runs them; and in
+//! [`records`], records that are answered one by one into a file.
 //!
 //! Purpose: keep files and jobs in one folder, run the jobs one after the other through a [`FineTuner`], and tell how
 //! they are doing. It knows neither models nor HTTP.
@@ -22,6 +23,7 @@ mod files;
 mod fine_tuner;
 mod ids;
 mod job;
+pub mod records;
 mod results;
 mod runner;
 #[cfg(feature = "simulation")]
