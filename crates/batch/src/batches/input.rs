@@ -150,7 +150,8 @@ fn text(fields: &mut Map<String, Value>, name: &'static str) -> Result<String, L
 /// Reads a line as a request to a route.
 pub(crate) fn parse(line: &[u8], route: BatchRoute) -> Result<BatchRequest, LineProblem> {
     let invalid = |why: String| LineProblem::new("invalid_json_line", None, why);
-    let value = serde_json::from_slice(line).map_err(|error| invalid(format!("the line is no JSON: {error}")))?;
+    let value =
+        serde_json::from_slice(line).map_err(|error| invalid(format!("the line is no JSON: {error}")))?;
     let Value::Object(mut fields) = value else {
         return Err(invalid("the line is no JSON object".to_owned()));
     };
@@ -320,21 +321,35 @@ mod tests {
             ("[]".to_owned(), "invalid_json_line", None),
             ("\u{0}".to_owned(), "invalid_json_line", None),
             ("[".repeat(190), "invalid_json_line", None),
-            (line("b", "base").replace("\"custom_id\": \"b\", ", ""), "missing_required_parameter", Some("custom_id")),
+            (
+                line("b", "base").replace("\"custom_id\": \"b\", ", ""),
+                "missing_required_parameter",
+                Some("custom_id"),
+            ),
             (line("", "base"), "missing_required_parameter", Some("custom_id")),
             (line("b", "base").replace("\"b\"", "7"), "invalid_type", Some("custom_id")),
             (line("a", "base"), "duplicate_custom_id", Some("custom_id")),
             (line("b", "base").replace("POST", "GET"), "invalid_method", Some("method")),
             (line("b", "base").replace("completions", "chat/completions"), "url_mismatch", Some("url")),
             (line("b", "base").replace("body", "bodies"), "missing_required_parameter", Some("body")),
-            (line("b", "base").replace("{\"model\": \"base\", \"prompt\": \"a\"}", "[]"), "invalid_type", Some("body")),
-            (line("b", "base").replace("\"prompt\"", "\"stream\": true, \"prompt\""), "invalid_value", Some("body.stream")),
+            (
+                line("b", "base").replace("{\"model\": \"base\", \"prompt\": \"a\"}", "[]"),
+                "invalid_type",
+                Some("body"),
+            ),
+            (
+                line("b", "base").replace("\"prompt\"", "\"stream\": true, \"prompt\""),
+                "invalid_value",
+                Some("body.stream"),
+            ),
             (line("b", "none"), "model_not_found", Some("body.model")),
             (line("b", "base").replace("\"base\"", "{}"), "invalid_type", Some("body.model")),
             (line(&"b".repeat(200), "base"), "line_too_long", None),
         ] {
-            let problems = check_text(&format!("{good}{}\n{}", bad.trim_end(), line("c", "base"))).unwrap_err();
-            let found: Vec<_> = problems.iter().map(|p| (p.code.as_str(), p.line, p.param.as_deref())).collect();
+            let problems =
+                check_text(&format!("{good}{}\n{}", bad.trim_end(), line("c", "base"))).unwrap_err();
+            let found: Vec<_> =
+                problems.iter().map(|p| (p.code.as_str(), p.line, p.param.as_deref())).collect();
             assert_eq!(found, [(code, Some(2), param)], "{bad}");
         }
         let many: String = (0..6).map(|idx| line(&idx.to_string(), "base")).collect();

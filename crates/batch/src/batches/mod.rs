@@ -56,7 +56,7 @@ impl Default for BatchSettings {
             max_kept: 100_000,
             max_requests: 50_000,
             max_input_bytes: 200 << 20,
-            max_line_bytes: 4 << 20,
+            max_line_bytes: 1 << 20,
             clock: Clock::default(),
         }
     }

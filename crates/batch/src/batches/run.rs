@@ -17,8 +17,10 @@ use super::outcome::{self, Kind, Missing, Tally};
 use super::{Batch, BatchProblem, BatchStatus};
 use crate::control::StopFlags;
 use crate::error::{BatchError, Result};
-use crate::files::{FilePurpose, NewFile, StoredFile, Upload};
-use crate::records::{self, Answerer, Control, Ended, Observer, Outcome, Output, RetryPolicy, RunOptions, Start, Terms};
+use crate::files::{FilePurpose, NewFile, Upload};
+use crate::records::{
+    self, Answerer, Control, Ended, Observer, Outcome, Output, RetryPolicy, RunOptions, Start, Terms,
+};
 use crate::store::BatchEnd;
 use crate::worker::{RETRY, Shared};
 
@@ -144,7 +146,8 @@ impl BatchWork<'_> {
     fn check(&self, batch: &Batch, input: &Path) -> Result<Option<Batch>> {
         let (settings, route) = (&self.shared.config.batches, batch.spec.route);
         let has_model = |name: &str| self.endpoint.has_model(name);
-        let interrupt = || matches!(self.flags.stop(), Some(_));
+        let (cancelled, shutdown) = (&self.flags.cancelled, &self.flags.shutdown);
+        let interrupt = || cancelled.load(Ordering::Acquire) || shutdown.load(Ordering::Acquire);
         let checked = match File::open(input).and_then(|file| Ok((file.metadata()?.len(), file))) {
             Ok((bytes, _)) if bytes > settings.max_input_bytes => {
                 let why = format!("the file is over the limit of {} bytes", settings.max_input_bytes);
@@ -166,7 +169,7 @@ impl BatchWork<'_> {
                 Ok(None)
             }
             Err(Unchecked::Io(error)) => Err(BatchError::io(input, &error)),
-            Err(Unchecked::Interrupted) if self.flags.shutdown.load(Ordering::Acquire) => Ok(None),
+            Err(Unchecked::Interrupted) if shutdown.load(Ordering::Acquire) => Ok(None),
             Err(Unchecked::Interrupted) => {
                 self.end(&batch.id, BatchStatus::Cancelled, &[])?;
                 Ok(None)
@@ -294,7 +297,9 @@ impl Answerer<Span> for Answering<'_> {
         };
         let request = match input::parse(&line, self.batch.spec.route) {
             Ok(request) => request,
-            Err(problem) => return Outcome::Fatal(format!("the input file has changed: {}", problem.message())),
+            Err(problem) => {
+                return Outcome::Fatal(format!("the input file has changed: {}", problem.message()));
+            }
         };
         let missing = |why| Outcome::Line(outcome::missing(&self.id(), &request.custom_id, why));
         let not_wanted = || self.work.not_wanted(self.batch);
@@ -324,7 +329,8 @@ impl Answerer<Span> for Answering<'_> {
     }
 
     fn panicked(&self, span: &Span, _: &str) -> String {
-        let request = span.read(self.input).ok().and_then(|line| input::parse(&line, self.batch.spec.route).ok());
+        let request =
+            span.read(self.input).ok().and_then(|line| input::parse(&line, self.batch.spec.route).ok());
         let custom_id = request.map(|request| request.custom_id).unwrap_or_default();
         outcome::missing(&self.id(), &custom_id, Missing::Failed("the server failed at this request"))
     }

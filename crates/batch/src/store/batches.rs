@@ -160,7 +160,8 @@ impl Store {
     /// Ids of batches that have not ended, oldest first.
     pub fn open_batches(&self) -> Result<Vec<String>> {
         self.read(|connection| {
-            let mut query = connection.prepare(&format!("SELECT id FROM batches WHERE {OPEN} ORDER BY seq"))?;
+            let mut query =
+                connection.prepare(&format!("SELECT id FROM batches WHERE {OPEN} ORDER BY seq"))?;
             let ids = query.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
             Ok(ids)
         })
