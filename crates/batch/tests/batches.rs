@@ -225,6 +225,29 @@ fn a_cancellation_outlives_the_process() {
     assert_eq!(by_name(&runner, &batch.error_file).len(), 2);
 }
 
+#[test]
+fn what_was_damaged_or_taken_by_hand_holds_nobody_up() {
+    let (bench, endpoint) = (Bench::new(), Arc::new(Endpoint::default()));
+    let runner = bench.start(&endpoint);
+    let ids = ["damaged", "gone"].map(|name| create(&runner, &lines([name, "gate-1", "b"])));
+    wait_for(&runner, &ids[0], |batch| batch.counts.completed == 1);
+    assert!(runner.shutdown(Duration::from_secs(5)));
+    let input = runner.batch(&ids[1]).unwrap().spec.input_file;
+    drop(runner);
+    let outcomes = bench.root().join("batches").join(&ids[0]).join("outcomes.jsonl");
+    let text = std::fs::read_to_string(&outcomes).unwrap();
+    assert_eq!(text.lines().count(), 1);
+    std::fs::write(&outcomes, format!("nothing of ours\n{text}")).unwrap();
+    std::fs::remove_file(bench.root().join("files").join(input)).unwrap();
+    endpoint.open.store(true, Ordering::SeqCst);
+    let runner = bench.start(&endpoint);
+    let damaged = bench.wait(&runner, &ids[0]);
+    assert_eq!((damaged.status, damaged.counts.completed), (BatchStatus::Completed, 3));
+    assert_eq!(by_name(&runner, &damaged.output_file).len(), 3);
+    let gone = bench.wait(&runner, &ids[1]);
+    assert_eq!((gone.status, gone.problems[0].code.as_str()), (BatchStatus::Failed, "file_not_found"));
+}
+
 const NAMES: usize = 40;
 
 fn names() -> Vec<String> {

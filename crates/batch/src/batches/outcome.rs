@@ -77,7 +77,7 @@ struct Read {
 #[derive(Deserialize)]
 struct ReadResponse {
     status_code: u16,
-    body: ReadBody,
+    body: Option<ReadBody>,
 }
 
 #[derive(Deserialize)]
@@ -127,7 +127,9 @@ impl Tally {
     pub fn add(&mut self, line: &str) -> Result<Kind, String> {
         let read: Read = serde_json::from_str(line).map_err(|error| format!("is no outcome: {error}"))?;
         self.counts.total += 1;
-        if let Some(usage) = read.response.as_ref().and_then(|response| response.body.usage.as_ref()) {
+        if let Some(usage) =
+            read.response.as_ref().and_then(|response| response.body.as_ref()?.usage.as_ref())
+        {
             let cached = usage.prompt_tokens_details.as_ref().map_or(0, |details| details.cached_tokens);
             self.usage.input_tokens = self.usage.input_tokens.saturating_add(usage.prompt_tokens);
             self.usage.output_tokens = self.usage.output_tokens.saturating_add(usage.completion_tokens);

@@ -19,13 +19,14 @@ use crate::control::StopFlags;
 use crate::error::{BatchError, Result};
 use crate::files::{FilePurpose, NewFile, Upload};
 use crate::records::{
-    self, Answerer, Control, Ended, Observer, Outcome, Output, RetryPolicy, RunOptions, Start, Terms,
+    self, Answerer, Control, Ended, Observer, Outcome, Output, RecordsError, RetryPolicy, RunOptions, Start,
+    Terms,
 };
 use crate::store::BatchEnd;
 use crate::worker::{RETRY, Shared};
 
 /// How often the counts of a batch that runs are written to the store.
-const COUNT_INTERVAL: Duration = Duration::from_secs(1);
+const COUNT_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a request that found no room waits at most, so that a cancellation is soon noticed.
 const MAX_WAIT: Duration = Duration::from_secs(2);
 /// A request's line is no longer: the records' output would not take it back.
@@ -89,6 +90,10 @@ impl Shared {
     }
 }
 
+fn input_is_gone() -> BatchProblem {
+    file_problem("file_not_found", "the input file is gone")
+}
+
 /// Why a request is no longer wanted.
 enum NotWanted {
     Shutdown,
@@ -134,6 +139,10 @@ impl BatchWork<'_> {
         }
         let outcomes = self.outcomes(&batch)?;
         if batch.status != BatchStatus::Finalizing {
+            if matches!(input.try_exists(), Ok(false)) {
+                // Taken from the folder by hand: without it nobody knows what was asked.
+                return self.end(&batch.id, BatchStatus::Failed, &[input_is_gone()]);
+            }
             if self.answer_all(&batch, &input, &outcomes)? == Ended::Stopped {
                 return Ok(());
             }
@@ -155,7 +164,7 @@ impl BatchWork<'_> {
             }
             Ok((_, file)) => input::check(BufReader::new(file), route, settings, &has_model, &interrupt),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(Unchecked::Refused(vec![file_problem("file_not_found", "the input file is gone")]))
+                Err(Unchecked::Refused(vec![input_is_gone()]))
             }
             Err(error) => Err(Unchecked::Io(error)),
         };
@@ -199,7 +208,19 @@ impl BatchWork<'_> {
         let settings = &self.shared.config.batches;
         let mut progress = Progress { work: self, batch, tally: Tally::default(), dirty: None };
         let terms = Terms::new().with("batch", &batch.id);
-        let mut output = Output::open(outcomes, &terms, Start::Resume, &mut progress)?;
+        let mut output = match Output::open(outcomes, &terms, Start::Resume, &mut progress) {
+            Err(
+                error @ (RecordsError::Damaged { .. }
+                | RecordsError::OtherTerms { .. }
+                | RecordsError::Foreign { .. }),
+            ) => {
+                // Nobody has seen a line of it yet.
+                tracing::error!(%error, "the outcomes of a batch are of no use; it begins anew");
+                progress.tally = Tally::default();
+                Output::open(outcomes, &terms, Start::Restart, &mut progress)?
+            }
+            other => other?,
+        };
         if output.num_lines() > 0 {
             tracing::info!(done = output.num_lines(), total = batch.counts.total, "the batch goes on");
         }
