@@ -10,13 +10,11 @@ use axum::middleware::Next;
 use axum::response::Response;
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
+use wardrobe_engine::BACKGROUND_PRIORITY;
 
 use crate::auth::KeyIdx;
 use crate::error::ApiError;
 use crate::state::ServerState;
-
-/// Requests of batches run behind all that clients do not make less urgent than this.
-const BATCH_PRIORITY: i32 = 1_000_000;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID_BYTES: usize = 128;
@@ -41,11 +39,12 @@ pub(crate) struct RequestContext {
 }
 
 impl RequestContext {
-    /// The priority in the engine of a request that asks for this one.
+    /// The priority in the engine of a request that asks for this one. A batch runs in the background, or a client could
+    /// use one to overtake the others.
     pub fn priority(&self, asked: Option<i32>) -> i32 {
         match self.batch {
             None => asked.unwrap_or(0),
-            Some(_) => asked.unwrap_or(0).max(BATCH_PRIORITY),
+            Some(_) => asked.unwrap_or(0).max(BACKGROUND_PRIORITY),
         }
     }
 

@@ -108,6 +108,10 @@ pub fn spec(input_file: &str) -> BatchSpec {
     }
 }
 
+pub fn create(runner: &JobRunner, text: &str) -> String {
+    runner.create_batch(&spec(&upload(runner, text, FilePurpose::Batch))).unwrap().id
+}
+
 /// Lines of a file by the name of their request; fails if one is there twice.
 pub fn by_name(runner: &JobRunner, file: &Option<String>) -> BTreeMap<String, Value> {
     let Some(id) = file else { return BTreeMap::new() };
