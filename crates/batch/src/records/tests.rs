@@ -10,12 +10,15 @@ use std::time::Duration;
 
 use super::*;
 
+/// What becomes of a record that is special, and of how many were asked before it.
+type Special<'a> = dyn Fn(u64, u64, &Control<'_>) -> Option<Outcome> + Sync + 'a;
+
 /// Answers a number with its line, after a time that differs from number to number.
 struct Doubling<'a> {
     asked: AtomicU64,
     at_once: AtomicUsize,
     most_at_once: AtomicUsize,
-    special: Box<dyn Fn(u64, u64, &Control<'_>) -> Option<Outcome> + Sync + 'a>,
+    special: Box<Special<'a>>,
 }
 
 impl<'a> Doubling<'a> {
@@ -150,7 +153,10 @@ fn lines_are_in_order_and_the_window_is_bounded() {
         })
     });
     let (mut output, mut watch) = bench.open(Start::Resume).unwrap();
-    let mut records = (0..200).inspect(|_| drop(num_read.fetch_add(1, Ordering::SeqCst))).map(Ok);
+    let mut records = (0..200).map(|record| {
+        num_read.fetch_add(1, Ordering::SeqCst);
+        Ok(record)
+    });
     run(&mut records, &slow, &mut output, &bench.options(), &mut watch).unwrap();
     assert_eq!((bench.text(), most_read.load(Ordering::SeqCst)), (lines(200), 20));
 }
