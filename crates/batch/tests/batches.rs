@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use support::{Bench, Endpoint, by_name, create, line, lines, spec, upload, wait_for};
-use wardrobe_batch::{BatchError, BatchStatus, BatchUsage, FilePurpose, JobRunner, RequestCounts};
+use wardrobe_batch::{BatchError, BatchStatus, BatchUsage, FilePurpose, RequestCounts};
 
 fn codes(lines: &std::collections::BTreeMap<String, Value>) -> Vec<(&str, &str)> {
     lines.iter().map(|(name, line)| (name.as_str(), line["error"]["code"].as_str().unwrap_or(""))).collect()
