@@ -19,9 +19,9 @@ export BASE_URL=${1%/} MODEL=$2 ADAPTER=${3:-}
 export OPENAI_API_KEY=${WARDROBE_API_KEY:-none} OVERLOAD_URL=${OVERLOAD_URL:-}
 export no_proxy=127.0.0.1,localhost NO_PROXY=127.0.0.1,localhost
 clients=${WARDROBE_CLIENTS:-openai_python openai_node async_openai instructor langchain_openai lm_eval}
-# Against a server that fine-tunes: add these. TRAINING_FILE names a file to train on (default: a few made-up records),
+# Against a server with a job folder: add these. TRAINING_FILE names a file to train on (default: a few made-up records),
 # LONG_EPOCHS makes a job that lasts until it is cancelled, SIMULATED=1 says that the trainer computes nothing.
-#   WARDROBE_CLIENTS="openai_fine_tuning together_fine_tuning"
+#   WARDROBE_CLIENTS="openai_fine_tuning together_fine_tuning openai_batches"
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${WARDROBE_CLIENTS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/wardrobe-clients}
 python=${PYTHON:-$(command -v python3.11 || command -v python3)}
@@ -65,6 +65,12 @@ async_openai() {
 openai_fine_tuning() {
     venv openai_fine_tuning
     "$cache/openai_fine_tuning/bin/python" "$here/openai_fine_tuning/check.py"
+}
+
+# With the same client.
+openai_batches() {
+    venv openai_fine_tuning
+    "$cache/openai_fine_tuning/bin/python" "$here/openai_batches/check.py"
 }
 
 together_fine_tuning() {

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::fine_tuner::{Problem, Refusal};
+use crate::records::RecordsError;
 
 /// Why files or jobs could not be read, kept or changed.
 #[derive(Debug, thiserror::Error)]
@@ -79,13 +80,19 @@ pub enum BatchError {
         /// The id that was asked for.
         id: String,
     },
+    /// There is no such batch.
+    #[error("there is no batch {id:?}")]
+    UnknownBatch {
+        /// The id that was asked for.
+        id: String,
+    },
     /// A page was to begin after something that is not there.
     #[error("`after` names {id:?}, which is not in the list")]
     UnknownCursor {
         /// The id that was asked for.
         id: String,
     },
-    /// The file belongs to a job that has not ended.
+    /// The file belongs to a job or batch that has not ended.
     #[error("the file {id:?} is in use by the job {job:?}; cancel it or wait for its end")]
     FileInUse {
         /// The file.
@@ -103,8 +110,8 @@ pub enum BatchError {
         /// What was asked for.
         action: &'static str,
     },
-    /// The job has ended, so that it cannot be cancelled.
-    #[error("the job {id:?} has ended already: it is {status}")]
+    /// The job or batch has ended, or is about to, so that it cannot be cancelled.
+    #[error("{id:?} cannot be cancelled any more: it is {status}")]
     JobEnded {
         /// The job.
         id: String,
@@ -147,6 +154,9 @@ pub enum BatchError {
     /// The job cannot run.
     #[error("`{}` {}", .0.field, .0.reason)]
     Refused(Refusal),
+    /// The outcomes of a batch could not be written.
+    #[error(transparent)]
+    Records(#[from] RecordsError),
     /// The process is going down.
     #[error("the job runner is shutting down")]
     ShuttingDown,

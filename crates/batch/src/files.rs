@@ -27,6 +27,8 @@ pub enum FilePurpose {
     FineTuneResults,
     /// Requests of a batch.
     Batch,
+    /// What became of them.
+    BatchOutput,
     /// Data for evaluation.
     Evals,
     /// Anything else.
@@ -34,10 +36,11 @@ pub enum FilePurpose {
 }
 
 impl FilePurpose {
-    const NAMES: [(Self, &'static str); 5] = [
+    const NAMES: [(Self, &'static str); 6] = [
         (Self::FineTune, "fine-tune"),
         (Self::FineTuneResults, "fine-tune-results"),
         (Self::Batch, "batch"),
+        (Self::BatchOutput, "batch_output"),
         (Self::Evals, "evals"),
         (Self::UserData, "user_data"),
     ];
@@ -91,14 +94,19 @@ pub(crate) struct Folders {
     pub files: PathBuf,
     pub uploads: PathBuf,
     pub jobs: PathBuf,
+    pub batches: PathBuf,
 }
 
 impl Folders {
     /// Makes what is missing below `root`.
     pub fn make(root: &Path) -> Result<Self> {
-        let folders =
-            Self { files: root.join("files"), uploads: root.join("uploads"), jobs: root.join("jobs") };
-        for path in [&folders.files, &folders.uploads, &folders.jobs] {
+        let folders = Self {
+            files: root.join("files"),
+            uploads: root.join("uploads"),
+            jobs: root.join("jobs"),
+            batches: root.join("batches"),
+        };
+        for path in [&folders.files, &folders.uploads, &folders.jobs, &folders.batches] {
             fs::create_dir_all(path).map_err(|error| BatchError::io(path, &error))?;
         }
         Ok(folders)
@@ -112,11 +120,17 @@ impl Folders {
         self.jobs.join(id)
     }
 
-    /// Removes what belongs to nothing: uploads that broke off, and files and folders without a row.
+    pub fn batch(&self, id: &str) -> PathBuf {
+        self.batches.join(id)
+    }
+
+    /// Removes what belongs to nothing: uploads that broke off, files and folders without a row, and folders of batches
+    /// that have ended.
     pub fn sweep(&self, store: &Store) -> Result<()> {
         remove_all_but(&self.uploads, &[])?;
         remove_all_but(&self.files, &store.file_ids()?)?;
-        remove_all_but(&self.jobs, &store.job_ids()?)
+        remove_all_but(&self.jobs, &store.job_ids()?)?;
+        remove_all_but(&self.batches, &store.open_batches()?)
     }
 }
 

@@ -14,6 +14,9 @@
 #![forbid(unsafe_code)]
 
 mod archive;
+mod batches;
+mod clock;
+mod config;
 mod control;
 mod error;
 mod files;
@@ -29,6 +32,12 @@ mod spec;
 mod store;
 mod worker;
 
+pub use batches::{
+    Batch, BatchAnswer, BatchCounts, BatchEndpoint, BatchProblem, BatchReply, BatchRequest, BatchRoute,
+    BatchSettings, BatchSpec, BatchStatus, BatchUsage, CompletionWindow, Interrupt, RequestCounts,
+};
+pub use clock::Clock;
+pub use config::RunnerConfig;
 pub use control::{JobControl, Stop};
 pub use error::BatchError;
 pub use files::{FilePurpose, NewFile, StoredFile, Upload};
@@ -41,7 +50,7 @@ pub use job::{
     Checkpoint, CheckpointMetrics, EarlyStop, Event, EventKind, EventLevel, Job, JobError, JobProgress,
     JobStatus, Metrics, Page, StatusCounts,
 };
-pub use runner::{JobRunner, RunnerConfig};
+pub use runner::JobRunner;
 pub use spec::{
     Auto, BatchSize, EarlyStopping, Hyperparameters, JobApi, JobSpec, LrSchedule, LrScheduler, ResolvedSpec,
 };

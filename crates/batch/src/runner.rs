@@ -1,7 +1,7 @@
 //! Files and jobs, and the threads that run them: what the endpoint talks to.
 
 use std::fs::{self, File, TryLockError};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::archive::write_tar_gz;
+use crate::config::{MAX_SUFFIX_CHARS, RunnerConfig, is_name_part};
 use crate::error::{BatchError, Result};
 use crate::files::{FilePurpose, Folders, NewFile, StoredFile, Upload, sync_folder};
 use crate::fine_tuner::{FineTuner, ModelLimits, Refusal};
@@ -19,80 +20,14 @@ use crate::spec::JobSpec;
 use crate::store::{NewJob, Store};
 use crate::worker::{Shared, is_below};
 
-/// Longest suffix, in characters.
-const MAX_SUFFIX_CHARS: usize = 64;
 /// How much of a base model's name goes into an adapter's.
 const MAX_BASE_CHARS: usize = 96;
-
-/// Settings of a [`JobRunner`].
-#[derive(Clone, Debug)]
-pub struct RunnerConfig {
-    /// The folder of files and jobs; made if it is not there. One process at a time has it.
-    pub root: PathBuf,
-    /// Stands in the names of adapters and as the owner of jobs.
-    pub organization: String,
-    /// Jobs that run at once.
-    pub concurrency: usize,
-    /// Jobs that wait or run; more are refused.
-    pub max_open_jobs: u64,
-    /// Jobs in all, with those that have ended; more are refused.
-    pub max_jobs: u64,
-    /// The largest file.
-    pub max_file_bytes: u64,
-    /// All files together; more are refused.
-    pub max_total_file_bytes: u64,
-    /// Number of files; more are refused.
-    pub max_files: u64,
-}
-
-impl RunnerConfig {
-    /// The default settings, over a folder.
-    pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self {
-            root: root.into(),
-            organization: "wardrobe".to_owned(),
-            concurrency: 1,
-            max_open_jobs: 1000,
-            max_jobs: 100_000,
-            max_file_bytes: 512 << 20,
-            max_total_file_bytes: 16 << 30,
-            max_files: 10_000,
-        }
-    }
-
-    fn check(&self) -> Result<()> {
-        let bad = |field, reason: &str| Err(BatchError::Config { field, reason: reason.to_owned() });
-        if !is_name_part(&self.organization) {
-            return bad("organization", "may have letters, digits, `.`, `_` and `-` only, at most 64");
-        }
-        if self.concurrency == 0 || self.concurrency > 64 {
-            return bad("concurrency", "is not in 1 to 64");
-        }
-        for (field, value) in [
-            ("max_open_jobs", self.max_open_jobs),
-            ("max_jobs", self.max_jobs),
-            ("max_file_bytes", self.max_file_bytes),
-            ("max_total_file_bytes", self.max_total_file_bytes),
-            ("max_files", self.max_files),
-        ] {
-            if value == 0 {
-                return bad(field, "is 0");
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Whether a text can be a part of an adapter's name between colons.
-fn is_name_part(text: &str) -> bool {
-    let fits = |c: char| c.is_alphanumeric() || matches!(c, '.' | '_' | '-');
-    !text.is_empty() && text.chars().count() <= MAX_SUFFIX_CHARS && text.chars().all(fits)
-}
 
 /// Files and jobs of one folder. Calls block for as long as the disk does.
 pub struct JobRunner {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    batch_thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl std::fmt::Debug for JobRunner {
@@ -135,12 +70,13 @@ impl JobRunner {
             fine_tuner,
             ids: IdSource::new(),
             shutdown: Arc::new(AtomicBool::new(false)),
+            batch_endpoint: Mutex::default(),
             running: Mutex::default(),
             signals: Mutex::new(0),
             wake: std::sync::Condvar::new(),
             _lock: lock,
         };
-        Ok(Self { shared: Arc::new(shared), threads: Mutex::default() })
+        Ok(Self { shared: Arc::new(shared), threads: Mutex::default(), batch_thread: Mutex::default() })
     }
 
     /// Publishes the adapters of finished jobs, then starts to run those that wait. An adapter that cannot be published
@@ -165,26 +101,44 @@ impl JobRunner {
         }
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         while threads.len() < shared.config.concurrency {
-            let worker = shared.clone();
             let name = format!("fine-tuning-{}", threads.len());
-            let thread = std::thread::Builder::new().name(name).spawn(move || worker.work());
-            threads.push(thread.map_err(|error| BatchError::io(&shared.config.root, &error))?);
+            threads.push(self.spawn(name, Shared::work)?);
         }
         Ok(())
     }
 
-    /// Asks running jobs to stop, so that they go on after the next start. Does not wait.
+    /// Starts the thread of batches, if it does not run.
+    pub(crate) fn start_batch_thread(&self) -> Result<()> {
+        let mut thread = self.batch_thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if thread.is_none() {
+            *thread = Some(self.spawn("batches".to_owned(), Shared::work_on_batches)?);
+        }
+        Ok(())
+    }
+
+    fn spawn(&self, name: String, work: fn(&Shared)) -> Result<JoinHandle<()>> {
+        let shared = self.shared.clone();
+        let thread = std::thread::Builder::new().name(name).spawn(move || work(&shared));
+        thread.map_err(|error| BatchError::io(&self.shared.config.root, &error))
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Asks running jobs and batches to stop, so that they go on after the next start. Does not wait.
     pub fn request_shutdown(&self) {
         self.shared.shutdown.store(true, Ordering::Release);
         self.shared.signal();
     }
 
-    /// Asks running jobs to stop and waits for them. `false` if they did not in time; they are queued again all the
+    /// Asks running jobs and batches to stop and waits for them. `false` if they did not in time; they are queued again all the
     /// same, but may lose their last steps.
     pub fn shutdown(&self, limit: Duration) -> bool {
         self.request_shutdown();
         let deadline = Instant::now() + limit;
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        threads.extend(self.batch_thread.lock().unwrap_or_else(PoisonError::into_inner).take());
         while threads.iter().any(|thread| !thread.is_finished()) {
             if Instant::now() >= deadline {
                 return false;
@@ -215,20 +169,10 @@ impl JobRunner {
     /// # Errors
     /// There are too many files, or the disk refuses.
     pub fn begin_upload(&self, new: NewFile) -> Result<Upload> {
-        let config = &self.shared.config;
         if self.shared.is_shutting_down() {
             return Err(BatchError::ShuttingDown);
         }
-        let (count, bytes) = self.shared.store.files_total()?;
-        if count >= config.max_files {
-            return Err(BatchError::StoreFull { what: "the number of files", limit: config.max_files });
-        }
-        if bytes >= config.max_total_file_bytes {
-            let what = "the size of all files in bytes";
-            return Err(BatchError::StoreFull { what, limit: config.max_total_file_bytes });
-        }
-        let limit = config.max_file_bytes.min(config.max_total_file_bytes - bytes);
-        self.shared.begin(new, limit)
+        self.shared.begin(new, self.shared.file_room_bytes()?)
     }
 
     /// A file.

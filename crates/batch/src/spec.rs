@@ -226,22 +226,27 @@ pub struct JobSpec {
 impl JobSpec {
     /// Whether every value is in the range that makes sense for any model.
     pub(crate) fn check(&self) -> Result<(), Refusal> {
-        const MAX_PAIRS: usize = 16;
-        const MAX_KEY_CHARS: usize = 64;
-        const MAX_VALUE_CHARS: usize = 512;
         self.hyperparameters.check()?;
-        let notes = self.metadata.iter().flatten();
-        let too_long = |(key, value): (&String, &String)| {
-            key.chars().count() > MAX_KEY_CHARS || value.chars().count() > MAX_VALUE_CHARS
-        };
-        if notes.clone().count() > MAX_PAIRS || notes.into_iter().any(too_long) {
-            let reason = format!(
-                "may have {MAX_PAIRS} pairs, with keys of {MAX_KEY_CHARS} and values of {MAX_VALUE_CHARS} characters"
-            );
-            return Err(Refusal::new("metadata", reason));
-        }
-        Ok(())
+        check_metadata(self.metadata.as_ref())
     }
+}
+
+/// Whether a client's notes are as long as OpenAI's may be.
+pub(crate) fn check_metadata(notes: Option<&BTreeMap<String, String>>) -> Result<(), Refusal> {
+    const MAX_PAIRS: usize = 16;
+    const MAX_KEY_CHARS: usize = 64;
+    const MAX_VALUE_CHARS: usize = 512;
+    let notes = notes.into_iter().flatten();
+    let too_long = |(key, value): (&String, &String)| {
+        key.chars().count() > MAX_KEY_CHARS || value.chars().count() > MAX_VALUE_CHARS
+    };
+    if notes.clone().count() > MAX_PAIRS || notes.into_iter().any(too_long) {
+        let reason = format!(
+            "may have {MAX_PAIRS} pairs, with keys of {MAX_KEY_CHARS} and values of {MAX_VALUE_CHARS} characters"
+        );
+        return Err(Refusal::new("metadata", reason));
+    }
+    Ok(())
 }
 
 impl Hyperparameters {

@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::batches::BatchEndpoint;
+use crate::config::RunnerConfig;
 use crate::control::{JobControl, Stop, StopFlags};
 use crate::error::{BatchError, Result};
 use crate::files::{FilePurpose, Folders, NewFile, StoredFile, Upload};
@@ -18,12 +20,11 @@ use crate::fine_tuner::{FineTuner, Finished, JobFailure, JobFile, JobFiles};
 use crate::ids::IdSource;
 use crate::job::{Job, JobError};
 use crate::results;
-use crate::runner::RunnerConfig;
 use crate::spec::JobSpec;
 use crate::store::{End, Store};
 
 /// How long a thread waits before it asks a store that failed again.
-const RETRY: Duration = Duration::from_secs(1);
+pub(crate) const RETRY: Duration = Duration::from_secs(1);
 /// Steps in the file of a job's metrics.
 const MAX_RESULT_STEPS: usize = 100_000;
 
@@ -35,7 +36,9 @@ pub(crate) struct Shared {
     pub fine_tuner: Arc<dyn FineTuner>,
     pub ids: IdSource,
     pub shutdown: Arc<AtomicBool>,
-    /// Jobs that run here.
+    /// What answers the requests of batches, once it is known.
+    pub batch_endpoint: Mutex<Option<Arc<dyn BatchEndpoint>>>,
+    /// Jobs and batches that run here.
     pub running: Mutex<HashMap<String, Arc<StopFlags>>>,
     /// How often there was reason to look into the queue.
     pub signals: Mutex<u64>,
@@ -49,6 +52,11 @@ impl Shared {
     pub fn signal(&self) {
         *self.signals.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         self.wake.notify_all();
+    }
+
+    /// What was signalled so far.
+    pub fn seen(&self) -> u64 {
+        *self.signals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn is_shutting_down(&self) -> bool {
@@ -68,6 +76,20 @@ impl Shared {
             Ok(JobFile { path, id: file.id, file_name: file.file_name, size_bytes: file.size_bytes, check })
         };
         Ok(JobFiles { training: place(training)?, validation: validation.map(place).transpose()? })
+    }
+
+    /// The size that one more file may have.
+    pub fn file_room_bytes(&self) -> Result<u64> {
+        let config = &self.config;
+        let (count, bytes) = self.store.files_total()?;
+        if count >= config.max_files {
+            return Err(BatchError::StoreFull { what: "the number of files", limit: config.max_files });
+        }
+        if bytes >= config.max_total_file_bytes {
+            let what = "the size of all files in bytes";
+            return Err(BatchError::StoreFull { what, limit: config.max_total_file_bytes });
+        }
+        Ok(config.max_file_bytes.min(config.max_total_file_bytes - bytes))
     }
 
     /// Starts to write a file of the runner's own or a client's.
@@ -93,7 +115,7 @@ impl Shared {
     /// A thread's life: jobs until the end.
     pub fn work(&self) {
         loop {
-            let seen = *self.signals.lock().unwrap_or_else(PoisonError::into_inner);
+            let seen = self.seen();
             if self.is_shutting_down() {
                 return;
             }
@@ -109,7 +131,7 @@ impl Shared {
     }
 
     /// Waits until something was signalled after `seen`, or for `limit`.
-    fn wait(&self, seen: u64, limit: Option<Duration>) {
+    pub fn wait(&self, seen: u64, limit: Option<Duration>) {
         let signals = self.signals.lock().unwrap_or_else(PoisonError::into_inner);
         let nothing_new = |signals: &mut u64| *signals == seen && !self.is_shutting_down();
         let limit = limit.unwrap_or(Duration::from_secs(3600));

@@ -39,7 +39,7 @@ fn a_locked_damaged_foreign_or_newer_database_is_named_at_start() {
     }
     drop(open(&bench.root()).unwrap());
     Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
-    assert!(matches!(open(&bench.root()), Err(BatchError::TooNew { found: 99, known: 1, .. })));
+    assert!(matches!(open(&bench.root()), Err(BatchError::TooNew { found: 99, known: 2, .. })));
     fs::write(&path, "no database ".repeat(1000)).unwrap();
     let error = open(&bench.root()).unwrap_err();
     assert!(matches!(&error, BatchError::Corrupt { .. }), "{error}");

@@ -72,7 +72,7 @@ pub use executor::{
     StepPlan, TokenCount,
 };
 pub use ids::{BlockId, Digest, GenerationId, SequenceId, SlotIdx, TokenId};
-pub use request::{Request, SamplingParams};
+pub use request::{BACKGROUND_PRIORITY, Request, SamplingParams};
 pub use response::{
     Choice, Completion, Event, Finish, StopCause, Summary, Timings, TokenLogprobs, TopLogprob, Update, Usage,
 };

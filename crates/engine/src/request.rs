@@ -63,6 +63,10 @@ impl SamplingParams {
     }
 }
 
+/// The priority from which on requests are done in the background: while others want to be computed, no more sequences of
+/// these are than of the others. A step takes longer with every sequence, whatever its priority.
+pub const BACKGROUND_PRIORITY: i32 = 1_000_000;
+
 /// One request. Build it with [`Request::new`] and struct update, or with the `with_…` methods.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
@@ -107,7 +111,8 @@ pub struct Request {
     pub prompt_logprobs: Option<u32>,
     /// Leave special tokens out of the text.
     pub skip_special_tokens: bool,
-    /// Smaller runs earlier, and preempts larger when memory is short.
+    /// Smaller runs earlier, and preempts larger when memory is short. From [`BACKGROUND_PRIORITY`] on it is work in the
+    /// background.
     pub priority: i32,
     /// Tenants with different salts share no cached prefix, so that none can time another's prompts.
     pub cache_salt: Option<String>,

@@ -30,8 +30,8 @@ pub struct ServedModel {
     pub root: Option<String>,
     /// When it was loaded.
     pub created: SystemTime,
-    /// Files and fine-tuning jobs, already started. Without it their routes are refused. The server shuts it down when
-    /// it drains.
+    /// Files, fine-tuning jobs, already started, and batches, which the server starts. Without it their routes are
+    /// refused. The server shuts it down when it drains.
     pub fine_tuning: Option<Arc<JobRunner>>,
 }
 

@@ -10,6 +10,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
+use wardrobe_engine::BACKGROUND_PRIORITY;
 
 use crate::auth::KeyIdx;
 use crate::error::ApiError;
@@ -18,6 +19,10 @@ use crate::state::ServerState;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
+/// The batch that a request belongs to. Set where it is made, never by what comes over a connection.
+#[derive(Clone)]
+pub(crate) struct OfBatch(pub Arc<str>);
+
 /// Set on every request before it reaches a route.
 #[derive(Clone)]
 pub(crate) struct RequestContext {
@@ -25,10 +30,33 @@ pub(crate) struct RequestContext {
     pub request_id: Arc<str>,
     /// The key it came with, if keys are asked for.
     pub key: Option<KeyIdx>,
+    /// The batch it belongs to, which has no key.
+    pub batch: Option<Arc<str>>,
     /// The request's span; a stream goes on in it after the handler has returned.
     pub span: Span,
     /// When its header had been read.
     pub started: Instant,
+}
+
+impl RequestContext {
+    /// The priority in the engine of a request that asks for this one. A batch runs in the background, or a client could
+    /// use one to overtake the others.
+    pub fn priority(&self, asked: Option<i32>) -> i32 {
+        match self.batch {
+            None => asked.unwrap_or(0),
+            Some(_) => asked.unwrap_or(0).max(BACKGROUND_PRIORITY),
+        }
+    }
+
+    /// With whom a request may share cached prefixes, where holders of different keys share none: with those of its key,
+    /// or with those of its batch, which outlives the key that it was made with.
+    pub fn tenant(&self) -> Option<String> {
+        match (&self.batch, self.key) {
+            (Some(batch), _) => Some(format!("batch:{batch}")),
+            (None, Some(key)) => Some(format!("key:{}", key.0)),
+            (None, None) => None,
+        }
+    }
 }
 
 impl<S: Sync> FromRequestParts<S> for RequestContext {
@@ -93,6 +121,7 @@ pub(crate) async fn with_context(
         route,
         trace_id = Empty,
         parent_id = Empty,
+        batch = Empty,
         model = Empty,
         adapter = Empty,
         generation = Empty,
@@ -114,12 +143,19 @@ pub(crate) async fn with_context(
         crate::otlp::set_parent(&span, value);
     }
     let echoed = HeaderValue::from_str(&request_id);
-    let context = RequestContext { request_id, key: None, span: span.clone(), started };
+    let batch = request.extensions_mut().remove().map(|OfBatch(batch)| batch);
+    if let Some(batch) = &batch {
+        span.record("batch", &**batch);
+    }
+    let is_http = batch.is_none();
+    let context = RequestContext { request_id, key: None, batch, span: span.clone(), started };
     request.extensions_mut().insert(context);
     let mut response = next.run(request).instrument(span.clone()).await;
     let status = response.status();
     span.record("status", status.as_u16());
-    state.metrics.count_response(&method, &route, status);
+    if is_http {
+        state.metrics.count_response(&method, &route, status);
+    }
     tracing::debug!(parent: &span, elapsed_ms = started.elapsed().as_millis() as u64, "answered");
     if let Ok(value) = echoed {
         response.headers_mut().insert(REQUEST_ID, value);

@@ -83,6 +83,8 @@ struct ErrorBody<'a> {
 
 const INVALID: &str = "invalid_request_error";
 const SERVER: &str = "server_error";
+/// `Retry-After` in milliseconds.
+pub(crate) const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 
 impl ApiError {
     pub fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
@@ -271,6 +273,9 @@ impl ApiError {
             BatchError::UnknownJob { .. } => {
                 Self::not_found(text).with_param("fine_tuning_job_id").with_code("fine_tuning_job_not_found")
             }
+            BatchError::UnknownBatch { .. } => {
+                Self::not_found(text).with_param("batch_id").with_code("batch_not_found")
+            }
             BatchError::UnknownCursor { .. } => Self::bad_request(text).with_param("after"),
             BatchError::FileInUse { .. } => {
                 Self::new(StatusCode::CONFLICT, INVALID, text).with_code("file_in_use")
@@ -360,7 +365,7 @@ impl IntoResponse for ApiError {
             let retry_after = retry_after.min(Duration::from_secs(120));
             let ms = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX).max(1);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(ms.div_ceil(1000)));
-            headers.insert(HeaderName::from_static("retry-after-ms"), HeaderValue::from(ms));
+            headers.insert(RETRY_AFTER_MS, HeaderValue::from(ms));
         }
         response
     }

@@ -26,7 +26,7 @@ fn purpose(name: &str) -> Result<FilePurpose> {
         "eval" => Some(FilePurpose::Evals),
         "batch-api" => Some(FilePurpose::Batch),
         // These are made here and not uploaded.
-        "fine-tune-results" => None,
+        "fine-tune-results" | "batch_output" => None,
         name => FilePurpose::from_name(name),
     }
     .ok_or_else(|| {
@@ -175,6 +175,7 @@ pub(crate) async fn list(
 ) -> Result<Response> {
     let purpose = match query.get("purpose") {
         Some("fine-tune-results") => Some(FilePurpose::FineTuneResults),
+        Some("batch_output") => Some(FilePurpose::BatchOutput),
         Some(name) => Some(purpose(name)?),
         None => None,
     };

@@ -54,7 +54,7 @@ pub(crate) fn engine_request(
         logprob_token_ids: token_ids(fields.logprob_token_ids.take().unwrap_or_default()),
         prompt_logprobs: fields.prompt_logprobs,
         skip_special_tokens: fields.skip_special_tokens.unwrap_or(true),
-        priority: fields.priority.unwrap_or(0),
+        priority: context.priority(fields.priority),
         cache_salt: cache_salt(state, context, fields),
         request_id: Some(context.request_id.to_string()),
     })
@@ -159,8 +159,8 @@ fn cache_salt(
     fields: &mut GenerationFields,
 ) -> Option<String> {
     let mut parts: Vec<String> = Vec::new();
-    if let Some(key) = context.key.filter(|_| state.config.isolate_keys && state.keys.len() > 1) {
-        parts.push(format!("key:{}", key.0));
+    if state.config.isolate_keys && state.keys.len() > 1 {
+        parts.extend(context.tenant());
     }
     if fields.cache_prompt == Some(false) {
         parts.push(state.ids.next("once:"));
@@ -268,7 +268,9 @@ impl Generation {
         let streams = (submitted.into_iter().enumerate())
             .map(|(prompt_idx, stream)| PromptStream { prompt_idx, stream })
             .collect();
-        let deadline = state.config.request_timeout.and_then(|limit| context.started.checked_add(limit));
+        // A batch has a deadline of its own.
+        let limit = state.config.request_timeout.filter(|_| context.batch.is_none());
+        let deadline = limit.and_then(|limit| context.started.checked_add(limit));
         Ok(Self { streams, log, deadline: deadline.map(Instant::from_std), _place: place })
     }
 

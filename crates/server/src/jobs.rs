@@ -1,4 +1,4 @@
-//! What the routes of files and jobs share: the runner, if there is one, and a thread to ask it on.
+//! What the routes of files, jobs and batches share: the runner, if there is one, and a thread to ask it on.
 
 use std::sync::Arc;
 
@@ -18,8 +18,9 @@ impl FromRequestParts<Arc<ServerState>> for Runner {
 
     async fn from_request_parts(_: &mut Parts, state: &Arc<ServerState>) -> Result<Self> {
         let missing = || {
-            let message = "this server was started without fine-tuning; it keeps no files and runs no jobs";
-            ApiError::forbidden(message).with_code("fine_tuning_missing")
+            let message =
+                "this server was started without a job folder; it keeps no files and runs no jobs or batches";
+            ApiError::forbidden(message).with_code("job_folder_missing")
         };
         state.model.fine_tuning.clone().map(Self).ok_or_else(missing)
     }

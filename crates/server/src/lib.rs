@@ -31,6 +31,8 @@ mod adapter_path;
 mod adapters;
 mod admission;
 mod auth;
+mod batch_endpoint;
+mod batches;
 mod body;
 mod chat;
 mod completions;

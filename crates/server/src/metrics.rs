@@ -17,7 +17,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
-use wardrobe_batch::{JobStatus, StatusCounts};
+use wardrobe_batch::{BatchCounts, BatchStatus, JobStatus, StatusCounts};
 use wardrobe_engine::{Engine, EngineObserver, RequestRecord, StepRecord};
 use wardrobe_grammar::{Compiler, SpecOutcome};
 
@@ -39,11 +39,19 @@ struct JobLabels {
     status: &'static str,
 }
 
+/// What became of a batch's requests.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
+}
+
 /// All metrics of a server.
 pub(crate) struct Metrics {
     registry: Registry,
     http: Family<HttpLabels, Counter>,
     jobs: Family<JobLabels, Gauge>,
+    batches: Family<JobLabels, Gauge>,
+    batch_requests: Family<OutcomeLabels, Gauge>,
 }
 
 impl Metrics {
@@ -53,6 +61,11 @@ impl Metrics {
         registry.register("http_requests", "Answers by route and status", http.clone());
         let jobs = Family::default();
         registry.register("wardrobe:fine_tuning_jobs", "Fine-tuning jobs by status", jobs.clone());
+        let batches = Family::default();
+        registry.register("wardrobe:batches", "Batches by status", batches.clone());
+        let batch_requests = Family::default();
+        let help = "Requests of all batches that are remembered";
+        registry.register("wardrobe:batch_requests", help, batch_requests.clone());
         let labels =
             [("model_name".into(), model_name.to_owned().into()), ("engine".into(), "0".to_owned().into())];
         let of_engine = registry.sub_registry_with_labels(labels.into_iter());
@@ -60,13 +73,22 @@ impl Metrics {
         engine.add_observer(histograms);
         of_engine.register_collector(Box::new(EngineNumbers { engine }));
         of_engine.register_collector(Box::new(GrammarNumbers { compiler }));
-        Self { registry, http, jobs }
+        Self { registry, http, jobs, batches, batch_requests }
     }
 
     fn set_jobs(&self, counts: StatusCounts) {
         for (status, count) in JobStatus::ALL.iter().zip(counts.jobs) {
-            let labels = JobLabels { status: status.name() };
-            self.jobs.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
+            set(&self.jobs, &JobLabels { status: status.name() }, count);
+        }
+    }
+
+    fn set_batches(&self, counts: &BatchCounts) {
+        for (status, count) in BatchStatus::ALL.iter().zip(counts.batches) {
+            set(&self.batches, &JobLabels { status: status.name() }, count);
+        }
+        for (outcome, count) in [("completed", counts.requests.completed), ("failed", counts.requests.failed)]
+        {
+            set(&self.batch_requests, &OutcomeLabels { outcome }, count);
         }
     }
 
@@ -86,10 +108,17 @@ impl Metrics {
     }
 }
 
+fn set<L: Clone + std::hash::Hash + Eq>(family: &Family<L, Gauge>, labels: &L, count: u64) {
+    family.get_or_create(labels).set(i64::try_from(count).unwrap_or(i64::MAX));
+}
+
 /// `GET /metrics`.
 pub(crate) async fn scrape(State(state): State<Arc<ServerState>>) -> Result<Response> {
     if let Some(runner) = state.model.fine_tuning.clone() {
-        state.metrics.set_jobs(jobs::call(&state, move || runner.status_counts()).await?);
+        let counts = move || Ok((runner.status_counts()?, runner.batch_counts()?));
+        let (jobs, batches) = jobs::call(&state, counts).await?;
+        state.metrics.set_jobs(jobs);
+        state.metrics.set_batches(&batches);
     }
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &state.metrics.registry)

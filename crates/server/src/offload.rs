@@ -1,5 +1,6 @@
 //! Work on text that may take long, kept off the runtime's thread.
 
+use std::future::Future;
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
@@ -9,23 +10,46 @@ use crate::error::{ApiError, Result};
 /// Runs short work in place and long work on a few blocking threads. Those who wait for one of these have a place among
 /// the open requests, of which there is a limit.
 ///
-/// Work whose only purpose is tokens has a queue of its own in front of the threads, so that a request to generate
-/// waits for one such piece of work at most.
+/// Work whose only purpose is tokens, or which is done in the background, has a queue of its own in front of the threads,
+/// so that a request to generate waits for one such piece of work at most.
 pub(crate) struct Offload {
     threads: Arc<Semaphore>,
-    /// Held by the one piece of tokenizing work that waits for a thread or has one.
-    tokenizing: Arc<Semaphore>,
+    /// Held by the one piece of less urgent work that waits for a thread or has one.
+    less_urgent: Arc<Semaphore>,
     inline_bytes: usize,
+}
+
+tokio::task_local! {
+    /// Set around what is done in the background.
+    static BACKGROUND: ();
+}
+
+/// Marks work as done in the background.
+pub(crate) fn in_background<F: Future>(work: F) -> impl Future<Output = F::Output> {
+    BACKGROUND.scope((), work)
 }
 
 impl Offload {
     pub fn new(max_threads: usize, inline_bytes: usize) -> Self {
         let semaphore = |permits| Arc::new(Semaphore::new(permits));
-        Self { threads: semaphore(max_threads), tokenizing: semaphore(1), inline_bytes }
+        Self { threads: semaphore(max_threads), less_urgent: semaphore(1), inline_bytes }
     }
 
-    /// Runs work of a request that wants tokens and no answer, behind those that want one.
-    pub async fn run_tokenization<T: Send + 'static>(
+    /// Runs `work`, whose time grows with `text_bytes`.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        text_bytes: usize,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        match BACKGROUND.try_with(|()| ()) {
+            Ok(()) => self.run_less_urgent(text_bytes, work).await,
+            Err(_) => self.run_now(text_bytes, work).await,
+        }
+    }
+
+    /// Runs work behind what [`Offload::run`] runs for clients: of a request that wants tokens and no answer, or in the
+    /// background.
+    pub async fn run_less_urgent<T: Send + 'static>(
         &self,
         text_bytes: usize,
         work: impl FnOnce() -> Result<T> + Send + 'static,
@@ -33,17 +57,16 @@ impl Offload {
         if text_bytes <= self.inline_bytes {
             return work();
         }
-        let turn = self.tokenizing.clone().acquire_owned().await;
+        let turn = self.less_urgent.clone().acquire_owned().await;
         let turn = turn.map_err(|_| ApiError::shutting_down())?;
-        self.run(text_bytes, move || {
+        self.run_now(text_bytes, move || {
             let _turn = turn;
             work()
         })
         .await
     }
 
-    /// Runs `work`, whose time grows with `text_bytes`.
-    pub async fn run<T: Send + 'static>(
+    async fn run_now<T: Send + 'static>(
         &self,
         text_bytes: usize,
         work: impl FnOnce() -> Result<T> + Send + 'static,
@@ -87,7 +110,7 @@ mod tests {
         let mut tasks = Vec::new();
         for _ in 0..6 {
             let (offload, work) = (offload.clone(), work("tokenize"));
-            tasks.push(tokio::spawn(async move { offload.run_tokenization(1, work).await }));
+            tasks.push(tokio::spawn(async move { offload.run_less_urgent(1, work).await }));
         }
         tokio::task::yield_now().await;
         offload.run(1, work("generate")).await.unwrap();

@@ -7,12 +7,13 @@ use axum::extract::Request;
 use axum::http::Method;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, delete, get, post, put};
+use wardrobe_batch::BatchRoute;
 
 use crate::error::ApiError;
 use crate::state::ServerState;
 use crate::{
-    adapters, auth, chat, completions, context, cors, files, fine_tunes, fine_tuning, inference, metrics,
-    models, probes, tokenization,
+    adapters, auth, batches, chat, completions, context, cors, files, fine_tunes, fine_tuning, inference,
+    metrics, models, probes, tokenization,
 };
 
 /// A route, for those who list them.
@@ -52,6 +53,10 @@ fn table() -> Vec<Route> {
         at_delete("/v1/files/{id}", delete(files::remove)),
         at_get("/v1/files/{id}/content", get(files::content)),
         at_post("/v1/files/{id}/preprocess", post(files::preprocess)),
+        at_post("/v1/batches", post(batches::create)),
+        at_get("/v1/batches", get(batches::list)),
+        at_get("/v1/batches/{id}", get(batches::retrieve)),
+        at_post("/v1/batches/{id}/cancel", post(batches::cancel)),
         at_post("/v1/fine_tuning/jobs", post(fine_tuning::create)),
         at_get("/v1/fine_tuning/jobs", get(fine_tuning::list)),
         at_get("/v1/fine_tuning/jobs/{id}", get(fine_tuning::retrieve)),
@@ -117,4 +122,16 @@ pub(crate) fn router(state: Arc<ServerState>) -> Router {
         .layer(from_fn_with_state(state.clone(), cors::allow_origins))
         .layer(from_fn_with_state(state.clone(), context::with_context))
         .with_state(state)
+}
+
+/// The routes of batches' requests, without keys: who may ask was decided when the batch was made.
+pub(crate) fn batch_router(state: Arc<ServerState>) -> Router {
+    let handler = |route| match route {
+        BatchRoute::ChatCompletions => post(chat::create),
+        BatchRoute::Completions => post(completions::create),
+    };
+    let routes = BatchRoute::ALL.map(|route| (route.path(), handler(route)));
+    let router =
+        routes.into_iter().fold(Router::new(), |router, (path, handler)| router.route(path, handler));
+    router.layer(from_fn_with_state(state.clone(), context::with_context)).with_state(state)
 }

@@ -12,8 +12,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use wardrobe_batch::BatchError;
 
+use crate::batch_endpoint::RouterEndpoint;
 use crate::config::{ServedModel, ServerConfig};
 use crate::connection::StallGuard;
 use crate::error::ServerError;
@@ -44,6 +47,16 @@ impl Server {
         router(self.state.clone())
     }
 
+    /// Starts to work on batches, whose requests are answered on `runtime`. [`Server::serve`] does so by itself; who
+    /// serves [`Server::router`] in another way does it once. Without a runner for them this does nothing.
+    ///
+    /// # Errors
+    /// No thread can be started, or the runner is shutting down.
+    pub fn start_batches(&self, runtime: Handle) -> Result<(), BatchError> {
+        let Some(runner) = &self.state.model.fine_tuning else { return Ok(()) };
+        runner.start_batches(Arc::new(RouterEndpoint::new(&self.state, runtime)))
+    }
+
     /// Turns `/ready` to 503 and refuses new generation requests. [`Server::serve`] does so by itself.
     pub fn start_draining(&self) {
         self.state.start_draining();
@@ -54,10 +67,11 @@ impl Server {
     /// is cancelled, and the engine is shut down.
     ///
     /// # Errors
-    /// The listener fails for good.
+    /// The listener fails for good, or no thread for batches can be started.
     pub async fn serve(self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> io::Result<()> {
         let config = &self.state.config;
         let app = self.router();
+        self.start_batches(Handle::current()).map_err(io::Error::other)?;
         let graceful = GracefulShutdown::new();
         let (abort, aborted) = watch::channel(());
         let places = Arc::new(Semaphore::new(config.max_connections));
@@ -107,9 +121,9 @@ impl Server {
         match jobs_end.await {
             Ok(true) => {}
             Ok(false) => {
-                tracing::warn!("a fine-tuning job did not stop in time; it goes on from its checkpoint")
+                tracing::warn!("a job did not stop in time; it goes on from its checkpoint")
             }
-            Err(_) => tracing::error!("the fine-tuning jobs' shutdown failed"),
+            Err(_) => tracing::error!("the jobs' shutdown failed"),
         }
         tracing::info!("stopped");
         Ok(())

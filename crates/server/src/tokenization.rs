@@ -54,7 +54,7 @@ pub(crate) async fn tokenize(
     let with_strings = fields.return_token_strs == Some(true);
     let shared = state.clone();
     let (text_bytes, share) = (body.len_bytes(), body.into_share());
-    let tokenized = state.offload.run_tokenization(text_bytes, move || {
+    let tokenized = state.offload.run_less_urgent(text_bytes, move || {
         let _held = (place, share);
         let text = match input {
             Input::Text(text) => text,
@@ -85,7 +85,7 @@ pub(crate) async fn detokenize(
     check_model(&state, fields.model.as_deref())?;
     let tokenizer = state.model.tokenizer.clone();
     let (text_bytes, share) = (body.len_bytes(), body.into_share());
-    let text = state.offload.run_tokenization(text_bytes, move || {
+    let text = state.offload.run_less_urgent(text_bytes, move || {
         let _held = (place, share);
         let ids: Vec<_> = fields.tokens.into_iter().map(TokenId).collect();
         tokenizer.decode(&ids, false).map_err(|error| ApiError::invalid("tokens", format!(": {error}")))

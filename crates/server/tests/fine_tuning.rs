@@ -193,7 +193,7 @@ async fn a_server_without_a_runner_says_so() {
         (Method::DELETE, "/v1/fine-tunes/ft-1"),
         (Method::PUT, "/v1/files/uploads/token"),
     ] {
-        assert_eq!(bench.call(&method, path, &[]).await.error(403)["code"], "fine_tuning_missing", "{path}");
+        assert_eq!(bench.call(&method, path, &[]).await.error(403)["code"], "job_folder_missing", "{path}");
     }
     assert!(!bench.get("/metrics").await.text().contains("status=\"queued\""));
 }

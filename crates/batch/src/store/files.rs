@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{Failure, Store, cursor, number, unreadable, whole};
+use super::{Failure, Store, batches, cursor, number, unreadable, whole};
 use crate::error::{BatchError, Result};
 use crate::files::{FilePurpose, StoredFile};
 use crate::fine_tuner::FileCheck;
@@ -88,14 +88,18 @@ impl Store {
         })
     }
 
-    /// Takes a file away, unless a job that has not ended needs it.
+    /// Takes a file away, unless a job or batch that has not ended needs it.
     pub fn remove_file(&self, id: &str) -> Result<()> {
         self.change(|transaction| {
             find(transaction, id)?;
             let query = "SELECT id FROM jobs WHERE status IN ('queued', 'running') \
                          AND (training_file = ?1 OR validation_file = ?1) ORDER BY seq LIMIT 1";
             let job: Option<String> = transaction.query_row(query, [id], |row| row.get(0)).optional()?;
-            if let Some(job) = job {
+            let user = match job {
+                Some(job) => Some(job),
+                None => batches::user_of(transaction, id)?,
+            };
+            if let Some(job) = user {
                 return Err(BatchError::FileInUse { id: id.to_owned(), job }.into());
             }
             transaction.execute("DELETE FROM files WHERE id = ?1", [id])?;

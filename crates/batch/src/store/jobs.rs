@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_json::{Value, json};
 
 use super::events::{insert_event, job_seq};
-use super::{Failure, Store, cursor, files, number, unreadable, whole};
+use super::{Failure, Store, cursor, files, number, optional_json, to_json, unreadable, whole};
 use crate::error::{BatchError, Result};
 use crate::files::{FilePurpose, StoredFile};
 use crate::ids::now_ms;
@@ -41,13 +41,8 @@ pub(crate) enum End<'a> {
     Requeued,
 }
 
-fn text_of<T: serde::de::DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<T>> {
-    let text: Option<String> = row.get(column)?;
-    text.map(|text| serde_json::from_str(&text)).transpose().map_err(|error| unreadable(column, error))
-}
-
 fn required<T: serde::de::DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
-    text_of(row, column)?.ok_or_else(|| unreadable(column, "is missing"))
+    optional_json(row, column)?.ok_or_else(|| unreadable(column, "is missing"))
 }
 
 fn job(row: &Row<'_>) -> rusqlite::Result<Job> {
@@ -74,8 +69,8 @@ fn job(row: &Row<'_>) -> rusqlite::Result<Job> {
             trained_tokens: whole(row.get(17)?),
             estimated_finish_ms: row.get(18)?,
         },
-        early_stop: text_of(row, 19)?,
-        error: text_of(row, 20)?,
+        early_stop: optional_json(row, 19)?,
+        error: optional_json(row, 20)?,
         result_file: row.get(21)?,
         adapter_dir: row.get(22)?,
         queue_position: whole(row.get(23)?),
@@ -127,8 +122,8 @@ impl Store {
 
     /// Queues a job. Its files are looked at again, so that none is deleted between the look and the job.
     pub fn add_job(&self, new: &NewJob<'_>) -> Result<Job> {
-        let spec = serde_json::to_string(new.spec).map_err(not_written)?;
-        let resolved = serde_json::to_string(new.resolved).map_err(not_written)?;
+        let spec = to_json(new.spec)?;
+        let resolved = to_json(new.resolved)?;
         self.change(|transaction| {
             let (max_open, max_jobs) = new.limits;
             let open = "SELECT count(*) FROM jobs WHERE status IN ('queued', 'running')";
@@ -317,10 +312,6 @@ impl Store {
             Ok(())
         })
     }
-}
-
-fn not_written(error: serde_json::Error) -> BatchError {
-    BatchError::Database { reason: format!("a job could not be written as JSON: {error}") }
 }
 
 /// Brings a job to an end, or back to the queue, and tells of it.

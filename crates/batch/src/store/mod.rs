@@ -1,9 +1,10 @@
-//! The database: files, jobs, events and checkpoints.
+//! The database: files, jobs, events, checkpoints and batches.
 //!
 //! State: one connection behind a lock. Calls block for as long as a commit takes, so they belong on threads that may.
 //!
 //! Invariants: every change is one transaction, on the disk when the call returns; what belongs to a job goes with it.
 
+mod batches;
 mod events;
 mod files;
 mod jobs;
@@ -13,10 +14,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, Transaction, TransactionBehavior};
 
 use crate::error::{BatchError, Result};
 
+pub(crate) use batches::{BatchEnd, NewBatch};
 pub(crate) use jobs::{End, NewJob};
 
 /// How long a call waits for another process that reads or writes.
@@ -106,6 +108,22 @@ fn of_sqlite(path: &Path, error: &rusqlite::Error) -> BatchError {
 fn unreadable(column: usize, reason: impl std::fmt::Display) -> rusqlite::Error {
     let reason = reason.to_string().into();
     rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, reason)
+}
+
+/// The value that a column holds as JSON.
+fn optional_json<T: serde::de::DeserializeOwned>(
+    row: &Row<'_>,
+    column: usize,
+) -> rusqlite::Result<Option<T>> {
+    let text: Option<String> = row.get(column)?;
+    text.map(|text| serde_json::from_str(&text)).transpose().map_err(|error| unreadable(column, error))
+}
+
+/// A value as JSON for a column.
+fn to_json(value: &impl serde::Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|error| BatchError::Database {
+        reason: format!("a row could not be written as JSON: {error}"),
+    })
 }
 
 /// A number that SQLite can hold.

@@ -11,7 +11,8 @@ use crate::error::{BatchError, Result};
 const APPLICATION_ID: i64 = 0x5752_4442;
 
 /// What brings a database from each version to the next; the first makes it. Only ever added to.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
 CREATE TABLE files (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL UNIQUE,
@@ -71,7 +72,35 @@ CREATE TABLE checkpoints (
     metrics TEXT NOT NULL,
     UNIQUE (job, step)
 ) STRICT;
-"];
+",
+    "
+CREATE TABLE batches (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    input_file TEXT NOT NULL,
+    route TEXT NOT NULL,
+    completion_window TEXT NOT NULL,
+    metadata TEXT,
+    status TEXT NOT NULL CHECK (status IN ('validating', 'failed', 'in_progress', 'finalizing', 'completed',
+        'expired', 'cancelling', 'cancelled')),
+    created_at_ms INTEGER NOT NULL,
+    expires_at_ms INTEGER NOT NULL,
+    in_progress_at_ms INTEGER,
+    finalizing_at_ms INTEGER,
+    cancelling_at_ms INTEGER,
+    ended_at_ms INTEGER,
+    total INTEGER NOT NULL DEFAULT 0,
+    completed INTEGER NOT NULL DEFAULT 0,
+    failed INTEGER NOT NULL DEFAULT 0,
+    problems TEXT,
+    model TEXT,
+    usage TEXT,
+    output_file TEXT,
+    error_file TEXT
+) STRICT;
+CREATE INDEX batches_by_status ON batches (status, seq);
+",
+];
 
 /// The schema that this version writes.
 const VERSION: i64 = MIGRATIONS.len() as i64;

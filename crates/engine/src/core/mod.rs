@@ -203,6 +203,7 @@ impl Core {
             };
             self.end_request(id, &Finish::Cancelled { reason: reason.to_owned() });
         }
+        self.scheduler.hold_background();
     }
 
     /// Ends all open choices of a request.

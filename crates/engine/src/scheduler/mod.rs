@@ -4,7 +4,8 @@
 //! has a budget of tokens, given to decoding rows first and to chunks of prompts next, by priority and age; what
 //! remains admits waiting sequences. A sequence gets the blocks of all its tokens when it is admitted and one more
 //! whenever its output needs it. When blocks run out, a sequence whose reader is slow, or else the last by priority
-//! and age, loses its blocks and waits again; its tokens are computed anew later (recompute).
+//! and age, loses its blocks and waits again; its tokens are computed anew later (recompute). Work in the background is
+//! computed beside other work only as far as it slows that down by little.
 //!
 //! State: sequences, the block bookkeeping, the slot table. Deterministic: the same calls give the same plans.
 //! It knows nothing of models, sampling, text or time.
@@ -21,6 +22,7 @@ use crate::config::{BLOCK_SIZE_TOKENS, EngineConfig};
 use crate::error::AdapterError;
 use crate::ids::{GenerationId, SequenceId, SlotIdx, TokenId};
 use crate::kv::KvCache;
+use crate::request::BACKGROUND_PRIORITY;
 use sequence::{NewSequence, Rank, Sequence, blocks_for};
 use slots::{SlotAnswer, SlotBind, SlotTable};
 
@@ -117,6 +119,24 @@ impl Scheduler {
 
     pub fn get_mut(&mut self, id: SequenceId) -> Option<&mut Sequence> {
         self.sequences.get_mut(&id)
+    }
+
+    /// Of the sequences in the background, holds those that are more than there are others to be computed; the first in
+    /// rank stay, so that neither keeps the other out. To be asked once it is known who else is held.
+    pub fn hold_background(&mut self) {
+        let border: Rank = (BACKGROUND_PRIORITY, SequenceId(0));
+        let is_held = |rank: &&Rank| self.sequences.get(&rank.1).is_some_and(|sequence| sequence.held);
+        let others = self.running.range(..border).chain(self.waiting.range(..border));
+        let num_others = others.filter(|rank| !is_held(rank)).count();
+        if num_others == 0 {
+            return;
+        }
+        let background = self.running.range(border..).chain(self.waiting.range(border..));
+        for rank in background.filter(|rank| !is_held(rank)).skip(num_others).copied().collect::<Vec<_>>() {
+            if let Some(sequence) = self.sequences.get_mut(&rank.1) {
+                sequence.held = true;
+            }
+        }
     }
 
     /// Plans the next step.

@@ -111,3 +111,31 @@ fn a_sequence_too_large_for_now_blocks_those_behind_it() {
     scheduler.finish(SequenceId(1));
     assert_eq!(step(&mut scheduler)[0].0, 2);
 }
+
+#[test]
+fn work_in_the_background_leaves_the_steps_of_others_small() {
+    let mut scheduler = scheduler(64, &config());
+    for id in 1..=6 {
+        add(&mut scheduler, id, BACKGROUND_PRIORITY, 4);
+    }
+    let turn = |scheduler: &mut Scheduler, held: &[u64]| {
+        for id in 1..=9 {
+            if let Some(sequence) = scheduler.get_mut(SequenceId(id)) {
+                sequence.held = held.contains(&id);
+            }
+        }
+        scheduler.hold_background();
+        step(scheduler).iter().map(|row| row.0).collect::<Vec<_>>()
+    };
+    assert_eq!(turn(&mut scheduler, &[]), [1, 2, 3, 4, 5, 6]);
+    add(&mut scheduler, 7, 0, 4);
+    assert_eq!(turn(&mut scheduler, &[]), [1, 7]);
+    add(&mut scheduler, 8, BACKGROUND_PRIORITY - 1, 4);
+    assert_eq!(turn(&mut scheduler, &[]), [1, 2, 7, 8]);
+    // The first is held for another reason; who is held needs nothing of a step.
+    assert_eq!(turn(&mut scheduler, &[1, 7]), [2, 8]);
+    assert_eq!(turn(&mut scheduler, &[7, 8]), [1, 2, 3, 4, 5, 6]);
+    scheduler.finish(SequenceId(7));
+    scheduler.finish(SequenceId(8));
+    assert_eq!(turn(&mut scheduler, &[]), [1, 2, 3, 4, 5, 6]);
+}

@@ -30,7 +30,7 @@ pub(crate) struct Sequence {
     pub lease: Option<Arc<Lease>>,
     /// The slot, while it runs with an adapter.
     pub slot: Option<SlotIdx>,
-    /// Not to be computed now: its reader is slow, or its sibling computes their prompt first.
+    /// Not to be computed now: its reader is slow, its sibling computes their prompt first, or others come before it.
     pub held: bool,
     /// Whether cached prefixes may be used; not while log-probabilities of the prompt are due.
     pub may_read_prefix: bool,

@@ -1,6 +1,7 @@
 //! The shapes of JSON in and out, per API. Nothing here decides anything.
 
 pub(crate) mod adapters;
+pub(crate) mod batches;
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod constraint;

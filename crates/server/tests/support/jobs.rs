@@ -8,6 +8,7 @@ use axum::body::Body;
 use axum::http::{Request, header};
 use tempfile::TempDir;
 use wardrobe_batch::{JobRunner, RunnerConfig};
+use wardrobe_engine::Engine;
 use wardrobe_server::{Server, ServerConfig};
 
 use super::support::{Behaviour, engine, fine_tuner, served};
@@ -28,8 +29,19 @@ impl JobBench {
     }
 
     pub fn with(config: ServerConfig, change: impl FnOnce(&mut RunnerConfig)) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let engine = engine(Behaviour::default(), |_| {});
+        Self::over(engine(Behaviour::default(), |_| {}), config, change)
+    }
+
+    pub fn over(engine: Engine, config: ServerConfig, change: impl FnOnce(&mut RunnerConfig)) -> Self {
+        Self::in_folder(tempfile::tempdir().unwrap(), engine, config, change)
+    }
+
+    pub fn in_folder(
+        folder: TempDir,
+        engine: Engine,
+        config: ServerConfig,
+        change: impl FnOnce(&mut RunnerConfig),
+    ) -> Self {
         let mut settings = RunnerConfig::new(folder.path());
         change(&mut settings);
         let trainer = fine_tuner(&engine, Duration::from_millis(2));
@@ -38,6 +50,7 @@ impl JobBench {
         let mut model = served(engine.clone());
         model.fine_tuning = Some(runner.clone());
         let server = Server::new(model, config).unwrap();
+        server.start_batches(tokio::runtime::Handle::current()).unwrap();
         let bench = Bench { router: server.router(), engine, server };
         Self { bench, runner, folder }
     }

@@ -18,8 +18,6 @@ use super::output::{self, Style};
 use super::values::AdapterSpec;
 use super::{log, signals};
 
-/// No schema is longer.
-const MAX_SCHEMA_BYTES: u64 = 4 << 20;
 /// No prompt is longer.
 const MAX_PROMPT_BYTES: u64 = 1 << 20;
 /// Time between two lines where there is no terminal.
@@ -116,7 +114,7 @@ pub fn run(args: &LabelArgs) -> anyhow::Result<()> {
     log::init_quiet()?;
     // What can be wrong without a model is found before one is pulled and read.
     args.check()?;
-    let schema = read_schema(&args.schema)?;
+    let schema = Value::Object(open::read_schema(&args.schema)?);
     let job = LabelJob::new(args.options(schema.clone())?).map_err(explained)?;
     if let (num @ 1.., first) = job.bad_records() {
         let note = Style::stderr().note("note:");
@@ -248,16 +246,6 @@ fn is_html(path: &Path) -> bool {
 
 fn is_json(path: &Path) -> bool {
     has_extension(path, &["json"])
-}
-
-fn read_schema(path: &Path) -> anyhow::Result<Value> {
-    let text = open::read_text(path, MAX_SCHEMA_BYTES).context("the schema")?;
-    let schema: Value =
-        serde_json::from_str(&text).with_context(|| format!("the schema {} is no JSON", path.display()))?;
-    if !schema.is_object() {
-        anyhow::bail!("the schema {} is no JSON object", path.display());
-    }
-    Ok(schema)
 }
 
 /// The library's refusal, with what helps.

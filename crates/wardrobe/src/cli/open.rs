@@ -157,11 +157,15 @@ pub fn read_text(path: &Path, max_bytes: u64) -> anyhow::Result<String> {
     }
     String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", path.display()))
 }
+/// Reads a JSON schema.
+pub fn read_schema(path: &Path) -> anyhow::Result<Map<String, Value>> {
+    let text = read_text(path, MAX_SCHEMA_BYTES).context("the schema")?;
+    serde_json::from_str(&text).with_context(|| format!("the schema {} is no JSON object", path.display()))
+}
+
 /// Reads a JSON schema that answers can be held to, strictly, and compiles it for a model.
 pub fn schema(path: &Path, model: &Model) -> anyhow::Result<(Map<String, Value>, Arc<Template>)> {
-    let text = read_text(path, MAX_SCHEMA_BYTES).context("the schema")?;
-    let schema: Map<String, Value> = serde_json::from_str(&text)
-        .with_context(|| format!("the schema {} is no JSON object", path.display()))?;
+    let schema = read_schema(path)?;
     let spec = Spec::JsonSchema { schema: schema.clone().into(), strict: true };
     let template =
         model.compile(&spec).with_context(|| format!("the schema {} is refused", path.display()))?;

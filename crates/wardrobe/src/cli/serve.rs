@@ -22,6 +22,8 @@ use super::{check, log, open, signals};
 const MAX_KEY_FILE_BYTES: u64 = 1 << 20;
 /// How long a job may take for its last step and a checkpoint.
 const JOB_STOP_LIMIT: Duration = Duration::from_secs(60);
+/// Requests of batches at once: each has a thread.
+const MAX_BATCH_REQUESTS: usize = 256;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -105,7 +107,7 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     if let Some(jobs) = jobs
         && !jobs.shutdown(JOB_STOP_LIMIT)
     {
-        output::note("a fine-tuning job has not stopped in time; it goes on from its last checkpoint");
+        output::note("a job has not stopped in time; it goes on from its last checkpoint");
     }
     output::line("stopped")
 }
@@ -123,7 +125,10 @@ fn jobs(
     let fine_tuner =
         ModelFineTuner::new(model.clone(), engine.clone(), names.to_vec()).with_sharing(threads, sharing);
     let context = || format!("cannot open the job folder {}", folder.display());
-    let runner = JobRunner::open(RunnerConfig::new(folder), Arc::new(fine_tuner)).with_context(context)?;
+    let mut config = RunnerConfig::new(folder);
+    // The other half stays free, so that a client's request need not wait until one of a batch has ended.
+    config.batches.requests_at_once = (engine.config().max_num_sequences / 2).clamp(1, MAX_BATCH_REQUESTS);
+    let runner = JobRunner::open(config, Arc::new(fine_tuner)).with_context(context)?;
     runner.start().with_context(context)?;
     Ok(Arc::new(runner))
 }

@@ -128,7 +128,7 @@ pub struct Settings {
         help_heading = "Adapters"
     )]
     pub adapter_root: Option<PathBuf>,
-    /// Folder of uploaded files and fine-tuning jobs, which opens those routes [default: none: they are closed]
+    /// Folder of uploaded files, fine-tuning jobs and batches, which opens those routes [default: none: they are closed]
     #[arg(
         long,
         value_name = "DIR",
