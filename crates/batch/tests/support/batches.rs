@@ -173,7 +173,7 @@ pub fn open(config: RunnerConfig) -> JobRunner {
 }
 
 pub fn wait_for(runner: &JobRunner, id: &str, what: impl Fn(&Batch) -> bool) -> Batch {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(90);
     loop {
         let batch = runner.batch(id).unwrap();
         if what(&batch) {
