@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use support::{Bench, Endpoint, by_name, create, line, lines, spec, upload, wait_for};
-use wardrobe_batch::{BatchError, BatchStatus, BatchUsage, FilePurpose, RequestCounts};
+use wardrobe_batch::{BatchError, BatchStatus, BatchUsage, FilePurpose, JobRunner, RequestCounts};
 
 fn codes(lines: &std::collections::BTreeMap<String, Value>) -> Vec<(&str, &str)> {
     lines.iter().map(|(name, line)| (name.as_str(), line["error"]["code"].as_str().unwrap_or(""))).collect()
@@ -241,4 +241,46 @@ fn what_was_damaged_or_taken_by_hand_holds_nobody_up() {
     assert_eq!(by_name(&runner, &damaged.output_file).len(), 3);
     let gone = bench.wait(&runner, &ids[1]);
     assert_eq!((gone.status, gone.problems[0].code.as_str()), (BatchStatus::Failed, "file_not_found"));
+}
+
+/// A batch whose check does not get on.
+fn held_in_check(bench: &Bench, endpoint: &Arc<Endpoint>) -> (JobRunner, String) {
+    endpoint.hold_checks.store(true, Ordering::SeqCst);
+    let before = endpoint.num_checks.load(Ordering::SeqCst);
+    let runner = bench.start(endpoint);
+    let id = create(&runner, &lines(["a", "b"]));
+    while endpoint.num_checks.load(Ordering::SeqCst) == before {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    (runner, id)
+}
+
+#[test]
+fn a_check_is_cancelled_or_begun_anew() {
+    let (bench, endpoint) = (Bench::new(), Arc::new(Endpoint::default()));
+    let (runner, id) = held_in_check(&bench, &endpoint);
+    assert_eq!(runner.cancel_batch(&id).unwrap().status, BatchStatus::Cancelling);
+    endpoint.hold_checks.store(false, Ordering::SeqCst);
+    let batch = bench.wait(&runner, &id);
+    assert_eq!((batch.status, batch.counts.total), (BatchStatus::Cancelled, 0));
+    assert_eq!((batch.output_file, batch.error_file), (None, None));
+    assert!(runner.shutdown(Duration::from_secs(5)));
+    drop(runner);
+
+    // The process ends while one is checked, cancelled or not.
+    for cancelled in [true, false] {
+        let (runner, id) = held_in_check(&bench, &endpoint);
+        runner.request_shutdown();
+        if cancelled {
+            runner.cancel_batch(&id).unwrap();
+        }
+        endpoint.hold_checks.store(false, Ordering::SeqCst);
+        assert!(runner.shutdown(Duration::from_secs(5)));
+        assert!(!runner.batch(&id).unwrap().status.has_ended());
+        drop(runner);
+        let runner = bench.start(&endpoint);
+        let ends = if cancelled { BatchStatus::Cancelled } else { BatchStatus::Completed };
+        assert_eq!(bench.wait(&runner, &id).status, ends);
+        assert!(runner.shutdown(Duration::from_secs(5)));
+    }
 }

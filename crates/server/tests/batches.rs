@@ -17,7 +17,7 @@ use axum::http::Method;
 use serde_json::{Value, json};
 use support::{Behaviour, engine, write_adapter};
 use support_http::Bench;
-use support_jobs::{JobBench, form};
+use support_jobs::{JobBench, RECORDS, form, upload as upload_training};
 use wardrobe_batch::{Clock, RunnerConfig};
 use wardrobe_engine::{AdapterSource, LoadOptions};
 use wardrobe_server::ServerConfig;
@@ -424,4 +424,34 @@ async fn a_batch_shares_prefixes_with_itself_alone() {
     let body = json!({"model": "fake", "prompt": prompt, "max_tokens": 2});
     let answer = bench.send(post(TEXT, &body)).await.ok();
     assert_eq!(answer["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+}
+
+#[tokio::test]
+async fn jobs_and_batches_do_not_wait_for_each_other() {
+    let jobs = JobBench::new(ServerConfig::default());
+    let bench = &jobs.bench;
+    let file = upload_training(bench, "train.jsonl", RECORDS).await.ok()["id"].clone();
+    let body = json!({"model": "fake", "training_file": file, "suffix": "slow",
+        "hyperparameters": {"n_epochs": 100}});
+    let job = bench.post("/v1/fine_tuning/jobs", &body).await.ok();
+    let path = format!("/v1/fine_tuning/jobs/{}", job["id"].as_str().unwrap());
+    while bench.get(&path).await.ok()["status"] != "running" {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let batch = wait(bench, &create(bench, TEXT, &text("a", "x", 2)).await).await;
+    assert_eq!(batch["status"], "completed");
+    assert_eq!(bench.get(&path).await.ok()["status"], "running");
+
+    let endless = text("b", "x", 900).replace("\"max_tokens\"", "\"ignore_eos\":true,\"max_tokens\"");
+    let slow = JobBench::over(engine(slow(), |_| {}), ServerConfig::default(), |_| {});
+    let bench = &slow.bench;
+    let id = create(bench, TEXT, &endless).await;
+    wait_for(bench, &id, |batch| batch["status"] == "in_progress").await;
+    let file = upload_training(bench, "train.jsonl", RECORDS).await.ok()["id"].clone();
+    let job = bench.post("/v1/fine_tuning/jobs", &json!({"model": "fake", "training_file": file})).await.ok();
+    let path = format!("/v1/fine_tuning/jobs/{}", job["id"].as_str().unwrap());
+    while bench.get(&path).await.ok()["status"] != "succeeded" {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(show(bench, &id).await["status"], "in_progress");
 }

@@ -23,6 +23,9 @@ pub struct Endpoint {
     /// Every request as it was asked.
     pub asked: Mutex<Vec<String>>,
     pub open: AtomicBool,
+    /// Keeps those waiting who ask for a model.
+    pub hold_checks: AtomicBool,
+    pub num_checks: AtomicUsize,
     pub at_once: AtomicUsize,
     pub most_at_once: AtomicUsize,
     pub tries: Mutex<BTreeMap<String, u32>>,
@@ -30,6 +33,10 @@ pub struct Endpoint {
 
 impl BatchEndpoint for Endpoint {
     fn has_model(&self, name: &str) -> bool {
+        self.num_checks.fetch_add(1, Ordering::SeqCst);
+        while self.hold_checks.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         name == "base"
     }
 
@@ -173,7 +180,7 @@ pub fn open(config: RunnerConfig) -> JobRunner {
 }
 
 pub fn wait_for(runner: &JobRunner, id: &str, what: impl Fn(&Batch) -> bool) -> Batch {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(90);
     loop {
         let batch = runner.batch(id).unwrap();
         if what(&batch) {
