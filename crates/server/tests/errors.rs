@@ -256,8 +256,7 @@ async fn prompts_over_the_context_say_so() {
 async fn what_is_not_supported_is_named() {
     let bench = Bench::new(ServerConfig::default());
     for (field, value) in [
-        ("tools", json!([{"type": "function", "function": {"name": "f"}}])),
-        ("grammar", json!("root ::= \"a\"")),
+        ("functions", json!([{"name": "f"}])),
         ("suffix", json!("end")),
         ("audio", json!({"voice": "x"})),
     ] {
@@ -342,7 +341,8 @@ async fn some_of_many_prompts_cannot_be_queued_alone() {
 async fn failures_inside_are_500_and_leave_nothing_behind() {
     let behaviour = support::Behaviour { fail_at: Some(3), ..Default::default() };
     let bench = Bench::with(behaviour, ServerConfig::default(), |_| {});
-    let error = bench.post(TEXT, &json!({"prompt": "a", "max_tokens": 9})).await.error(500);
+    // Greedy: drawn answers might end before it fails.
+    let error = bench.post(TEXT, &json!({"prompt": "a", "max_tokens": 9, "temperature": 0})).await.error(500);
     assert!(error["message"].as_str().unwrap().contains("fails here"), "{error}");
     bench.post(TEXT, &json!({"prompt": "a", "max_tokens": 3})).await.ok();
     bench.assert_idle().await;
