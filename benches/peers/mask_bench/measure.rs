@@ -43,9 +43,21 @@ struct Totals {
     valid: Told,
     invalid: Told,
     compile: Vec<Duration>,
-    mask: Vec<Duration>,
+    steps: Steps,
     refusals: BTreeMap<String, usize>,
 }
+
+/// Thread's time of what is done at every token.
+#[derive(Default)]
+struct Steps {
+    mask: Vec<Duration>,
+    /// To find a way to the end within [`BUDGET`].
+    way: Vec<Duration>,
+    without_way: usize,
+}
+
+/// Tokens that are left, and twice those of the shortest text: the engine asks after every token.
+const BUDGET: usize = 1000;
 
 /// Processor time of this thread: what else the machine does is not counted.
 #[cfg(unix)]
@@ -93,7 +105,7 @@ impl<'a> Writer<'a> {
         &mut self,
         template: &Template,
         text: &str,
-        times: &mut Vec<Duration>,
+        steps: &mut Steps,
     ) -> Result<Written, Box<dyn std::error::Error>> {
         let mut own = HashMap::new();
         let mut at = 0;
@@ -105,7 +117,7 @@ impl<'a> Writer<'a> {
         while at < text.len() {
             let start = thread_time();
             session.fill_mask(&mut self.mask)?;
-            times.push(thread_time() - start);
+            steps.mask.push(thread_time() - start);
             let mask = &self.mask;
             let has =
                 |id: &TokenId| mask.get(id.index() / 32).is_some_and(|word| word >> (id.0 % 32) & 1 == 1);
@@ -120,6 +132,10 @@ impl<'a> Writer<'a> {
             if let Err(error) = session.accept(token) {
                 return Err(format!("a token of the mask is refused: {error}").into());
             }
+            let start = thread_time();
+            let way = session.shortest_end(BUDGET + 2 * template.shortest().len())?;
+            steps.way.push(thread_time() - start);
+            steps.without_way += usize::from(way.is_none());
             at += self.tokenizer.token_bytes(token).unwrap_or_default().len();
         }
         Ok(match (session.may_end()?, is_usual) {
@@ -216,19 +232,19 @@ fn instances_of(
         };
         let numbers = if is_valid { Numbers::Plain } else { Numbers::AsTheyAre };
         let as_it_is = instances::spaced(&test["data"], Numbers::AsTheyAre);
-        let mut written = writer.write(template, &as_it_is, &mut totals.mask)?;
+        let mut written = writer.write(template, &as_it_is, &mut totals.steps)?;
         if let Written::UpTo(at) = written {
             told.not_as_it_is += 1;
             show("is not allowed as it is,", &as_it_is, at);
             let ordered = instances::in_schemas_order(&test["data"], &file["schema"], &file["schema"]);
             let text = instances::spaced(&ordered, numbers);
-            written = writer.write(template, &text, &mut totals.mask)?;
+            written = writer.write(template, &text, &mut totals.steps)?;
             if let Written::UpTo(at) = written {
                 told.not_in_schemas_order += 1;
                 show("is not allowed in the schema's order,", &text, at);
                 let found = instances::spelling_of(&ordered, numbers, template, &|byte| writer.byte(byte));
                 if let Some(text) = found {
-                    written = writer.write(template, &text, &mut totals.mask)?;
+                    written = writer.write(template, &text, &mut totals.steps)?;
                 }
                 if let Written::UpTo(at) = written {
                     told.not_at_all += 1;
@@ -263,7 +279,13 @@ fn report(totals: &mut Totals) {
     );
     println!("  members in their own order, numbers as they are: {}", share(*not_as_it_is, *instances));
     println!("accepted by other tokens than the tokenizer's: {}", share(*by_other_tokens, *instances));
-    for (what, times) in [("compile", &mut totals.compile), ("mask, thread's time", &mut totals.mask)] {
+    println!("tokens after which no way to the end was found: {}", totals.steps.without_way);
+    let Steps { mask, way, .. } = &mut totals.steps;
+    for (what, times) in [
+        ("compile", &mut totals.compile),
+        ("mask, thread's time", mask),
+        ("way to the end, thread's time", way),
+    ] {
         let [p50, p99, max] = [0.5, 0.99, 1.0].map(|share| percentile(times, share));
         println!("{what}: p50 {p50:?}, p99 {p99:?}, longest {max:?} of {}", times.len());
     }

@@ -27,7 +27,7 @@ use crate::vocabulary::Vocabulary;
 type OwnedDFA = DFA<Vec<u32>>;
 
 /// Bytes of an automaton, and of what it takes to build it. Larger ones are left to the other engine.
-const MAX_DFA_BYTES: usize = 2 << 20;
+const MAX_DFA_BYTES: usize = 1 << 20;
 const MAX_BUILD_BYTES: usize = 8 << 20;
 
 /// A schema as an automaton.

@@ -10,7 +10,7 @@ use crate::schema::is_annotation;
 use crate::spec::Whitespace;
 
 /// Characters of the expression, with repetitions written out: a measure of the automaton.
-const MAX_SIZE: usize = 20_000;
+const MAX_SIZE: usize = 8_000;
 const MAX_DEPTH: usize = 24;
 /// Where no property is required, each may be the first: the expression grows with the square.
 const MAX_OPTIONAL: usize = 12;

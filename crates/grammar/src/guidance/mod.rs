@@ -11,6 +11,7 @@ use llguidance::{Matcher, ParserFactory};
 use serde_json::json;
 use wardrobe_text::TokenId;
 
+use self::end::{Candidates, KnownWay};
 use self::numbers::NumberGuard;
 use crate::Session;
 use crate::error::{GrammarError, Result};
@@ -23,6 +24,7 @@ pub(crate) struct Guidance {
     vocabulary: Vocabulary,
     factory: ParserFactory,
     numbers: Arc<numbers::NumberTokens>,
+    candidates: Arc<Candidates>,
 }
 
 /// A compiled spec.
@@ -33,6 +35,7 @@ pub(crate) struct Grammar {
     numbers: Option<Arc<numbers::NumberTokens>>,
     /// See [`end`].
     endings: Arc<[Vec<TokenId>]>,
+    candidates: Arc<Candidates>,
 }
 
 impl Guidance {
@@ -42,7 +45,8 @@ impl Guidance {
         factory.quiet();
         *factory.limits_mut() = ParserLimits { verbose_errors: false, ..ParserLimits::default() };
         let numbers = Arc::new(numbers::NumberTokens::new(vocabulary.trie()));
-        Ok(Guidance { vocabulary, factory, numbers })
+        let candidates = Arc::new(Candidates::new(vocabulary.trie()));
+        Ok(Guidance { vocabulary, factory, numbers, candidates })
     }
 
     /// Compiles a spec; gives warnings beside it. Bounded by the parser's limits, not by time.
@@ -76,6 +80,7 @@ impl Guidance {
             start: Mutex::new(matcher),
             numbers: is_json.then(|| self.numbers.clone()),
             endings: samples.iter().flat_map(|text| self.endings(text)).collect(),
+            candidates: self.candidates.clone(),
         };
         Ok((grammar, warnings))
     }
@@ -130,7 +135,9 @@ impl Grammar {
             matcher: start.deep_clone(),
             numbers: self.numbers.clone().map(NumberGuard::new),
             endings: self.endings.clone(),
+            candidates: self.candidates.clone(),
             accepted: Vec::new(),
+            known_way: None,
         }
     }
 }
@@ -141,7 +148,34 @@ pub(crate) struct GuidanceSession {
     matcher: Matcher,
     numbers: Option<NumberGuard>,
     endings: Arc<[Vec<TokenId>]>,
+    candidates: Arc<Candidates>,
     accepted: Vec<TokenId>,
+    known_way: Option<KnownWay>,
+}
+
+impl GuidanceSession {
+    /// Follows a token that is known to be valid.
+    fn follow(&mut self, token: TokenId) -> Result<()> {
+        self.matcher.consume_token(token.0).map_err(engine)?;
+        if let Some(numbers) = &mut self.numbers {
+            numbers.push(self.vocabulary.trie().token(token.0));
+        }
+        self.accepted.push(token);
+        Ok(())
+    }
+
+    /// Whether the text may end after these tokens.
+    fn ends_after(&mut self, tokens: &[TokenId]) -> Result<bool> {
+        let Some(end) = self.vocabulary.ends().first() else { return Ok(false) };
+        let ids: Vec<u32> = tokens.iter().chain([end]).map(|id| id.0).collect();
+        if self.matcher.is_stopped() || self.matcher.validate_tokens(&ids).map_err(engine)? < ids.len() {
+            return Ok(false);
+        }
+        let Some(numbers) = &self.numbers else { return Ok(true) };
+        let trie = self.vocabulary.trie();
+        let (valid, minus_zero) = numbers.how_many(tokens.iter().map(|id| trie.token(id.0)));
+        Ok(valid == tokens.len() && !minus_zero)
+    }
 }
 
 impl Session for GuidanceSession {
@@ -166,12 +200,7 @@ impl Session for GuidanceSession {
         if self.validate(&[token])? == 0 {
             return Err(GrammarError::NotAllowed { token });
         }
-        self.matcher.consume_token(token.0).map_err(engine)?;
-        if let Some(numbers) = &mut self.numbers {
-            numbers.push(self.vocabulary.trie().token(token.0));
-        }
-        self.accepted.push(token);
-        Ok(())
+        self.follow(token)
     }
 
     fn validate(&mut self, draft: &[TokenId]) -> Result<usize> {
@@ -200,6 +229,9 @@ impl Session for GuidanceSession {
         };
         self.matcher.rollback(num_tokens).map_err(engine)?;
         self.accepted.truncate(left);
+        if self.known_way.as_ref().is_some_and(|way| way.at > left) {
+            self.known_way = None;
+        }
         if let Some(numbers) = &mut self.numbers {
             numbers.rollback(num_tokens);
         }
@@ -223,7 +255,7 @@ impl Session for GuidanceSession {
     }
 
     fn shortest_end(&mut self, max_tokens: usize) -> Result<Option<Vec<TokenId>>> {
-        end::search(self, max_tokens)
+        end::find(self, max_tokens)
     }
 }
 
