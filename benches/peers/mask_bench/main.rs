@@ -3,6 +3,7 @@
 //!
 //! `cargo run --release --example mask_bench -- MODEL FOLDER [lenient] [verbose]`
 
+mod label;
 mod measure;
 
 use wardrobe::{Model, ModelOptions};

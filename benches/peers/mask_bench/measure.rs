@@ -61,14 +61,19 @@ const BUDGET: usize = 1000;
 
 /// Processor time of this thread: what else the machine does is not counted.
 #[cfg(unix)]
-fn thread_time() -> Duration {
+pub fn thread_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
 }
 
 #[cfg(not(unix))]
-fn thread_time() -> Duration {
+pub fn thread_time() -> Duration {
     std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default()
+}
+
+/// A value as a constraint has it written.
+pub fn spaced(value: &Value) -> String {
+    instances::spaced(value, Numbers::Plain)
 }
 
 /// Texts as tokens of masks.
@@ -146,7 +151,8 @@ impl<'a> Writer<'a> {
     }
 }
 
-fn percentile(times: &mut [Duration], share: f64) -> Duration {
+/// The time that this share of them does not exceed.
+pub fn percentile(times: &mut [Duration], share: f64) -> Duration {
     times.sort_unstable();
     let last = times.len().saturating_sub(1);
     times.get((share * last as f64) as usize).copied().unwrap_or_default()
@@ -207,7 +213,7 @@ pub fn run(
         }
     }
     report(&mut totals);
-    Ok(())
+    crate::label::run(tokenizer, &compiler)
 }
 
 /// Whether all instances of a file are told right.

@@ -160,6 +160,41 @@ fn shortest_texts_are_what_the_spec_allows() {
     }
 }
 
+/// In the middle of what a pattern asks for, in values and in names, the rest of it is found.
+#[test]
+fn ends_of_patterns() {
+    for (given, begun, want) in [
+        (json!({"type": "string", "pattern": "^zip|tar$"}), "\"none", "tar\""),
+        (
+            json!({"type": "string", "pattern": "^https://[a-z]+\\.example\\.org/$"}),
+            "\"https://abc.",
+            "example.org/\"",
+        ),
+        (
+            json!({"type": "object", "patternProperties": {"^app/.*json$": {"type": "null"}}, "additionalProperties": false}),
+            "{\"app/x",
+            "json\": null}",
+        ),
+    ] {
+        let template = compile(&schema(given.clone())).unwrap();
+        let mut session = template.session();
+        for byte in begun.bytes() {
+            session.accept(TokenId(byte.into())).unwrap();
+        }
+        let way =
+            session.shortest_end(64).unwrap().unwrap_or_else(|| panic!("{given}: no way after {begun}"));
+        assert_eq!(String::from_utf8(bytes(&way)).unwrap(), want, "{given}");
+        // The same after each token of another way there, and once it is taken back.
+        for (done, byte) in want.bytes().enumerate() {
+            session.accept(TokenId(byte.into())).unwrap();
+            let rest = session.shortest_end(64).unwrap().unwrap();
+            assert_eq!(String::from_utf8(bytes(&rest)).unwrap(), want[done + 1..], "{given}");
+        }
+        session.rollback(want.len()).unwrap();
+        assert!(session.shortest_end(64).unwrap().is_some() && session.shortest_end(1).unwrap().is_none());
+    }
+}
+
 /// Takes a token of the mask, `pick` choosing, `steps` times at most; then goes the way to the end.
 fn wander(template: &Template, picks: &[prop::sample::Index]) -> String {
     let mut session = template.session();

@@ -129,11 +129,33 @@ fn walk(session: &mut GuidanceSession, max_tokens: usize, path: &mut Vec<TokenId
     }
 }
 
-/// The rest of a string that one of the schema's patterns asks for.
+/// Bytes of the longest rest of a sample that is tried, if it is not all of it.
+const MAX_REST: usize = 64;
+
+/// The rest of a string that one of the schema's patterns asks for: a sample of it, or what is left of one.
 fn ending(session: &mut GuidanceSession, max_tokens: usize) -> Result<Option<Vec<TokenId>>> {
-    for ending in session.endings.clone().iter().filter(|ending| ending.len() <= max_tokens) {
-        if session.validate(ending)? == ending.len() {
-            return Ok(Some(ending.clone()));
+    let samples = session.samples.clone();
+    if samples.is_empty() {
+        return Ok(None);
+    }
+    let mut mask = vec![0_u32; session.vocabulary.mask_len()];
+    session.fill_mask(&mut mask)?;
+    // Shortest first; the closing quote alone has been tried.
+    let rests = samples.iter().flat_map(|sample| {
+        let starts = 0..sample.len().saturating_sub(1);
+        let is_tried = |start: &usize| *start < 2 || sample.len() - start <= MAX_REST;
+        starts.filter(is_tried).filter_map(|start| sample.get(start..))
+    });
+    let mut rests: Vec<&[u8]> = rests.collect();
+    rests.sort_by_key(|rest| rest.len());
+    for rest in rests {
+            let tokens = session.vocabulary.trie().greedy_tokenize(rest);
+            let tokens: Vec<TokenId> = tokens.into_iter().map(TokenId).collect();
+            let may_come =
+                tokens.len() <= max_tokens && tokens.first().is_some_and(|id| is_allowed(&mask, *id));
+            if may_come && session.validate(&tokens)? == tokens.len() {
+                return Ok(Some(tokens));
+            }
         }
     }
     Ok(None)

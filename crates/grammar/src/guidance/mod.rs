@@ -33,8 +33,8 @@ pub(crate) struct Grammar {
     /// As it is before the first token; sessions are copies, with caches of their own.
     start: Mutex<Matcher>,
     numbers: Option<Arc<numbers::NumberTokens>>,
-    /// See [`end`].
-    endings: Arc<[Vec<TokenId>]>,
+    /// Strings as JSON writes them; see [`end`].
+    samples: Arc<[Vec<u8>]>,
     candidates: Arc<Candidates>,
 }
 
@@ -79,16 +79,10 @@ impl Guidance {
             vocabulary: self.vocabulary.clone(),
             start: Mutex::new(matcher),
             numbers: is_json.then(|| self.numbers.clone()),
-            endings: samples.iter().flat_map(|text| self.endings(text)).collect(),
+            samples: samples.iter().map(|text| json!(text).to_string().into_bytes()).collect(),
             candidates: self.candidates.clone(),
         };
         Ok((grammar, warnings))
-    }
-
-    /// What is left of a string that holds the text: with its beginning, and without.
-    fn endings(&self, text: &str) -> [Vec<TokenId>; 2] {
-        let whole = json!(text).to_string();
-        [whole.get(1..).unwrap_or_default(), &whole].map(|text| self.vocabulary.encode(text.as_bytes()))
     }
 }
 
@@ -134,7 +128,7 @@ impl Grammar {
             vocabulary: self.vocabulary.clone(),
             matcher: start.deep_clone(),
             numbers: self.numbers.clone().map(NumberGuard::new),
-            endings: self.endings.clone(),
+            samples: self.samples.clone(),
             candidates: self.candidates.clone(),
             accepted: Vec::new(),
             known_way: None,
@@ -147,7 +141,7 @@ pub(crate) struct GuidanceSession {
     vocabulary: Vocabulary,
     matcher: Matcher,
     numbers: Option<NumberGuard>,
-    endings: Arc<[Vec<TokenId>]>,
+    samples: Arc<[Vec<u8>]>,
     candidates: Arc<Candidates>,
     accepted: Vec<TokenId>,
     known_way: Option<KnownWay>,

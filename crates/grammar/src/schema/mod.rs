@@ -377,6 +377,11 @@ impl Walk<'_> {
                 let Some(pattern) = value.as_str() else { return invalid(place, "pattern is a text") };
                 self.sample(pattern);
             }
+            "patternProperties" => {
+                for pattern in value.as_object().into_iter().flat_map(Map::keys) {
+                    self.sample(pattern);
+                }
+            }
             "minLength" | "maxLength" | "minItems" | "maxItems" | "minProperties" | "maxProperties" => {
                 // 3.0 is a whole number, too.
                 let count = value
@@ -408,13 +413,14 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Keeps a text that the pattern matches.
+    /// Keeps texts that the pattern matches.
     fn sample(&mut self, pattern: &str) {
-        if self.samples.len() < MAX_SAMPLES
-            && let Some(text) = sample::shortest(pattern)
-            && !self.samples.contains(&text)
-        {
-            self.samples.push(text);
+        if self.samples.len() < MAX_SAMPLES {
+            for text in sample::shortest(pattern) {
+                if !self.samples.contains(&text) {
+                    self.samples.push(text);
+                }
+            }
         }
     }
 
