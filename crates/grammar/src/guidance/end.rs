@@ -149,13 +149,11 @@ fn ending(session: &mut GuidanceSession, max_tokens: usize) -> Result<Option<Vec
     let mut rests: Vec<&[u8]> = rests.collect();
     rests.sort_by_key(|rest| rest.len());
     for rest in rests {
-            let tokens = session.vocabulary.trie().greedy_tokenize(rest);
-            let tokens: Vec<TokenId> = tokens.into_iter().map(TokenId).collect();
-            let may_come =
-                tokens.len() <= max_tokens && tokens.first().is_some_and(|id| is_allowed(&mask, *id));
-            if may_come && session.validate(&tokens)? == tokens.len() {
-                return Ok(Some(tokens));
-            }
+        let tokens = session.vocabulary.trie().greedy_tokenize(rest);
+        let tokens: Vec<TokenId> = tokens.into_iter().map(TokenId).collect();
+        let may_come = tokens.len() <= max_tokens && tokens.first().is_some_and(|id| is_allowed(&mask, *id));
+        if may_come && session.validate(&tokens)? == tokens.len() {
+            return Ok(Some(tokens));
         }
     }
     Ok(None)
