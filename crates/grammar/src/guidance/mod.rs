@@ -19,6 +19,10 @@ use crate::schema::Prepared;
 use crate::spec::{Spec, Whitespace};
 use crate::vocabulary::Vocabulary;
 
+/// What a mask's lexer may take, some 70 ns each. The largest schemas with names of their own need more than the parser's
+/// default; a mask that is late delays its own text alone, a refused one ends it.
+const STEP_FUEL: u64 = 2_000_000;
+
 /// What all grammars of a vocabulary share.
 pub(crate) struct Guidance {
     vocabulary: Vocabulary,
@@ -43,7 +47,8 @@ impl Guidance {
     pub(crate) fn new(vocabulary: Vocabulary) -> Result<Self> {
         let mut factory = ParserFactory::new_simple(&vocabulary.env()).map_err(engine)?;
         factory.quiet();
-        *factory.limits_mut() = ParserLimits { verbose_errors: false, ..ParserLimits::default() };
+        *factory.limits_mut() =
+            ParserLimits { verbose_errors: false, step_lexer_fuel: STEP_FUEL, ..ParserLimits::default() };
         let numbers = Arc::new(numbers::NumberTokens::new(vocabulary.trie()));
         let candidates = Arc::new(Candidates::new(vocabulary.trie()));
         Ok(Guidance { vocabulary, factory, numbers, candidates })
