@@ -19,6 +19,7 @@ mod compiler;
 mod error;
 #[doc(hidden)]
 pub mod fuzzing;
+mod gbnf;
 mod guidance;
 mod schema;
 mod spec;

@@ -20,6 +20,8 @@ pub enum Spec {
     Choice(Vec<String>),
     /// A grammar in llguidance's variant of Lark.
     Lark(String),
+    /// A grammar in GBNF, as llama.cpp takes it.
+    Gbnf(String),
 }
 
 impl Spec {
@@ -29,7 +31,7 @@ impl Spec {
             Spec::JsonSchema { .. } | Spec::JsonObject => "schema",
             Spec::Regex(_) => "regular expression",
             Spec::Choice(_) => "choice",
-            Spec::Lark(_) => "grammar",
+            Spec::Lark(_) | Spec::Gbnf(_) => "grammar",
         }
     }
 }

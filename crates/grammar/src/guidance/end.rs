@@ -90,7 +90,7 @@ fn search(session: &mut GuidanceSession, max_tokens: usize) -> Result<Option<Vec
 
 fn walk(session: &mut GuidanceSession, max_tokens: usize, path: &mut Vec<TokenId>) -> Result<bool> {
     let candidates = session.candidates.clone();
-    let mut tried = Tried { candidates: &candidates, times: vec![0; candidates.others.len()] };
+    let mut tried = Tried { candidates: &candidates, times: vec![0; candidates.others.len()], closed: 0 };
     loop {
         if session.may_end()? {
             return Ok(true);
@@ -186,14 +186,23 @@ struct Tried<'a> {
     candidates: &'a Candidates,
     /// How often each of the others was taken: where a text goes round in circles, another way is taken each time.
     times: Vec<u32>,
+    /// How often something was closed, one after the other.
+    closed: u32,
 }
+
+/// In JSON what closes something brings the end nearer. In other texts it may be a character like any other.
+const MAX_CLOSED: u32 = 4;
 
 fn is_allowed(mask: &[u32], id: TokenId) -> bool {
     mask.get(id.index() / 32).is_some_and(|word| word >> (id.0 % 32) & 1 == 1)
 }
 
 impl Tried<'_> {
-    fn closing(&self, session: &mut GuidanceSession) -> Result<Option<TokenId>> {
+    fn closing(&mut self, session: &mut GuidanceSession) -> Result<Option<TokenId>> {
+        self.closed += 1;
+        if session.numbers.is_none() && self.closed > MAX_CLOSED {
+            return Ok(None);
+        }
         let in_string = session.numbers.as_ref().is_some_and(NumberGuard::in_string);
         let tokens = if in_string { &self.candidates.closing_string } else { &self.candidates.closing };
         for &token in tokens {
@@ -201,6 +210,7 @@ impl Tried<'_> {
                 return Ok(Some(token));
             }
         }
+        self.closed = 0;
         Ok(None)
     }
 

@@ -15,6 +15,7 @@ use self::end::{Candidates, KnownWay};
 use self::numbers::NumberGuard;
 use crate::Session;
 use crate::error::{GrammarError, Result};
+use crate::gbnf;
 use crate::schema::Prepared;
 use crate::spec::{Spec, Whitespace};
 use crate::vocabulary::Vocabulary;
@@ -72,6 +73,7 @@ impl Guidance {
             (Spec::Regex(regex), _) => (TopLevelGrammar::from_regex(regex), false),
             (Spec::Choice(choices), _) => (TopLevelGrammar::from_lark(choice(choices)?), false),
             (Spec::Lark(lark), _) => (TopLevelGrammar::from_lark(lark.clone()), false),
+            (Spec::Gbnf(source), _) => (TopLevelGrammar::from_lark(gbnf::to_lark(source)?), false),
         };
         let parser = self.factory.create_parser(grammar).map_err(|e| refused(kind, &e))?;
         let mut matcher = Matcher::new(Ok(parser));
