@@ -83,7 +83,7 @@ fn follow(compiler: &Compiler, session: &mut dyn Session, mut seed: u64, is_json
             break;
         }
         has_way = true;
-        if pick % 5 == 0 {
+        if pick.is_multiple_of(5) {
             let back = pick / 5 % (taken.len() + 1);
             if session.rollback(back).is_err() {
                 return;
