@@ -160,6 +160,37 @@ fn shortest_texts_are_what_the_spec_allows() {
     }
 }
 
+#[test]
+fn what_others_say_is_taken_where_the_grammar_would_not_take_it() {
+    // A type beside references that come back to it.
+    let list = json!({"type": "object", "additionalProperties": {}, "anyOf": [{"$ref": "#/$defs/leaf"}, {"$ref": "#/$defs/list"}], "$defs": {
+        "leaf": {"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a"], "additionalProperties": false},
+        "list": {"type": "object", "properties": {"items": {"type": "array", "items": {"$ref": "#"}}}, "required": ["items"], "additionalProperties": false}}});
+    let nested = compile(&schema(list)).unwrap();
+    assert!(accepts(&nested, r#"{"items": [{"a": null}, {"items": []}]}"#));
+    assert!(!accepts(&nested, "[]") && !accepts(&nested, r#"{"items": [null]}"#));
+    // Numbers of properties, of objects that have those of a list alone.
+    let closed = |keyword: &str, count: u64, required: &[&str]| {
+        compile(&schema(json!({"type": "object", "properties": {"a": {"type": "null"}, "b": {"type": "null"}}, "required": required,
+            "additionalProperties": false, keyword: count})))
+        .unwrap()
+    };
+    let (none, a, both) = ("{}", r#"{"a": null}"#, r#"{"a": null, "b": null}"#);
+    for (template, want) in [
+        (closed("minProperties", 2, &[]), [false, false, true]),
+        (closed("minProperties", 1, &[]), [false, true, true]),
+        (closed("minProperties", 1, &["a"]), [false, true, true]),
+        (closed("maxProperties", 2, &[]), [true, true, true]),
+    ] {
+        assert_eq!([none, a, both].map(|text| accepts(&template, text)), want);
+    }
+    let any = compile(&schema(
+        json!({"properties": {"a": {"type": "null"}}, "additionalProperties": false, "minProperties": 1}),
+    ))
+    .unwrap();
+    assert!(accepts(&any, "3") && accepts(&any, a) && !accepts(&any, none));
+}
+
 /// In the middle of what a pattern asks for, in values and in names, the rest of it is found.
 #[test]
 fn ends_of_patterns() {
