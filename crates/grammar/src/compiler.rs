@@ -87,6 +87,7 @@ impl Key {
             Spec::Regex(regex) => format!("r{regex}"),
             Spec::Choice(choices) => format!("c{choices:?}"),
             Spec::Lark(lark) => format!("g{lark}"),
+            Spec::Gbnf(gbnf) => format!("b{gbnf}"),
             Spec::ToolCalls(calls) => format!("t{calls:?}"),
         };
         Key { spec: text.into(), whitespace }
@@ -233,7 +234,7 @@ fn check_size(spec: &Spec) -> Result<()> {
     let bytes = match spec {
         Spec::JsonSchema { schema, .. } => return schema::check_size(schema),
         Spec::JsonObject => 0,
-        Spec::Regex(text) | Spec::Lark(text) => text.len(),
+        Spec::Regex(text) | Spec::Lark(text) | Spec::Gbnf(text) => text.len(),
         Spec::Choice(choices) => choices.iter().map(|choice| choice.len() + 1).sum(),
         Spec::ToolCalls(calls) => return tools::check_size(calls),
     };

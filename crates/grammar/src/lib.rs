@@ -8,7 +8,8 @@
 //!
 //! Invariants: a text whose tokens were all in their masks, and that ends where [`Session::may_end`] holds, is one that the
 //! spec allows. From every state that a session reaches, [`Session::shortest_end`] finds a way to the end, or says that it
-//! found none. No spec takes more time or memory to compile than its limits.
+//! found none: a number may have as many digits as numbers get and no multiple of what it has to be one of. Who asks after
+//! every token, and takes back one that leaves no way, meets no empty mask. No spec takes more time or memory to compile than its limits.
 //!
 //! This crate samples nothing and knows no model.
 #![forbid(unsafe_code)]
@@ -16,6 +17,9 @@
 mod closed;
 mod compiler;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
+mod gbnf;
 mod guidance;
 mod schema;
 mod spec;

@@ -21,6 +21,8 @@ pub enum Spec {
     Choice(Vec<String>),
     /// A grammar in llguidance's variant of Lark.
     Lark(String),
+    /// A grammar in GBNF, as llama.cpp takes it.
+    Gbnf(String),
     /// Calls of functions, in a model's own notation.
     ToolCalls(Box<ToolCalls>),
 }
@@ -73,7 +75,7 @@ impl Spec {
             Spec::JsonSchema { .. } | Spec::JsonObject => "schema",
             Spec::Regex(_) => "regular expression",
             Spec::Choice(_) => "choice",
-            Spec::Lark(_) => "grammar",
+            Spec::Lark(_) | Spec::Gbnf(_) => "grammar",
             Spec::ToolCalls(_) => "set of functions",
         }
     }

@@ -130,6 +130,8 @@ fn bombs_are_refused_or_bounded() {
         Spec::Regex("((a{0,1000}){0,1000}){0,1000}".into()),
         Spec::Regex("(x+x+)+y".into()),
         Spec::Lark("start: start start | \"a\"".into()),
+        Spec::Lark("start: \"a\" start".into()),
+        Spec::Lark("start: more\nmore: /a+/ more".into()),
         Spec::Choice((0..20_000).map(|i| format!("choice number {i}")).collect()),
     ];
     let compiler = compiler_within(Limits { deadline: Duration::from_secs(5), ..Limits::default() });
@@ -145,8 +147,41 @@ fn bombs_are_refused_or_bounded() {
             Err(_) => {}
         }
     }
-    // Nobody else is disturbed.
+    // Nobody else is disturbed, and the machine is not filled.
     assert!(compiler.compile(&schema(json!({"type": "boolean"})), Whitespace::Spaced).is_ok());
+    if let Some(peak) = peak_kib() {
+        assert!(peak < 1 << 20, "{peak} KiB");
+    }
+}
+
+/// The most memory that this process has had, where the system says so.
+fn peak_kib() -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?
+        .trim()
+        .strip_suffix("kB")?
+        .trim()
+        .parse()
+        .ok()
+}
+
+/// A grammar without an end is none, whatever it allows on the way.
+#[test]
+fn what_never_ends_is_refused() {
+    for lark in ["start: \"a\" start", "start: more\nmore: /a+/ more | /b/ more"] {
+        let error = refusal(&Spec::Lark(lark.into()));
+        assert!(
+            matches!(
+                error,
+                GrammarError::Unsatisfiable { .. }
+                    | GrammarError::Invalid { .. }
+                    | GrammarError::TooLarge { .. }
+            ),
+            "{lark}: {error:?}"
+        );
+    }
 }
 
 /// Small schemas that, said in other keywords or written out, would fill the machine.

@@ -160,6 +160,72 @@ fn shortest_texts_are_what_the_spec_allows() {
     }
 }
 
+#[test]
+fn what_others_say_is_taken_where_the_grammar_would_not_take_it() {
+    // A type beside references that come back to it.
+    let list = json!({"type": "object", "additionalProperties": {}, "anyOf": [{"$ref": "#/$defs/leaf"}, {"$ref": "#/$defs/list"}], "$defs": {
+        "leaf": {"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a"], "additionalProperties": false},
+        "list": {"type": "object", "properties": {"items": {"type": "array", "items": {"$ref": "#"}}}, "required": ["items"], "additionalProperties": false}}});
+    let nested = compile(&schema(list)).unwrap();
+    assert!(accepts(&nested, r#"{"items": [{"a": null}, {"items": []}]}"#));
+    assert!(!accepts(&nested, "[]") && !accepts(&nested, r#"{"items": [null]}"#));
+    // Numbers of properties, of objects that have those of a list alone.
+    let closed = |keyword: &str, count: u64, required: &[&str]| {
+        compile(&schema(json!({"type": "object", "properties": {"a": {"type": "null"}, "b": {"type": "null"}}, "required": required,
+            "additionalProperties": false, keyword: count})))
+        .unwrap()
+    };
+    let (none, a, both) = ("{}", r#"{"a": null}"#, r#"{"a": null, "b": null}"#);
+    for (template, want) in [
+        (closed("minProperties", 2, &[]), [false, false, true]),
+        (closed("minProperties", 1, &[]), [false, true, true]),
+        (closed("minProperties", 1, &["a"]), [false, true, true]),
+        (closed("maxProperties", 2, &[]), [true, true, true]),
+    ] {
+        assert_eq!([none, a, both].map(|text| accepts(&template, text)), want);
+    }
+    let any = compile(&schema(
+        json!({"properties": {"a": {"type": "null"}}, "additionalProperties": false, "minProperties": 1}),
+    ))
+    .unwrap();
+    assert!(accepts(&any, "3") && accepts(&any, a) && !accepts(&any, none));
+}
+
+/// In the middle of what a pattern asks for, in values and in names, the rest of it is found.
+#[test]
+fn ends_of_patterns() {
+    for (given, begun, want) in [
+        (json!({"type": "string", "pattern": "^zip|tar$"}), "\"none", "tar\""),
+        (
+            json!({"type": "string", "pattern": "^https://[a-z]+\\.example\\.org/$"}),
+            "\"https://abc.",
+            "example.org/\"",
+        ),
+        (
+            json!({"type": "object", "patternProperties": {"^app/.*json$": {"type": "null"}}, "additionalProperties": false}),
+            "{\"app/x",
+            "json\": null}",
+        ),
+    ] {
+        let template = compile(&schema(given.clone())).unwrap();
+        let mut session = template.session();
+        for byte in begun.bytes() {
+            session.accept(TokenId(byte.into())).unwrap();
+        }
+        let way =
+            session.shortest_end(64).unwrap().unwrap_or_else(|| panic!("{given}: no way after {begun}"));
+        assert_eq!(String::from_utf8(bytes(&way)).unwrap(), want, "{given}");
+        // The same after each token of another way there, and once it is taken back.
+        for (done, byte) in want.bytes().enumerate() {
+            session.accept(TokenId(byte.into())).unwrap();
+            let rest = session.shortest_end(64).unwrap().unwrap();
+            assert_eq!(String::from_utf8(bytes(&rest)).unwrap(), want[done + 1..], "{given}");
+        }
+        session.rollback(want.len()).unwrap();
+        assert!(session.shortest_end(64).unwrap().is_some() && session.shortest_end(1).unwrap().is_none());
+    }
+}
+
 /// Takes a token of the mask, `pick` choosing, `steps` times at most; then goes the way to the end.
 fn wander(template: &Template, picks: &[prop::sample::Index]) -> String {
     let mut session = template.session();

@@ -100,7 +100,7 @@ fn asked(fields: ConstraintFields) -> Result<Option<Asked>> {
         }
         outputs.regex.into_iter().for_each(|regex| add(field, Spec::Regex(regex), style));
         outputs.choice.into_iter().for_each(|choice| add(field, Spec::Choice(choice), style));
-        outputs.grammar.into_iter().for_each(|grammar| add(field, Spec::Lark(grammar), style));
+        outputs.grammar.into_iter().for_each(|text| add(field, grammar(text), style));
         if outputs.json_object == Some(true) {
             add(field, Spec::JsonObject, style);
         }
@@ -109,11 +109,16 @@ fn asked(fields: ConstraintFields) -> Result<Option<Asked>> {
         add("guided_json", schema(parsed(given, "guided_json")?, false), spaced);
     }
     if let Some(given) = fields.json_schema {
-        add("json_schema", schema(given, false), spaced);
+        add("json_schema", schema(parsed(given, "json_schema")?, false), spaced);
     }
     fields.guided_regex.into_iter().for_each(|regex| add("guided_regex", Spec::Regex(regex), spaced));
     fields.guided_choice.into_iter().for_each(|choice| add("guided_choice", Spec::Choice(choice), spaced));
-    fields.guided_grammar.into_iter().for_each(|lark| add("guided_grammar", Spec::Lark(lark), spaced));
+    fields.guided_grammar.into_iter().for_each(|text| add("guided_grammar", grammar(text), spaced));
+    // llama.cpp's clients send an empty one.
+    let given = fields.grammar.into_iter().filter(|text| !text.trim().is_empty());
+    given.for_each(|gbnf| add("grammar", Spec::Gbnf(gbnf), spaced));
+    fields.regex.into_iter().for_each(|regex| add("regex", Spec::Regex(regex), spaced));
+    fields.ebnf.into_iter().for_each(|gbnf| add("ebnf", Spec::Gbnf(gbnf), spaced));
     if let [first, second, ..] = found.as_slice() {
         let reason = format!("is set beside `{}`; an answer is held to one thing", first.field);
         return Err(ApiError::invalid(second.field, reason));
@@ -121,7 +126,12 @@ fn asked(fields: ConstraintFields) -> Result<Option<Asked>> {
     Ok(found.pop())
 }
 
-/// vLLM's clients also send a schema as text.
+/// A grammar in either notation: rules are `name ::= …` in GBNF and `name: …` in Lark.
+fn grammar(text: String) -> Spec {
+    if text.contains("::=") { Spec::Gbnf(text) } else { Spec::Lark(text) }
+}
+
+/// vLLM's and SGLang's clients also send a schema as text.
 fn parsed(schema: Value, field: &'static str) -> Result<Value> {
     match schema {
         Value::String(text) => serde_json::from_str(&text)
@@ -161,11 +171,20 @@ mod tests {
             (json!({"guided_choice": ["a"]}), Spec::Choice(vec!["a".into()])),
             (json!({"guided_grammar": "x"}), Spec::Lark("x".into())),
             (json!({"json_schema": {"type": "null"}}), schema(false)),
+            (json!({"json_schema": "{\"type\": \"null\"}"}), schema(false)),
+            (json!({"grammar": "root ::= \"a\""}), Spec::Gbnf("root ::= \"a\"".into())),
+            (json!({"guided_grammar": "root ::= \"a\""}), Spec::Gbnf("root ::= \"a\"".into())),
+            (json!({"ebnf": "root ::= \"a\""}), Spec::Gbnf("root ::= \"a\"".into())),
+            (json!({"regex": "a+"}), Spec::Regex("a+".into())),
         ] {
             assert_eq!(of(body.clone()).unwrap().unwrap().spec, spec, "{body}");
         }
-        for nothing in [json!({}), json!({"response_format": {"type": "text"}}), json!({"guided_json": null})]
-        {
+        for nothing in [
+            json!({}),
+            json!({"response_format": {"type": "text"}}),
+            json!({"guided_json": null}),
+            json!({"grammar": ""}),
+        ] {
             assert_eq!(of(nothing).unwrap(), None);
         }
     }

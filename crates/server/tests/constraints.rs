@@ -127,7 +127,7 @@ async fn every_way_to_ask() {
     let is_boolean = |text: &str| matches!(text, "true" | "false");
     let digits = |text: &str| text.len() == 3 && text.bytes().all(|b| b.is_ascii_digit());
     let chosen = |text: &str| matches!(text, "yes" | "no");
-    let ways: [(Value, Fits<'_>); 11] = [
+    let ways: [(Value, Fits<'_>); 13] = [
         (json!({"response_format": {"type": "json_object"}}), &any_json),
         (json!({"response_format": {"type": "json_object", "schema": boolean}}), &is_boolean),
         (json!({"structured_outputs": {"json": boolean}}), &is_boolean),
@@ -139,6 +139,8 @@ async fn every_way_to_ask() {
         (json!({"guided_regex": "[0-9]{3}"}), &digits),
         (json!({"guided_choice": ["yes", "no"]}), &chosen),
         (json!({"json_schema": boolean}), &is_boolean),
+        (json!({"grammar": "root ::= word # one\nword ::= \"yes\" | \"no\""}), &chosen),
+        (json!({"structured_outputs": {"grammar": "root ::= [0-9]{3}"}}), &digits),
     ];
     for (change, fits) in ways {
         let mut asked = body(change.clone());

@@ -255,11 +255,9 @@ async fn prompts_over_the_context_say_so() {
 #[tokio::test]
 async fn what_is_not_supported_is_named() {
     let bench = Bench::new(ServerConfig::default());
-    for (field, value) in [
-        ("functions", json!([{"name": "f"}])),
-        ("suffix", json!("end")),
-        ("audio", json!({"voice": "x"})),
-    ] {
+    for (field, value) in
+        [("functions", json!([{"name": "f"}])), ("suffix", json!("end")), ("audio", json!({"voice": "x"}))]
+    {
         for (path, mut body) in [(CHAT, chat_body(&json!({}))), (TEXT, json!({"prompt": "a"}))] {
             body[field] = value.clone();
             let error = bench.post(path, &body).await.error(400);

@@ -27,7 +27,7 @@ use crate::vocabulary::Vocabulary;
 type OwnedDFA = DFA<Vec<u32>>;
 
 /// Bytes of an automaton, and of what it takes to build it. Larger ones are left to the other engine.
-const MAX_DFA_BYTES: usize = 2 << 20;
+const MAX_DFA_BYTES: usize = 1 << 20;
 const MAX_BUILD_BYTES: usize = 8 << 20;
 
 /// A schema as an automaton.
@@ -39,6 +39,8 @@ pub(crate) struct ClosedSchema {
     distances: Box<[u32]>,
     /// By state, once it was asked for.
     masks: Box<[OnceLock<Arc<[u32]>>]>,
+    /// By state, once it was asked for: the tokens of the shortest way to the end.
+    ways: Box<[OnceLock<Box<[TokenId]>>]>,
     /// Equal masks are one.
     known_masks: Mutex<HashSet<Arc<[u32]>>>,
 }
@@ -64,12 +66,14 @@ impl ClosedSchema {
             return None;
         }
         let masks = distances.iter().map(|_| OnceLock::new()).collect();
+        let ways = distances.iter().map(|_| OnceLock::new()).collect();
         Some(Arc::new(ClosedSchema {
             vocabulary: vocabulary.clone(),
             dfa,
             start,
             distances,
             masks,
+            ways,
             known_masks: Mutex::default(),
         }))
     }
@@ -338,8 +342,10 @@ impl Session for ClosedSession {
     }
 
     fn shortest_end(&mut self, max_tokens: usize) -> Result<Option<Vec<TokenId>>> {
-        let tokens = self.of.vocabulary.encode(&self.of.way(self.state()));
-        Ok((tokens.len() <= max_tokens).then_some(tokens))
+        let state = self.state();
+        let encoded = || self.of.vocabulary.encode(&self.of.way(state)).into_boxed_slice();
+        let way = self.of.ways.get(index(&self.of.dfa, state)).map(|way| way.get_or_init(encoded));
+        Ok(way.filter(|way| way.len() <= max_tokens).map(|way| way.to_vec()))
     }
 }
 

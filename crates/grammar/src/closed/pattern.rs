@@ -10,7 +10,7 @@ use crate::schema::is_annotation;
 use crate::spec::Whitespace;
 
 /// Characters of the expression, with repetitions written out: a measure of the automaton.
-const MAX_SIZE: usize = 20_000;
+const MAX_SIZE: usize = 8_000;
 const MAX_DEPTH: usize = 24;
 /// Where no property is required, each may be the first: the expression grows with the square.
 const MAX_OPTIONAL: usize = 12;
@@ -18,8 +18,9 @@ const MAX_OPTIONAL: usize = 12;
 /// A character of a string, as the other engine writes it: controls in their short form, or as four digits.
 const CHARACTER: &str = r#"(?:[^"\\\x00-\x1f\x7f]|\\["\\bfnrt]|\\u00(?:0[0-7bBeEfF]|1[0-9a-fA-F]|7[fF]))"#;
 const INTEGER: &str = r"(?:0|-?[1-9][0-9]{0,16})";
-/// Of 24 characters at most, by and large; see `guidance/numbers.rs`.
-const NUMBER: &str = r"(?:(?:0|-?[1-9][0-9]{0,15})(?:\.[0-9]{1,6})?|-0\.[0-9]{1,6})(?:[eE][+-]?[0-9]{1,2})?";
+/// As many digits as an f64 can tell apart, before and behind the dot; see also `guidance/numbers.rs`.
+const NUMBER: &str =
+    r"(?:(?:0|-?[1-9][0-9]{0,15})(?:\.[0-9]{1,17})?|-0\.[0-9]{1,17})(?:[eE][+-]?[0-9]{1,2})?";
 
 /// The expression, for the whole text.
 pub(super) fn of(schema: &Value, whitespace: Whitespace) -> Option<String> {
@@ -106,7 +107,7 @@ impl Pattern<'_> {
                 Some(INTEGER.to_owned())
             }
             "number" if has(&["type"]) => {
-                self.take(40)?;
+                self.take(60)?;
                 Some(NUMBER.to_owned())
             }
             "string" if has(&["type", "minLength", "maxLength"]) => {

@@ -12,18 +12,25 @@ use llguidance::{Matcher, ParserFactory};
 use serde_json::json;
 use wardrobe_text::TokenId;
 
+use self::end::{Candidates, KnownWay};
 use self::numbers::NumberGuard;
 use crate::Session;
 use crate::error::{GrammarError, Result};
+use crate::gbnf;
 use crate::schema::Prepared;
 use crate::spec::{Spec, Whitespace};
 use crate::vocabulary::Vocabulary;
+
+/// What a mask's lexer may take, some 70 ns each. The largest schemas with names of their own need more than the parser's
+/// default; a mask that is late delays its own text alone, a refused one ends it.
+const STEP_FUEL: u64 = 2_000_000;
 
 /// What all grammars of a vocabulary share.
 pub(crate) struct Guidance {
     vocabulary: Vocabulary,
     factory: ParserFactory,
     numbers: Arc<numbers::NumberTokens>,
+    candidates: Arc<Candidates>,
 }
 
 /// A compiled spec.
@@ -33,8 +40,9 @@ pub(crate) struct Grammar {
     start: Mutex<Matcher>,
     /// As it is before the first token.
     numbers: Option<NumberGuard>,
-    /// See [`end`].
-    endings: Arc<[Vec<TokenId>]>,
+    /// Strings as JSON writes them; see [`end`].
+    samples: Arc<[Vec<u8>]>,
+    candidates: Arc<Candidates>,
 }
 
 impl Guidance {
@@ -42,9 +50,11 @@ impl Guidance {
     pub(crate) fn new(vocabulary: Vocabulary) -> Result<Self> {
         let mut factory = ParserFactory::new_simple(&vocabulary.env()).map_err(engine)?;
         factory.quiet();
-        *factory.limits_mut() = ParserLimits { verbose_errors: false, ..ParserLimits::default() };
+        *factory.limits_mut() =
+            ParserLimits { verbose_errors: false, step_lexer_fuel: STEP_FUEL, ..ParserLimits::default() };
         let numbers = Arc::new(numbers::NumberTokens::new(vocabulary.trie()));
-        Ok(Guidance { vocabulary, factory, numbers })
+        let candidates = Arc::new(Candidates::new(vocabulary.trie()));
+        Ok(Guidance { vocabulary, factory, numbers, candidates })
     }
 
     /// Compiles a spec; gives warnings beside it. Bounded by the parser's limits, not by time.
@@ -67,6 +77,7 @@ impl Guidance {
             (Spec::Regex(regex), _) => (TopLevelGrammar::from_regex(regex), None),
             (Spec::Choice(choices), _) => (TopLevelGrammar::from_lark(choice(choices)?), None),
             (Spec::Lark(lark), _) => (TopLevelGrammar::from_lark(lark.clone()), None),
+            (Spec::Gbnf(source), _) => (TopLevelGrammar::from_lark(gbnf::to_lark(source)?), None),
             (Spec::ToolCalls(calls), prepared) => {
                 let lark = tools::lark(&self.vocabulary, calls, prepared, whitespace);
                 (TopLevelGrammar::from_lark(lark), Some(tools::guard(self.numbers.clone(), calls)))
@@ -83,15 +94,10 @@ impl Guidance {
             vocabulary: self.vocabulary.clone(),
             start: Mutex::new(matcher),
             numbers,
-            endings: samples.flat_map(|text| self.endings(text)).collect(),
+            samples: samples.map(|text| json!(text).to_string().into_bytes()).collect(),
+            candidates: self.candidates.clone(),
         };
         Ok((grammar, warnings))
-    }
-
-    /// What is left of a string that holds the text: with its beginning, and without.
-    fn endings(&self, text: &str) -> [Vec<TokenId>; 2] {
-        let whole = json!(text).to_string();
-        [whole.get(1..).unwrap_or_default(), &whole].map(|text| self.vocabulary.encode(text.as_bytes()))
     }
 }
 
@@ -137,8 +143,10 @@ impl Grammar {
             vocabulary: self.vocabulary.clone(),
             matcher: start.deep_clone(),
             numbers: self.numbers.clone(),
-            endings: self.endings.clone(),
+            samples: self.samples.clone(),
+            candidates: self.candidates.clone(),
             accepted: Vec::new(),
+            known_way: None,
         }
     }
 }
@@ -148,8 +156,35 @@ pub(crate) struct GuidanceSession {
     vocabulary: Vocabulary,
     matcher: Matcher,
     numbers: Option<NumberGuard>,
-    endings: Arc<[Vec<TokenId>]>,
+    samples: Arc<[Vec<u8>]>,
+    candidates: Arc<Candidates>,
     accepted: Vec<TokenId>,
+    known_way: Option<KnownWay>,
+}
+
+impl GuidanceSession {
+    /// Follows a token that is known to be valid.
+    fn follow(&mut self, token: TokenId) -> Result<()> {
+        self.matcher.consume_token(token.0).map_err(engine)?;
+        if let Some(numbers) = &mut self.numbers {
+            numbers.push(self.vocabulary.trie().token(token.0));
+        }
+        self.accepted.push(token);
+        Ok(())
+    }
+
+    /// Whether the text may end after these tokens.
+    fn ends_after(&mut self, tokens: &[TokenId]) -> Result<bool> {
+        let Some(end) = self.vocabulary.ends().first() else { return Ok(false) };
+        let ids: Vec<u32> = tokens.iter().chain([end]).map(|id| id.0).collect();
+        if self.matcher.is_stopped() || self.matcher.validate_tokens(&ids).map_err(engine)? < ids.len() {
+            return Ok(false);
+        }
+        let Some(numbers) = &self.numbers else { return Ok(true) };
+        let trie = self.vocabulary.trie();
+        let (valid, minus_zero) = numbers.how_many(tokens.iter().map(|id| trie.token(id.0)));
+        Ok(valid == tokens.len() && !minus_zero)
+    }
 }
 
 impl Session for GuidanceSession {
@@ -174,12 +209,7 @@ impl Session for GuidanceSession {
         if self.validate(&[token])? == 0 {
             return Err(GrammarError::NotAllowed { token });
         }
-        self.matcher.consume_token(token.0).map_err(engine)?;
-        if let Some(numbers) = &mut self.numbers {
-            numbers.push(self.vocabulary.trie().token(token.0));
-        }
-        self.accepted.push(token);
-        Ok(())
+        self.follow(token)
     }
 
     fn validate(&mut self, draft: &[TokenId]) -> Result<usize> {
@@ -208,6 +238,9 @@ impl Session for GuidanceSession {
         };
         self.matcher.rollback(num_tokens).map_err(engine)?;
         self.accepted.truncate(left);
+        if self.known_way.as_ref().is_some_and(|way| way.at > left) {
+            self.known_way = None;
+        }
         if let Some(numbers) = &mut self.numbers {
             numbers.rollback(num_tokens);
         }
@@ -235,7 +268,7 @@ impl Session for GuidanceSession {
     }
 
     fn shortest_end(&mut self, max_tokens: usize) -> Result<Option<Vec<TokenId>>> {
-        end::search(self, max_tokens)
+        end::find(self, max_tokens)
     }
 }
 

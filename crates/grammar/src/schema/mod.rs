@@ -3,6 +3,7 @@
 
 mod formats;
 mod negate;
+mod redundant;
 mod references;
 mod rewrite;
 mod sample;
@@ -204,6 +205,8 @@ struct Walk<'a> {
     samples: Vec<String>,
 }
 
+const OTHER_THAN_OBJECTS: [&str; 5] = ["null", "boolean", "number", "string", "array"];
+
 /// The most samples that are kept: every one is tried.
 const MAX_SAMPLES: usize = 64;
 
@@ -256,6 +259,24 @@ impl Walk<'_> {
         let mut out = Said::default();
         for (keyword, value) in members {
             let at = place.member(keyword);
+            if self.is_redundant(keyword, value, members, place) {
+                continue;
+            }
+            if let ("minProperties" | "maxProperties", Some(count)) = (keyword.as_str(), value.as_u64()) {
+                match redundant::bound(keyword, count, members) {
+                    redundant::Bound::Stays => {}
+                    redundant::Bound::Said => continue,
+                    redundant::Bound::As(schema) => {
+                        // Of objects alone, as all such keywords.
+                        let schema = match members.get("type") {
+                            Some(Value::String(_)) => schema,
+                            _ => json!({"anyOf": [{"type": OTHER_THAN_OBJECTS}, schema]}),
+                        };
+                        out.besides.push(self.schema(&schema, &at)?);
+                        continue;
+                    }
+                }
+            }
             if keyword == "uniqueItems" && value == &json!(true) || UNSUPPORTED.contains(&keyword.as_str()) {
                 self.leave_out(keyword, place, "")?;
                 continue;
@@ -377,6 +398,11 @@ impl Walk<'_> {
                 let Some(pattern) = value.as_str() else { return invalid(place, "pattern is a text") };
                 self.sample(pattern);
             }
+            "patternProperties" => {
+                for pattern in value.as_object().into_iter().flat_map(Map::keys) {
+                    self.sample(pattern);
+                }
+            }
             "minLength" | "maxLength" | "minItems" | "maxItems" | "minProperties" | "maxProperties" => {
                 // 3.0 is a whole number, too.
                 let count = value
@@ -408,13 +434,14 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Keeps a text that the pattern matches.
+    /// Keeps texts that the pattern matches.
     fn sample(&mut self, pattern: &str) {
-        if self.samples.len() < MAX_SAMPLES
-            && let Some(text) = sample::shortest(pattern)
-            && !self.samples.contains(&text)
-        {
-            self.samples.push(text);
+        if self.samples.len() < MAX_SAMPLES {
+            for text in sample::shortest(pattern) {
+                if !self.samples.contains(&text) {
+                    self.samples.push(text);
+                }
+            }
         }
     }
 

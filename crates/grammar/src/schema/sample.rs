@@ -5,10 +5,17 @@ use regex_syntax::hir::{Class, Hir, HirKind};
 /// Longer texts are not worth a try.
 const MAX_BYTES: usize = 4096;
 
-/// One of the shortest texts that match, if the pattern is understood.
-pub(super) fn shortest(pattern: &str) -> Option<String> {
-    let hir = regex_syntax::ParserBuilder::new().nest_limit(64).build().parse(pattern).ok()?;
-    of(&hir)
+/// The most alternatives of a pattern that are looked at.
+const MAX_ALTERNATIVES: usize = 8;
+
+/// One of the shortest texts that match each of the pattern's alternatives, as far as it is understood.
+pub(super) fn shortest(pattern: &str) -> Vec<String> {
+    let parsed = regex_syntax::ParserBuilder::new().nest_limit(64).build().parse(pattern);
+    let Ok(hir) = parsed else { return Vec::new() };
+    match hir.kind() {
+        HirKind::Alternation(ways) => ways.iter().take(MAX_ALTERNATIVES).filter_map(of).collect(),
+        _ => of(&hir).into_iter().collect(),
+    }
 }
 
 fn of(hir: &Hir) -> Option<String> {
@@ -58,14 +65,14 @@ mod tests {
             r"^$",
             r"[\u{1F600}-\u{1F64F}]",
         ] {
-            let text = shortest(pattern).unwrap();
-            assert!(
-                regex_automata::meta::Regex::new(pattern).unwrap().is_match(&text),
-                "{pattern}: {text:?}"
-            );
+            let texts = shortest(pattern);
+            assert!(!texts.is_empty(), "{pattern}");
+            let regex = regex_automata::meta::Regex::new(pattern).unwrap();
+            assert!(texts.iter().all(|text| regex.is_match(text)), "{pattern}: {texts:?}");
         }
-        assert_eq!(shortest("(a|bcd|)x").as_deref(), Some("x"));
-        assert_eq!(shortest("(?=a)b"), None);
-        assert_eq!(shortest("a{5000}"), None);
+        assert_eq!(shortest("(a|bcd|)x"), ["x"]);
+        assert_eq!(shortest("^zip|tar$"), ["zip", "tar"]);
+        assert!(shortest("(?=a)b").is_empty());
+        assert!(shortest("a{5000}").is_empty());
     }
 }

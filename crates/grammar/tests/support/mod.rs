@@ -1,6 +1,10 @@
 //! A vocabulary of bytes and some longer tokens, and what tests do with sessions.
 #![allow(dead_code, clippy::unwrap_used, clippy::panic)]
 
+pub mod generations;
+pub mod instances;
+pub mod validity;
+
 use std::sync::Arc;
 
 use serde_json::Value;

@@ -1,5 +1,5 @@
 //! Fields that hold an answer to something: OpenAI's `response_format`, vLLM's `structured_outputs` and older `guided_*`,
-//! llama.cpp's `json_schema`.
+//! llama.cpp's `json_schema` and `grammar`, SGLang's `json_schema`, `regex` and `ebnf`.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -15,6 +15,9 @@ pub(crate) struct ConstraintFields {
     pub guided_choice: Option<Vec<String>>,
     pub guided_grammar: Option<String>,
     pub json_schema: Option<Value>,
+    pub grammar: Option<String>,
+    pub regex: Option<String>,
+    pub ebnf: Option<String>,
 }
 
 /// `response_format`.

@@ -26,7 +26,7 @@ enum Passes {
     OnlyText,
 }
 
-const GRAMMAR: &str = "use response_format, or structured_outputs with json, regex, choice or a Lark grammar";
+const GRAMMAR: &str = "use response_format, or structured_outputs with json, regex, choice or grammar";
 const FUNCTIONS: &str = "use tools and tool_choice, which have taken its place";
 const MEDIA: &str = "this server reads and writes text only";
 const BEAM: &str = "beam search is not implemented";
@@ -36,7 +36,6 @@ const SEARCH: &str = "this server does not search the web";
 const FIELDS: &[(&str, Passes, &str)] = &[
     ("guided_whitespace_pattern", Passes::Empty, GRAMMAR),
     ("structural_tag", Passes::Empty, GRAMMAR),
-    ("grammar", Passes::Empty, GRAMMAR),
     ("functions", Passes::Empty, FUNCTIONS),
     ("function_call", Passes::Strings(&["none", "auto"]), FUNCTIONS),
     ("audio", Passes::Empty, MEDIA),
@@ -187,7 +186,6 @@ mod tests {
             (r#"{"function_call":{"name":"f"}}"#, "function_call"),
             (r#"{"modalities":["text","audio"]}"#, "modalities"),
             (r#"{"audio":{"voice":"x"}}"#, "audio"),
-            (r#"{"grammar":"root ::= \"a\""}"#, "grammar"),
             (r#"{"mirostat":2}"#, "mirostat"),
             (r#"{"typical_p":0.5}"#, "typical_p"),
             (r#"{"use_beam_search":true}"#, "use_beam_search"),
