@@ -3,6 +3,9 @@
 //! In GBNF a text is characters; in Lark it is words, which a lexer takes as long as they can be. So that both mean the same,
 //! every character is a word of its own here: `[a-z]* "abc"` has `xabc` in it, as it should.
 //!
+//! A grammar whose end the search of `guidance/end.rs` does not find is refused, as any other; in rules that come back to
+//! themselves by most of their ways, such as `r ::= ("a<" r ">" | "ab")+`, it may miss one that is there.
+//!
 //! Left recursion is refused, as llama.cpp does, and so are tokens (`<think>`, `<[1000]>`).
 
 mod recursion;
