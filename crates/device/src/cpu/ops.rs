@@ -22,8 +22,11 @@ use crate::weight::Weight;
 
 /// Largest step that is kept: with more rows the ops take so long that what lies between them does not count.
 const MAX_RECORDED_ROWS: usize = 128;
+/// The same for several rows of one sequence: tokens that a grammar forces come in such runs, while the last pieces of prompts,
+/// which are of every length, would drive the steps out that come again.
+const MAX_RECORDED_RUN: usize = 16;
 /// Steps that are kept. One of 32 rows takes about 9 KB a layer.
-const MAX_PROGRAMS: usize = 32;
+const MAX_PROGRAMS: usize = 48;
 
 /// The CPU's ops for one context.
 pub(crate) struct CpuOps {
@@ -96,8 +99,12 @@ impl Ops for CpuOps {
 
     unsafe fn begin_step(&mut self, key: &GraphKey) -> Result<StepMode> {
         self.recording = None;
-        // With one row a sequence the key says which rows are whose.
-        if !self.records || key.num_rows != key.num_seqs || key.num_rows > MAX_RECORDED_ROWS {
+        // With one row a sequence, or one sequence, the key says which rows are whose.
+        let comes_again = match key.num_seqs {
+            1 => key.num_rows <= MAX_RECORDED_RUN,
+            num_seqs => key.num_rows == num_seqs && num_seqs <= MAX_RECORDED_ROWS,
+        };
+        if !self.records || !comes_again {
             return Ok(StepMode::Run);
         }
         if let Some(idx) = self.programs.iter().position(|(k, _)| k == key) {
