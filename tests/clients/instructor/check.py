@@ -5,14 +5,16 @@ from typing import Literal, Optional
 
 import instructor
 import openai
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 BASE_URL, MODEL = os.environ["BASE_URL"], os.environ["MODEL"]
 MESSAGES = [{"role": "user", "content": "Ada Lovelace, born in 1815, was a mathematician."}]
 
 
 class Person(BaseModel):
-    """A person."""
+    """A person. Without other members: a schema that allows them lets a small model go on with them."""
+
+    model_config = ConfigDict(extra="forbid")
 
     name: str = Field(max_length=40)
     born: int
