@@ -26,8 +26,8 @@ th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; text-align:
 details summary { cursor: pointer; }
 ";
 
-/// Text that stands for itself in HTML.
-fn escape(text: &str) -> String {
+/// Text that stands for itself in HTML, between tags and in attributes.
+pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

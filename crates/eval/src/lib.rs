@@ -45,6 +45,7 @@ mod tasks;
 
 pub use error::EvalError;
 pub use evaluate::{EvalOptions, Held, Progress, RenderPrompt, Target, evaluate};
+pub use html::escape as escape_html;
 pub use items::{Item, LineProblem, MAX_LINE_BYTES, Turn, draw, read_items};
 pub use report::{Answer, BaselineResult, ItemShown, Outcome, Report, TargetResult};
 pub use similarity::indel_ratio;

@@ -88,7 +88,18 @@ fn parameters(schema: &Value) -> Result<Value> {
 fn close(schema: &mut Value) {
     match schema {
         Value::Object(members) => {
-            members.values_mut().for_each(close);
+            for (keyword, value) in members.iter_mut() {
+                match (keyword.as_str(), value) {
+                    // Values, not schemas, whatever they look like.
+                    ("const" | "enum" | "default" | "examples", _) => {}
+                    // Schemas by names, which are no keywords.
+                    (
+                        "properties" | "patternProperties" | "$defs" | "definitions" | "dependentSchemas",
+                        Value::Object(named),
+                    ) => named.values_mut().for_each(close),
+                    (_, value) => close(value),
+                }
+            }
             let speaks_of_others = [
                 "additionalProperties",
                 "unevaluatedProperties",

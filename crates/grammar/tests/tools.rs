@@ -92,6 +92,21 @@ fn required_calls_are_calls() {
     }
 }
 
+/// Objects that say nothing of other members have none, below properties of whatever name; constants stay what they are.
+#[test]
+fn parameters_are_closed_and_constants_kept() {
+    let inner = json!({"type": "object", "properties": {"a": {"type": "null"}}});
+    let parameters =
+        json!({"properties": {"const": inner, "shape": {"const": inner}}, "required": ["const", "shape"]});
+    let functions = vec![Function { name: "f".to_owned(), parameters, strict: true }];
+    let calls = ToolCalls { notation: tagged(), functions, beside: Beside::Nothing, max_calls: 1 };
+    let template = compile(&Spec::ToolCalls(Box::new(calls))).unwrap();
+    let shape = r#"{"type": "object", "properties": {"a": {"type": "null"}}}"#;
+    let answer = |inner: &str| call("f", &format!(r#"{{"const": {inner}, "shape": {shape}}}"#));
+    assert!(accepts(&template, &answer(r#"{"a": null}"#)) && accepts(&template, &answer("{}")));
+    assert!(!accepts(&template, &answer(r#"{"b": 1}"#)));
+}
+
 #[test]
 fn an_answer_may_be_text_and_then_calls() {
     let auto = compiled(tagged(), Beside::Text, 3);

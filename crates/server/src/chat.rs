@@ -259,16 +259,15 @@ impl ChatWriter {
             choice.keep(&parts);
         }
         // What belongs to the update's tokens goes with the first of its parts.
-        let parts = parts.iter().map(|part| match part {
+        let deltas = parts.iter().map(|part| match part {
             ChoicePart::Text(text) => Delta { content: Some(text), ..Delta::default() },
             ChoicePart::Call(call) => Delta { tool_calls: Some([call]), ..Delta::default() },
         });
-        let has_more = |parts: &[Delta<'_>]| parts.is_empty() && (logprobs.is_some() || token_ids.is_some());
-        let mut parts: Vec<Delta<'_>> = parts.collect();
-        if has_more(&parts) {
-            parts.push(Delta { content: Some(""), ..Delta::default() });
+        let mut deltas: Vec<Delta<'_>> = deltas.collect();
+        if deltas.is_empty() && (logprobs.is_some() || token_ids.is_some()) {
+            deltas.push(Delta { content: Some(""), ..Delta::default() });
         }
-        for delta in parts {
+        for delta in deltas {
             let (logprobs, token_ids) = (logprobs.take(), token_ids.take());
             self.frame.write(&ChatDelta { logprobs, token_ids, ..chat_delta(index, delta) }, out)?;
         }

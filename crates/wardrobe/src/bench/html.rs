@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use wardrobe_eval::escape_html as escape;
+
 use super::report::{Report, ServingResult, Target};
 use super::svg::BarChart;
 
@@ -20,21 +22,6 @@ svg line { stroke: var(--line); }
 .s0 { fill: #3572b0; } .s1 { fill: #d9822b; } .s2 { fill: #4a9a63; } .s3 { fill: #8a63b8; } .s4 { fill: #b8475a; }
 pre { background: var(--panel); border-radius: 8px; padding: 1rem; overflow-x: auto; font-size: 13px; line-height: 1.4; }
 ";
-
-/// Text that stands for itself in HTML.
-pub(super) fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '&' => out.push_str("&amp;"),
-            '"' => out.push_str("&quot;"),
-            _ => out.push(c),
-        }
-    }
-    out
-}
 
 impl Report {
     /// The report as a web page with plots, without scripts or anything from elsewhere.

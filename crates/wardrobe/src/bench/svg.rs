@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::html::escape;
 use super::text::number;
+use wardrobe_eval::escape_html as escape;
 
 /// A chart of grouped vertical bars.
 pub(super) struct BarChart<'a> {

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use wardrobe_eval::escape_html as escape;
+
 use super::LabelReport;
 use super::summary::{FieldSummary, LabelSummary};
 use super::text::percent;
@@ -26,24 +28,6 @@ td.bar { width: 35%; } td.bar div { background: var(--bar); height: .8rem; margi
 .dim { color: var(--dim); }
 pre { background: var(--panel); border-radius: 8px; padding: 1rem; overflow-x: auto; font-size: 13px; }
 ";
-
-/// Text that stands for itself in HTML.
-fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '&' => out.push_str("&amp;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            // HTML has no way to write the other control characters.
-            c if c.is_control() && c != '\n' && c != '\t' => out.push('\u{fffd}'),
-            c => out.push(c),
-        }
-    }
-    out
-}
 
 impl LabelReport {
     /// What the output holds, as a web page. `title` says what was labelled by what.
