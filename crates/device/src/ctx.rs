@@ -65,7 +65,7 @@ pub struct Ctx {
     step: Option<Step>,
     pub(crate) training: Training,
     /// Place in the arena and shape of the output of each recorded step.
-    recorded: HashMap<GraphKey, (usize, Shape)>,
+    recorded: HashMap<GraphKey, (usize, Shape, DType)>,
 }
 
 impl fmt::Debug for Ctx {
@@ -211,10 +211,12 @@ impl Ctx {
 
     /// A zeroed key-value cache.
     pub fn kv_cache(&self, config: KvConfig) -> Result<KvCache> {
-        if !matches!(config.dtype, DType::F16 | DType::F32) {
+        if config.dtype == DType::U32 {
             return invalid("KvCache", format!("element type {:?}", config.dtype));
         }
-        let shape = config.layer_shape()?;
+        // Padding reads and writes the block after the last.
+        let padding = usize::from(self.device.pads_steps());
+        let shape = KvConfig { num_blocks: config.num_blocks + padding, ..config }.layer_shape()?;
         let layers = (0..config.num_layers)
             .map(|_| {
                 let part = || self.persistent("the key-value cache", shape, config.dtype);
@@ -224,14 +226,22 @@ impl Ctx {
         Ok(KvCache { config, layers })
     }
 
-    /// Copies a F32 tensor to the host.
+    /// Copies a tensor of floats to the host.
     pub fn read_f32(&mut self, t: &Tensor) -> Result<Vec<f32>> {
         let op = "read_f32";
-        expect(op, "tensor", t, t.shape, DType::F32)?;
+        if t.dtype == DType::U32 {
+            return Err(DeviceError::DType { op, operand: "tensor", expected: DType::F32, actual: t.dtype });
+        }
+        expect(op, "tensor", t, t.shape, t.dtype)?;
         let mut bytes = vec![0; t.size_bytes()];
         // SAFETY: live, and `bytes` has its length.
         unsafe { self.ops.read(t, &mut bytes)? };
-        Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+        let halves = || bytes.as_chunks::<2>().0.iter();
+        Ok(match t.dtype {
+            DType::BF16 => halves().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect(),
+            DType::F16 => halves().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
+            _ => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        })
     }
 
     /// Runs one step: writes `inputs` into the fixed buffers, then runs, records or replays `forward` under the
@@ -244,39 +254,48 @@ impl Ctx {
         bounds: &StepBounds,
         forward: impl FnOnce(&mut Ctx, &Step) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let step = self.stage(inputs, bounds)?;
+        let own = inputs.key();
+        let padded = if self.training.is_active() { own } else { self.ops.padded(&own) };
+        let step = self.stage_padded(inputs, bounds, padded)?;
         // SAFETY: the step's contents were checked by `stage`.
         let mode = unsafe { self.ops.begin_step(&step.key)? };
         if mode == StepMode::Replay
-            && let Some(&(offset_bytes, shape)) = self.recorded.get(&step.key)
+            && let Some(&(offset_bytes, shape, dtype)) = self.recorded.get(&step.key)
         {
             // The replayed ops write where the recorded ones did.
-            let out = self.arena.alloc_at(offset_bytes, shape, DType::F32)?;
+            let out = self.arena.alloc_at(offset_bytes, shape, dtype)?;
             // SAFETY: as `begin_step`; addresses are those of the recording.
             unsafe { self.ops.replay(&step.key)? };
-            return Ok(out);
+            return without_padding(out, inputs, &step.key);
         }
         let result = forward(self, &step).and_then(|out| match out.life {
             // A replay has nothing but place and shape to find the result by.
-            Life::Scratch { .. } if out.dtype == DType::F32 && out.offset_bytes.is_multiple_of(ALIGN) => {
-                Ok(out)
-            }
+            Life::Scratch { .. } if out.offset_bytes.is_multiple_of(ALIGN) => Ok(out),
             _ => invalid("run_step", format!("the result {out:?} is no scratch tensor of its own")),
         });
         // SAFETY: the step began above.
         unsafe { self.ops.end_step(&step.key, result.is_ok())? };
         let out = result?;
         if mode == StepMode::Capture {
-            self.recorded.insert(step.key, (out.offset_bytes, out.shape));
+            self.recorded.insert(step.key, (out.offset_bytes, out.shape, out.dtype));
         }
-        Ok(out)
+        without_padding(out, inputs, &step.key)
     }
 
-    /// Writes a step's inputs, to compute it op by op: nothing is kept of it or replayed. All scratch tensors of earlier
+    /// Writes a step's inputs, to compute it op by op: nothing is padded, kept or replayed. All scratch tensors of earlier
     /// steps are released.
     pub fn stage(&mut self, inputs: &StepInputs, bounds: &StepBounds) -> Result<Step> {
+        self.stage_padded(inputs, bounds, inputs.key())
+    }
+
+    fn stage_padded(
+        &mut self,
+        inputs: &StepInputs,
+        bounds: &StepBounds,
+        padded: GraphKey,
+    ) -> Result<Step> {
         self.arena.release_to(0);
-        let (step, buffer, words) = self.step_buffers.stage(inputs, bounds)?;
+        let (step, buffer, words) = self.step_buffers.stage(inputs, bounds, padded)?;
         let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
         // SAFETY: the fixed buffer is persistent and has room for the staged words.
         unsafe { self.ops.write(&buffer, &bytes)? };
@@ -286,6 +305,19 @@ impl Ctx {
 
     pub(crate) fn ops_mut(&mut self) -> &mut dyn Ops {
         self.ops.as_mut()
+    }
+
+    /// Tells recorded steps of other RoPE tables. Where they cannot be told they are forgotten.
+    pub fn rebind_rope(&mut self, tables: &RopeTables) -> Result<()> {
+        if !self.ops.rebind_rope(tables)? {
+            self.forget_steps();
+        }
+        Ok(())
+    }
+
+    /// Element type of what linear layers read. A trainer's values are kept in f32 and rounded, if at all, by the layers.
+    fn linear_input(&self) -> DType {
+        if self.training.is_active() { DType::F32 } else { self.device.linear_input() }
     }
 
     /// Forgets the steps that were recorded. They refer to weights, RoPE tables and cache as they were: whoever
@@ -314,7 +346,7 @@ impl Ctx {
         let op = "rms_norm";
         expect(op, "x", x, x.shape, DType::F32)?;
         expect(op, "weight", weight, Shape::from([x.shape.row_len()]), DType::F32)?;
-        let out = self.alloc(x.shape, DType::F32)?;
+        let out = self.alloc(x.shape, self.linear_input())?;
         // SAFETY: checked above.
         unsafe { self.ops.rms_norm(x, weight, eps, &out)? };
         self.training.record(|| Recorded::RmsNorm {
@@ -335,7 +367,8 @@ impl Ctx {
     ) -> Result<[Tensor; N]> {
         let op = "linear";
         let rows = x.shape.rows();
-        expect(op, "x", x, Shape::from([rows, x.shape.row_len()]), DType::F32)?;
+        let given = if x.dtype == self.device.linear_input() { x.dtype } else { DType::F32 };
+        expect(op, "x", x, Shape::from([rows, x.shape.row_len()]), given)?;
         if let Some(lora) = lora {
             expect(op, "adapter slots", lora.slots, Shape::from([rows]), DType::U32)?;
             expect(op, "adapter scales", lora.scales, Shape::from([rows]), DType::F32)?;
@@ -462,9 +495,10 @@ impl Ctx {
             expect(op, name, t, t.shape, DType::F32)?;
         }
         let cache = Shape::from([kv.k.shape.rows(), hk, BLOCK_SIZE * d]);
+        let padding = usize::from(self.device.pads_steps());
         expect(op, "cache", &kv.k, cache, kv.k.dtype)?;
         expect(op, "cache", &kv.v, cache, kv.k.dtype)?;
-        if step.bounds.num_blocks > cache.rows() || step.bounds.block_size != BLOCK_SIZE {
+        if step.bounds.num_blocks + padding > cache.rows() || step.bounds.block_size != BLOCK_SIZE {
             let checked = (step.bounds.num_blocks, step.bounds.block_size);
             return invalid(op, format!("the step was checked for {checked:?} blocks, the cache is {cache}"));
         }
@@ -478,7 +512,7 @@ impl Ctx {
                 expect(op, "kept lse", &memo.lse, Shape::from([rows, h]), DType::F32)?;
                 (memo.out.reshape([rows, h, d])?, Some(&memo.lse))
             }
-            None => (self.alloc([rows, h, d], DType::F32)?, None),
+            None => (self.alloc([rows, h, d], self.linear_input())?, None),
         };
         if !self.training.recalls() {
             let (scale, window) = (spec.scale, spec.window);
@@ -498,7 +532,7 @@ impl Ctx {
     pub fn silu_mul(&mut self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
         expect("silu_mul", "gate", gate, gate.shape, DType::F32)?;
         expect("silu_mul", "up", up, gate.shape, DType::F32)?;
-        let out = self.alloc(gate.shape, DType::F32)?;
+        let out = self.alloc(gate.shape, self.linear_input())?;
         // SAFETY: checked above.
         unsafe { self.ops.silu_mul(gate, up, &out)? };
         self.training.record(|| Recorded::SiluMul { gate: gate.clone(), up: up.clone(), out: out.clone() });
@@ -518,4 +552,16 @@ impl Ctx {
         });
         Ok(out)
     }
+}
+
+/// The rows of a step's result that were asked for.
+fn without_padding(out: Tensor, inputs: &StepInputs, padded: &GraphKey) -> Result<Tensor> {
+    let own = inputs.key();
+    if own.num_rows == padded.num_rows {
+        return Ok(out);
+    }
+    if out.shape.rows() != padded.num_rows {
+        return invalid("run_step", format!("the result {out:?} of a step of {} rows", padded.num_rows));
+    }
+    out.rows(0, own.num_rows)
 }

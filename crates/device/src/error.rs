@@ -74,6 +74,14 @@ pub enum DeviceError {
         /// What was asked for.
         what: String,
     },
+    /// A call of the device's driver, compiler or library failed.
+    #[error("{call}: {reason}")]
+    Driver {
+        /// The call, as its documentation names it.
+        call: &'static str,
+        /// Its words.
+        reason: String,
+    },
     /// The device failed as a whole; nothing that runs on it can go on.
     #[error("the device is lost: {reason}")]
     Lost {

@@ -52,6 +52,14 @@ impl Device for FakeAsyncDevice {
         self.inner.dequantise_rows(weight, first_row, out)
     }
 
+    fn linear_input(&self) -> crate::DType {
+        self.inner.linear_input()
+    }
+
+    fn pads_steps(&self) -> bool {
+        true
+    }
+
     fn open(&self) -> Result<Box<dyn Ops>> {
         Ok(Box::new(FakeAsyncOps { inner: self.inner.open()?, graphs: HashMap::new(), recording: None }))
     }
@@ -108,6 +116,14 @@ impl FakeAsyncOps {
 }
 
 impl Ops for FakeAsyncOps {
+    fn padded(&self, key: &GraphKey) -> GraphKey {
+        if !key.is_one_row_a_sequence() {
+            return *key;
+        }
+        let rows = key.num_rows.next_multiple_of(4);
+        GraphKey { num_rows: rows, num_seqs: rows, num_logit_rows: rows, max_blocks: key.max_blocks + 3, ..*key }
+    }
+
     unsafe fn begin_step(&mut self, key: &GraphKey) -> Result<StepMode> {
         if self.graphs.contains_key(key) {
             return Ok(StepMode::Replay);

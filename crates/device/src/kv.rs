@@ -17,7 +17,7 @@ pub struct KvConfig {
     pub num_kv_heads: usize,
     /// Length of a head.
     pub head_dim: usize,
-    /// F16 or F32.
+    /// F16, BF16 or F32.
     pub dtype: DType,
 }
 
@@ -58,6 +58,18 @@ pub struct KvLayer {
 pub struct KvCache {
     pub(crate) config: KvConfig,
     pub(crate) layers: Vec<KvLayer>,
+}
+
+impl KvLayer {
+    /// Keys, `[blocks, kv_heads, BLOCK_SIZE * head_dim]` in the device's order, for a device.
+    pub fn keys(&self) -> &Tensor {
+        &self.k
+    }
+
+    /// Values, as [`KvLayer::keys`].
+    pub fn values(&self) -> &Tensor {
+        &self.v
+    }
 }
 
 impl KvCache {

@@ -120,7 +120,14 @@ pub struct BoundAdapter {
 pub struct LoraTable {
     /// `[out, in]` of each module's layer.
     layers: Box<[Shape]>,
-    slots: RwLock<Vec<Option<BoundAdapter>>>,
+    slots: RwLock<Slots>,
+}
+
+/// The slots, and how often each was bound or cleared.
+#[derive(Debug, Default)]
+struct Slots {
+    adapters: Vec<Option<BoundAdapter>>,
+    versions: Vec<u64>,
 }
 
 impl LoraTable {
@@ -128,7 +135,7 @@ impl LoraTable {
     pub fn new(num_slots: usize, layers: impl IntoIterator<Item = [usize; 2]>) -> Self {
         LoraTable {
             layers: layers.into_iter().map(Shape::from).collect(),
-            slots: RwLock::new(vec![None; num_slots]),
+            slots: RwLock::new(Slots { adapters: vec![None; num_slots], versions: vec![0; num_slots] }),
         }
     }
 
@@ -156,20 +163,32 @@ impl LoraTable {
 
     fn set(&self, slot: u32, adapter: Option<BoundAdapter>) -> Result<()> {
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
-        let num_slots = slots.len();
-        match slots.get_mut(slot as usize) {
-            Some(entry) => {
+        let num_slots = slots.adapters.len();
+        let Slots { adapters, versions } = &mut *slots;
+        match (adapters.get_mut(slot as usize), versions.get_mut(slot as usize)) {
+            (Some(entry), Some(version)) => {
                 *entry = adapter;
+                *version += 1;
                 Ok(())
             }
-            None => invalid("LoraTable", format!("slot {slot} of a table of {num_slots}")),
+            _ => invalid("LoraTable", format!("slot {slot} of a table of {num_slots}")),
         }
     }
 
     /// What a slot holds, for a device.
     pub fn adapter(&self, slot: u32) -> Option<BoundAdapter> {
         let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
-        slots.get(slot as usize)?.clone()
+        slots.adapters.get(slot as usize)?.clone()
+    }
+
+    /// Modules of the model.
+    pub fn num_modules(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// How often each slot was bound or cleared: whoever keeps a copy of what they hold sees by these what has changed.
+    pub fn versions(&self) -> Vec<u64> {
+        self.slots.read().unwrap_or_else(PoisonError::into_inner).versions.clone()
     }
 }
 

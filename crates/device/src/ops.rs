@@ -6,6 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::DType;
 use crate::error::{DeviceError, Result};
 use crate::grad::GradOps;
 use crate::kv::KvLayer;
@@ -19,6 +20,16 @@ use crate::weight::{HostTensor, Weight};
 pub trait Device: Send + Sync + fmt::Debug {
     /// Name for messages, with the instruction set or the card.
     fn name(&self) -> String;
+
+    /// Element type in which what linear layers read is handed to them: what norms, activations and attention give.
+    fn linear_input(&self) -> DType {
+        DType::F32
+    }
+
+    /// Whether steps are padded to few shapes ([`Ops::padded`]), for which the key-value cache has a block that belongs to nobody.
+    fn pads_steps(&self) -> bool {
+        false
+    }
 
     /// Zeroed memory of at least `bytes` bytes; `what` names its purpose in the error.
     fn alloc(&self, what: &'static str, bytes: usize) -> Result<Arc<dyn Memory>>;
@@ -117,7 +128,8 @@ pub struct PagedAttention<'a> {
     pub lse: Option<&'a Tensor>,
 }
 
-/// The ops of one context. Tensors are contiguous; unless said otherwise they are F32 and the first extent is rows.
+/// The ops of one context. Tensors are contiguous; unless said otherwise they are F32 and the first extent is rows. What linear
+/// layers read, and norms, activations and attention write, is F32 or of [`Device::linear_input`].
 ///
 /// # Safety
 /// Every op is `unsafe` for one and the same reason: it trusts that [`crate::Ctx`] has checked shapes, element types
@@ -127,6 +139,18 @@ pub trait Ops: Send {
     /// The backward ops, of a device that can train.
     fn grad(&mut self) -> Option<&mut dyn GradOps> {
         None
+    }
+
+    /// The shape in which a step of shape `key` is to be run: no extent smaller, and only for a step of one row a sequence whose
+    /// rows all have logits, which then still are so. What is added belongs to nobody.
+    fn padded(&self, key: &GraphKey) -> GraphKey {
+        *key
+    }
+
+    /// Steps that were recorded are to read these tables from now on: `false` if they cannot, and have to be forgotten.
+    fn rebind_rope(&mut self, tables: &RopeTables) -> Result<bool> {
+        let _ = tables;
+        Ok(false)
     }
 
     /// Decides how the step under `key` runs.

@@ -37,6 +37,13 @@ pub struct GraphKey {
     pub with_lora: bool,
 }
 
+impl GraphKey {
+    /// Whether each sequence has one row, with logits: a step of generation alone.
+    pub fn is_one_row_a_sequence(&self) -> bool {
+        self.num_rows == self.num_seqs && self.num_logit_rows == self.num_rows
+    }
+}
+
 /// One step's contents, on the host.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepInputs {
@@ -72,6 +79,29 @@ impl StepInputs {
             num_logit_rows: self.logit_rows.len(),
             with_lora: self.lora_slots.iter().any(|&s| s != NULL_SLOT),
         }
+    }
+
+    /// The same step with more sequences of one row each, and longer block tables, as `key` says: padding that reads and writes
+    /// `null_block` alone.
+    fn padded(&self, key: &GraphKey, null_block: u32) -> StepInputs {
+        let mut padded = self.clone();
+        let seqs = self.context_lens.len();
+        for rows in [&mut padded.token_ids, &mut padded.positions, &mut padded.rope_idx] {
+            rows.resize(key.num_rows, 0);
+        }
+        padded.lora_slots.resize(key.num_rows, NULL_SLOT);
+        padded.lora_scales.resize(key.num_rows, 0.0);
+        padded.seq_starts.extend(seqs as u32 + 1..=key.num_seqs as u32);
+        padded.context_lens.resize(key.num_seqs, 1);
+        padded.logit_rows.extend(seqs as u32..key.num_logit_rows as u32);
+        padded.max_blocks = key.max_blocks;
+        padded.block_tables.clear();
+        for table in self.block_tables.chunks(self.max_blocks.max(1)) {
+            padded.block_tables.extend_from_slice(table);
+            padded.block_tables.resize(padded.block_tables.len() + key.max_blocks - table.len(), 0);
+        }
+        padded.block_tables.resize(key.num_seqs * key.max_blocks, null_block);
+        padded
     }
 
     /// Everything that a kernel would otherwise have to trust: lengths agree, indices are in range, each sequence's
@@ -202,9 +232,34 @@ impl Step {
         &self.key
     }
 
+    /// What the contents were checked against.
+    pub fn bounds(&self) -> &StepBounds {
+        &self.bounds
+    }
+
     /// Token id of each row, `[rows]`.
     pub fn token_ids(&self) -> &Tensor {
         &self.token_ids
+    }
+
+    /// Position of each row in its sequence, `[rows]`.
+    pub fn positions(&self) -> &Tensor {
+        &self.positions
+    }
+
+    /// RoPE table of each row, `[rows]`.
+    pub fn rope_idx(&self) -> &Tensor {
+        &self.rope_idx
+    }
+
+    /// First row of each sequence, and the number of rows, `[seqs + 1]`.
+    pub fn seq_starts(&self) -> &Tensor {
+        &self.seq_starts
+    }
+
+    /// Blocks of each sequence, `[seqs, max_blocks]`.
+    pub fn block_tables(&self) -> &Tensor {
+        &self.block_tables
     }
 
     /// The adapters of the rows.
@@ -237,14 +292,25 @@ impl StepBuffers {
         StepBuffers { memory, limits, staging: vec![0; Self::len_words(&limits)] }
     }
 
-    /// Checks `inputs`, lays them out in the staging copy and returns the step's tensors with the words to copy.
+    /// Checks `inputs`, lays them out in the staging copy and returns the step's tensors with the words to copy. The step is padded
+    /// to the shape `padded`, if there is room.
     pub(crate) fn stage(
         &mut self,
         inputs: &StepInputs,
         bounds: &StepBounds,
+        padded: GraphKey,
     ) -> Result<(Step, Tensor, &[u32])> {
         inputs.check(&self.limits, bounds)?;
-        let key = inputs.key();
+        let own = inputs.key();
+        let key = GraphKey { max_blocks: padded.max_blocks.min(self.limits.max_blocks), ..padded };
+        let fits = key.num_rows <= self.limits.max_rows && key.num_seqs <= self.limits.max_seqs;
+        let with_padding;
+        let (key, inputs) = if key != own && fits && own.is_one_row_a_sequence() {
+            with_padding = inputs.padded(&key, bounds.num_blocks as u32);
+            (key, &with_padding)
+        } else {
+            (own, inputs)
+        };
         let (max_rows, max_seqs) = (self.limits.max_rows, self.limits.max_seqs);
         let scales: Vec<u32> = inputs.lora_scales.iter().map(|s| s.to_bits()).collect();
         let of_logit_rows = |values: &[u32]| -> Vec<u32> {

@@ -160,6 +160,11 @@ impl Training {
         }
     }
 
+    /// Whether a trainer's pass is going on: values are recorded or kept.
+    pub(crate) fn is_active(&self) -> bool {
+        self.tape.is_some() || self.memo.is_some()
+    }
+
     pub(crate) fn is_recording(&self) -> bool {
         self.tape.is_some()
     }

@@ -2,7 +2,7 @@
 
 use super::random::Random;
 use super::tiny_model::{BOUNDS, Chunk, TinyBatch, rope_table};
-use super::{Expected, Subject, run_step, upload};
+use super::{Expected, Subject, upload};
 use crate::RopeTables;
 
 /// Several tables, of the whole head or its beginning, chosen per row.
@@ -32,13 +32,10 @@ pub(super) fn tables_per_row(subject: &Subject) {
             let x = heads.map(|h| random.normals(rows * h * head_dim));
             let x_tensors = [0, 1].map(|i| upload(&mut ctx, [rows, heads[i] * head_dim], &x[i]));
             for which in [0, 1] {
-                // Which result is wanted is not in the step's key, so it takes a context of its own.
                 let mut ctx = subject.ctx(4 * rows * (heads[0] + heads[1]) * head_dim + 256);
-                let out = run_step(&mut ctx, &inputs, |ctx, step| {
-                    let outs = ctx.rope([&x_tensors[0], &x_tensors[1]], head_dim, step, &tables)?;
-                    Ok(outs[which].clone())
-                });
-                let out = ctx.read_f32(&out).unwrap();
+                let step = ctx.stage(&inputs, &BOUNDS).unwrap();
+                let outs = ctx.rope([&x_tensors[0], &x_tensors[1]], head_dim, &step, &tables).unwrap();
+                let out = ctx.read_f32(&outs[which]).unwrap();
                 let mut want = Vec::new();
                 for (at, head) in x[which].chunks(head_dim).enumerate() {
                     let row = at / heads[which];

@@ -2,8 +2,8 @@
 
 use super::quant::{FORMATS, HostWeight};
 use super::random::Random;
-use super::tiny_model::{Chunk, TinyBatch};
-use super::{Expected, Subject, bits, run_step, upload, upload_u32};
+use super::tiny_model::{BOUNDS, Chunk, TinyBatch};
+use super::{Expected, Subject, bits, upload, upload_u32};
 
 const ROW_COUNTS: [usize; 6] = [1, 2, 3, 5, 13, 33];
 
@@ -130,7 +130,8 @@ pub(super) fn gather_rows(subject: &Subject) {
             inputs.logit_rows.clone_from(&wanted);
             let mut ctx = subject.ctx(4 * rows * len + 256);
             let x_tensor = upload(&mut ctx, [rows, len], &x);
-            let out = run_step(&mut ctx, &inputs, |ctx, step| ctx.gather_logit_rows(&x_tensor, step));
+            let step = ctx.stage(&inputs, &BOUNDS).unwrap();
+            let out = ctx.gather_logit_rows(&x_tensor, &step).unwrap();
             let want: Vec<f32> =
                 wanted.iter().flat_map(|&r| &x[r as usize * len..][..len]).copied().collect();
             assert_eq!(bits(&ctx.read_f32(&out).unwrap()), bits(&want), "gather_rows {wanted:?} of {rows}");

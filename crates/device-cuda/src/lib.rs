@@ -1,0 +1,5 @@
+//! The CUDA device.
+
+pub mod driver;
+pub mod loader;
+pub mod source;
