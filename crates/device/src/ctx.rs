@@ -161,6 +161,7 @@ impl Ctx {
         }
         // SAFETY: a fresh tensor of just this many bytes.
         unsafe { self.ops.write(&tensor, bytes)? };
+        self.ops.publish()?;
         Ok(tensor)
     }
 
@@ -186,6 +187,7 @@ impl Ctx {
         }
         // SAFETY: a part of just this many bytes that no other tensor has.
         unsafe { self.ops.write(&tensor, bytes)? };
+        self.ops.publish()?;
         Ok(tensor)
     }
 

@@ -40,7 +40,7 @@ pub use grad::{
 pub use kv::{BLOCK_SIZE, KvCache, KvConfig, KvLayer};
 pub use lora::{BoundAdapter, LoraBatch, LoraFactors, LoraModules, LoraTable, ModuleIdx, NULL_SLOT};
 pub use ops::{Device, LinearTarget, Ops, PagedAttention, RopeTables, StepMode};
-pub use sample::{LogprobRow, SampleRow, Sampled, TokenCount, TokenLogprobs};
+pub use sample::{LogprobRow, SampleRow, Sampled, TokenCount, TokenEdit, TokenLogprobs};
 pub use step::{GraphKey, Step, StepBounds, StepInputs, StepLimits};
 pub use tape::{AttentionMemo, BlockMemo, LinearMemo, MemoUse, Seed, Tape};
 pub use tensor::{Memory, Tensor};

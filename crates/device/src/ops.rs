@@ -217,6 +217,11 @@ pub trait Ops: Send {
     /// Copies host bytes to the start of `dst`.
     unsafe fn write(&mut self, dst: &Tensor, bytes: &[u8]) -> Result<()>;
 
+    /// What was written so far may be read by other contexts when this returns.
+    fn publish(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// Copies `src` to host bytes of the same length, after all that was queued before.
     unsafe fn read(&mut self, src: &Tensor, bytes: &mut [u8]) -> Result<()>;
 }

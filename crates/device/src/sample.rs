@@ -77,6 +77,76 @@ impl Default for SampleRow {
     }
 }
 
+/// What happens to one token's logit.
+#[derive(Debug, Clone, Copy)]
+pub struct TokenEdit {
+    /// The token.
+    pub token: u32,
+    /// Added first.
+    pub bias: f32,
+    /// Factor against the logit's sign: 1 if the token was not seen.
+    pub repetition: f32,
+    /// Presence and frequency penalties together.
+    pub subtract: f32,
+    /// Minus infinity in the end.
+    pub banned: bool,
+}
+
+impl TokenEdit {
+    fn of(token: u32) -> Self {
+        TokenEdit { token, bias: 0.0, repetition: 1.0, subtract: 0.0, banned: false }
+    }
+
+    /// The edited logit; minus infinity stays what it is.
+    pub(crate) fn apply(&self, logit: f32) -> f32 {
+        if logit == f32::NEG_INFINITY {
+            return logit;
+        }
+        let v = logit + self.bias;
+        let v = if v > 0.0 { v / self.repetition } else { v * self.repetition };
+        let v = v - self.subtract;
+        if self.banned || v.is_nan() { f32::NEG_INFINITY } else { v }
+    }
+}
+
+impl SampleRow {
+    /// What bias, penalties and bans change, ascending by token, one a token; of tokens below `vocab_size`.
+    pub fn edits(&self, vocab_size: usize, edits: &mut Vec<TokenEdit>) {
+        edits.clear();
+        edits.extend(self.logit_bias.iter().map(|&(token, bias)| TokenEdit { bias, ..TokenEdit::of(token) }));
+        let penalised =
+            self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0;
+        if penalised {
+            edits.extend(self.history.iter().map(|seen| {
+                let mut edit = TokenEdit::of(seen.token);
+                if seen.in_prompt || seen.output_count > 0 {
+                    edit.repetition = self.repetition_penalty;
+                }
+                if seen.output_count > 0 {
+                    edit.subtract = self.frequency_penalty * seen.output_count as f32 + self.presence_penalty;
+                }
+                edit
+            }));
+        }
+        edits.extend(self.banned.iter().map(|&token| TokenEdit { banned: true, ..TokenEdit::of(token) }));
+        edits.retain(|edit| (edit.token as usize) < vocab_size);
+        // Stable, so that biases of one token add up in the order given.
+        edits.sort_by_key(|edit| edit.token);
+        edits.dedup_by(|next, kept| {
+            let same = next.token == kept.token;
+            if same {
+                kept.bias += next.bias;
+                kept.subtract += next.subtract;
+                if next.repetition != 1.0 {
+                    kept.repetition = next.repetition;
+                }
+                kept.banned |= next.banned;
+            }
+            same
+        });
+    }
+}
+
 /// A drawn token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampled {

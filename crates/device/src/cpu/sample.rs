@@ -28,9 +28,8 @@ mod scan;
 mod tests;
 
 use super::philox;
-use crate::sample::{LogprobRow, SampleRow, Sampled, TokenLogprobs};
+use crate::sample::{LogprobRow, SampleRow, Sampled, TokenEdit, TokenLogprobs};
 use candidates::Candidates;
-use edits::Edit;
 use scan::{BLOCK, Scale};
 
 /// With fewer edits than one in so many logits, scanning the stretches between them beats copying the row.
@@ -40,7 +39,7 @@ const SPARSE: usize = 1024;
 #[derive(Debug, Default)]
 pub(crate) struct SampleScratch {
     edited: Vec<f32>,
-    edits: Vec<Edit>,
+    edits: Vec<TokenEdit>,
     passes: Passes,
 }
 
@@ -81,7 +80,7 @@ pub(crate) fn logprobs_row(logits: &[f32], row: &LogprobRow, scratch: &mut Sampl
 #[inline(always)]
 fn draw(logits: &[f32], row: &SampleRow, scratch: &mut SampleScratch) -> Option<u32> {
     let SampleScratch { edited, edits, passes } = scratch;
-    edits::collect(row, logits.len(), edits);
+    row.edits(logits.len(), edits);
     let best_only = row.temperature.is_nan() || row.temperature <= 0.0 || row.top_k == 1 || row.top_p <= 0.0;
     if best_only && row.allowed.is_none() && edits.len() <= logits.len() / SPARSE {
         return edits::argmax(logits, edits);

@@ -123,10 +123,11 @@ impl ModelExecutor {
         }
     }
 
-    fn set_rope(&mut self, slot: SlotIdx, table: Option<Arc<AdapterRopeTable>>) {
+    fn set_rope(&mut self, slot: SlotIdx, table: Option<Arc<AdapterRopeTable>>) -> Result<(), DeviceError> {
         if self.rope.set(slot.0 as usize, table) {
-            self.ctx.forget_steps();
+            self.ctx.rebind_rope(&self.rope.tables)?;
         }
+        Ok(())
     }
 
     /// After an op refused the step: each chunk by itself, which gives the same results, and shows whose fault it is.
@@ -402,15 +403,14 @@ impl Executor for ModelExecutor {
         self.lora
             .bind(slot.0, lora.modules().clone())
             .map_err(|e| ExecutorError::Slot { reason: e.to_string() })?;
-        self.set_rope(slot, rope.as_ref().map(|rope| rope.table.clone()));
-        Ok(())
+        self.set_rope(slot, rope.as_ref().map(|rope| rope.table.clone()))
+            .map_err(|e| ExecutorError::Slot { reason: e.to_string() })
     }
 
     fn clear_slot(&mut self, slot: SlotIdx) {
         // The slot is one of ours: the engine binds before it clears.
-        if let Err(error) = self.lora.clear(slot.0) {
+        if let Err(error) = self.lora.clear(slot.0).and_then(|()| self.set_rope(slot, None)) {
             tracing::error!(%error, "clearing an adapter slot");
         }
-        self.set_rope(slot, None);
     }
 }
