@@ -42,8 +42,9 @@ enum class State { Running, WaitsForWarp, WaitsForBlock, Done };
 struct PendingCopy {
     void* to;
     const void* from;
-    int bytes;
+    int bytes;  // the others of `size` become zeros
     unsigned group;
+    int size;
 };
 
 struct Thread {
@@ -363,6 +364,7 @@ T max(T a, T b) {
     }                                                                                                            \
     extern "C" size_t name##_args_bytes() { return sizeof(Args); }                                               \
     static void name##_body(const Args& args)
+#define KERNEL_RESIDENT(name, Args, threads, blocks) KERNEL(name, Args, threads)
 
 inline float bits_to_f32(uint32_t bits) {
     float v;
@@ -408,7 +410,13 @@ inline void cp_async16(void* to, const void* from, int bytes = 16) {
     simt::check_alignment(static_cast<char*>(to), 16);
     if (bytes) simt::check_alignment(static_cast<const char*>(from), 16);
     simt::Thread& me = *simt::machine.current;
-    me.copies.push_back({to, from, bytes, me.num_groups});
+    me.copies.push_back({to, from, bytes, me.num_groups, 16});
+}
+inline void cp_async4(void* to, const void* from, int bytes = 4) {
+    simt::check_alignment(static_cast<char*>(to), 4);
+    if (bytes) simt::check_alignment(static_cast<const char*>(from), 4);
+    simt::Thread& me = *simt::machine.current;
+    me.copies.push_back({to, from, bytes, me.num_groups, 4});
 }
 inline void cp_async_commit() { ++simt::machine.current->num_groups; }
 namespace simt {
@@ -422,7 +430,7 @@ inline void wait_for_copies(unsigned newest, const char* file, int line) {
             left.push_back(copy);
             continue;
         }
-        memset(copy.to, 0, 16);
+        memset(copy.to, 0, size_t(copy.size));
         memcpy(copy.to, copy.from, size_t(copy.bytes));
     }
     me.copies = std::move(left);

@@ -16,6 +16,9 @@ typedef long long i64;
 // KERNEL(name, Args, threads) { ... }: an entry point over one struct of arguments, `args`, for blocks of at most `threads`.
 #define KERNEL(name, Args, threads) \
     extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Args args)
+// The same with no more registers than let `blocks` blocks be on a multiprocessor together.
+#define KERNEL_RESIDENT(name, Args, threads, blocks) \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Args args)
 
 // A struct in the block's shared memory, whose contents are anything at first.
 #define SHARED(T, name)                                           \
@@ -89,6 +92,16 @@ DEVICE T from_f32(float v) {
     return From<T>::f32(v);
 }
 
+// `p`, known to point to device memory. The compiler sees that of arguments, but not of pointers that were loaded from memory, whose
+// accesses it would make generic: they may alias shared memory.
+template <class T>
+DEVICE T* in_global(T* p) {
+#ifndef WARDROBE_HOST
+    __builtin_assume(__isGlobal(p));
+#endif
+    return p;
+}
+
 // 16 bytes of memory in one access.
 template <class T>
 struct alignas(16) Packed {
@@ -109,6 +122,26 @@ template <class T>
 DEVICE void store16(T* to, const Packed<T>& v) {
     check_aligned16(to);
     *reinterpret_cast<Packed<T>*>(to) = v;
+}
+
+// The first `count` (any number) of four floats, in one access if all exist and the address allows it. Loading, the others are 0.
+DEVICE bool is_aligned16(const void* p) { return (reinterpret_cast<u64>(p) & 15) == 0; }
+DEVICE void load_up_to4(float (&v)[4], const float* from, i64 count) {
+    if (count >= 4 && is_aligned16(from)) {
+        Packed<float> whole = load16(from);
+        for (int i = 0; i < 4; i++) v[i] = whole.at[i];
+        return;
+    }
+    for (int i = 0; i < 4; i++) v[i] = i < count ? from[i] : 0.0f;
+}
+DEVICE void store_up_to4(float* to, const float (&v)[4], i64 count) {
+    if (count >= 4 && is_aligned16(to)) {
+        store16(to, Packed<float>{{v[0], v[1], v[2], v[3]}});
+        return;
+    }
+    for (int i = 0; i < 4; i++) {
+        if (i < count) to[i] = v[i];
+    }
 }
 
 // Element types that are known at run time only; the twin of `DType` in crates/device-cuda.
@@ -161,4 +194,25 @@ DEVICE float block_max(float v, BlockReduction& room) {
     __syncthreads();
     int warps = int(blockDim.x) / WARP_LANES;
     return warp_max(lane_idx() < warps ? room.of_warp[lane_idx()] : -INFINITY_F32);
+}
+
+// Some adjacent rows of one sequence of a batch, for a block.
+struct SequenceTile {
+    int start;  // the sequence's first row
+    int len;    // its number of rows
+    int first;  // the tile's first row in the sequence; none if not below len
+};
+// The tile of a slot. Sequence s has the slots from seq_starts[s] / tile_rows + s on, one a tile and at most one too many, so that
+// num_rows / tile_rows + num_seqs slots are enough for any lengths. A whole warp asks; each round leaves a 32nd of the candidates.
+DEVICE SequenceTile sequence_tile(const u32* seq_starts, int num_seqs, int tile_rows, int slot) {
+    int seq = 0;
+    for (int left = num_seqs; left > 1;) {
+        const int step = ceil_div(left, WARP_LANES), candidate = lane_idx() * step;
+        const bool begins = candidate < left && int(seq_starts[seq + candidate]) / tile_rows + seq + candidate <= slot;
+        const int skipped = (__popc(__ballot_sync(FULL_WARP, begins)) - 1) * step;
+        seq += skipped;
+        left = min(step, left - skipped);
+    }
+    const int start = int(seq_starts[seq]);
+    return {start, int(seq_starts[seq + 1]) - start, (slot - start / tile_rows - seq) * tile_rows};
 }

@@ -12,6 +12,7 @@ use cudarc::nvrtc::sys::{self, nvrtcResult};
 use sha2::{Digest, Sha256};
 use wardrobe_device::{DeviceError, Result};
 
+use crate::libraries;
 use crate::source::{FATBINS, HEADERS, Source};
 
 /// Options beside the architecture.
@@ -45,6 +46,7 @@ impl Compiler {
     /// # Errors
     /// What the library says of itself.
     pub fn find() -> Result<Option<Self>> {
+        libraries::preload();
         // SAFETY: looks for a library by its usual names.
         if !unsafe { sys::is_culib_present() } {
             return Ok(None);

@@ -18,3 +18,8 @@ pub const ARCHITECTURES: [&str; 6] = ["80", "86", "89", "90a", "100", "120"];
 pub fn files() -> &'static [Source] {
     FILES
 }
+
+/// What they include.
+pub fn headers() -> &'static [Source] {
+    HEADERS
+}

@@ -12,6 +12,7 @@ use cudarc::cublaslt::sys::{self, cublasStatus_t};
 use wardrobe_device::{DeviceError, Result};
 
 use super::{Addend, DevicePtr, Driver, Event, Gemm, GemmOperands, GemmType, Stream};
+use crate::libraries;
 
 /// Proposals that are timed.
 const MAX_CANDIDATES: usize = 8;
@@ -65,6 +66,7 @@ macro_rules! call {
 impl Blas {
     /// `None` if the library is not installed.
     pub(super) fn open() -> Result<Option<Self>> {
+        libraries::preload();
         // SAFETY: looks for a library by its usual names.
         if !unsafe { sys::is_culib_present() } {
             return Ok(None);
@@ -294,7 +296,9 @@ fn fastest(
             best = Some((ms, *algorithm));
         }
     }
-    events.map(|event| driver.destroy_event(event));
+    for event in events {
+        driver.destroy_event(event);
+    }
     // SAFETY: ours, and used no more.
     unsafe { driver.free(flush) };
     let none = DeviceError::Driver { call: "cublasLtMatmul", reason: "no algorithm works".to_owned() };

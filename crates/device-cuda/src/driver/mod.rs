@@ -11,6 +11,7 @@ use std::fmt;
 use wardrobe_device::Result;
 
 /// An address in the device's memory.
+#[repr(transparent)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DevicePtr(pub u64);
 
