@@ -1,9 +1,10 @@
 // Paged causal attention for every head size up to 512 and every cache type, in F32 throughout: for what attention_decode and
 // attention_prefill do not take (odd head sizes, F32 caches). Online softmax: Milakov & Gimelshein, arXiv 1805.02867.
 //
-// A block computes a row of one query head. Each of its 4 warps takes 4 slots of every cache block, a head's dimensions spread
-// over its lanes, and sums up what it sees; the warps' results are merged in ascending order. The order of additions depends on
-// position and window alone. Keys and values are read anew for every row and head: reasonable for decoding, slow for long prompts.
+// A block computes a row of one query head. Each of its 4 warps takes 4 slots of every cache block, a head's dimensions
+// spread over its lanes, and sums up what it sees; the warps' results are merged in ascending order. The order of additions
+// depends on position and window alone. Keys and values are read anew for every row and head: reasonable for decoding, slow
+// for long prompts.
 //
 // Launch: attention_any_{f32,bf16,f16}, by cache type: grid (rows, heads), block 128, no dynamic shared memory.
 #include "lib/paged.cuh"
@@ -38,8 +39,8 @@ struct Running {
     float sum;
 };
 
-// Takes in the warp's slots of a cache block, those in [first, end), which are one at least of the block; `k` and `v` are a head's
-// vectors of the block. In the place of other slots the nearest of these is read, so that loads need no branches.
+// Takes in the warp's slots of a cache block, those in [first, end), which are one at least of the block; `k` and `v` are a
+// head's vectors of the block. In the place of other slots the nearest of these is read, so that loads need no branches.
 template <class T>
 DEVICE void attend(Running& running, const float (&q)[LANE_DIMS], const T* k, const T* v, int head_dim, int first, int end) {
     int offset[WARP_SLOTS];

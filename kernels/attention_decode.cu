@@ -1,28 +1,30 @@
 // Paged attention of sequences that have one row in the step (Flash-Decoding: Dao et al., 2023; online softmax: Milakov &
-// Gimelshein, arXiv 1805.02867; rescaled partial results: Dao et al., arXiv 2205.14135). The others are left to attention_prefill.
+// Gimelshein, arXiv 1805.02867; rescaled partial results: Dao et al., arXiv 2205.14135). The others are left to
+// attention_prefill.
 //
-// The context is cut into splits at absolute positions. A block computes one split for up to 8 query heads of one kv head, so that
-// keys and values leave memory once; groups of more than 8 heads take several blocks, which find them in the L2 cache. Each of its
-// 4 warps visits every fourth cache block of the split on its own, without barriers: its copies to shared memory run STAGES visits
-// ahead. The warps' results are merged in the end, and the splits' by attention_decode_combine, both in ascending order: the
-// result depends on the position, the window and the cut alone.
+// The context is cut into splits at absolute positions. A block computes one split for up to 8 query heads of one kv head, so
+// that keys and values leave memory once; groups of more than 8 heads take several blocks, which find them in the L2 cache.
+// Each of its 4 warps visits every fourth cache block of the split on its own, without barriers: its copies to shared memory
+// run STAGES visits ahead. The warps' results are merged in the end, and the splits' by attention_decode_combine. The order of
+// additions depends on the position, the window and the cut alone.
 //
-// Scores and weighted sums are tensor-core products of 16 rows. A query, scaled, is the sum of two 16-bit floats: rows 0 to 7 hold
-// the larger parts of 8 heads, rows 8 to 15 what these leave; likewise the weights. A head's two sums lie in one lane. So nothing
-// worse than 2^-16 (bf16; 2^-22 for f16, 2^-25 absolute) is rounded. f16 takes queries up to 65504 / (scale * log2 e).
+// Scores and weighted sums are tensor-core products of 16 rows. A query, scaled, is the sum of two 16-bit floats: rows 0 to 7
+// hold the larger parts of 8 heads, rows 8 to 15 what these leave; likewise the weights. A head's two sums lie in one lane.
+// So they are rounded to 2^-16 (bf16) or 2^-22 (f16, and 2^-25 absolute) only. f16 takes queries up to
+// 65504 / (scale * log2 e).
 //
-// Why not plain FMAs: an H100 moves 3 TB/s / 132 multiprocessors, about 13 bytes a cycle each, so 8 KiB of keys and values (16
-// positions of 128) take 610 cycles, in which FMAs alone would need 256 issue slots of a multiprocessor at a group of 4, and 512 at
-// 8, beside conversions and shuffles. Here they take 32 mma.sync and 16 ldmatrix. 3 blocks fit a multiprocessor, with at least
-// 96 KiB of copies in flight; 3 TB/s at 700 ns of latency wants 16 KiB.
+// Why not plain FMAs: an H100 moves 3 TB/s / 132 multiprocessors, about 13 bytes a cycle each, so 8 KiB of keys and values
+// (16 positions of 128) take 610 cycles. FMAs alone would fill 128 of them at a group of 4 and 256 at 8, and conversions,
+// shuffles and reads of shared memory come on top; 32 mma.sync and 16 ldmatrix are far less, whatever the group. 3 blocks fit
+// a multiprocessor, with at least 96 KiB of copies in flight; 3 TB/s at 700 ns of latency wants 16 KiB.
 //
 // Launch: attention_decode_{bf16,f16}_{64,96,128}, by cache type and head size:
 //   grid (num_splits, kv_heads * ceil(heads / kv_heads / 8), num_seqs), block 128,
 //   dynamic shared memory 65536 bytes for 64 and 128, 53248 for 96.
 // and, unless num_splits is 1, attention_decode_combine: grid (heads, num_seqs), block 128, no dynamic shared memory.
-// num_splits * split_tokens has to reach the longest context that the step may have. Splits past a row's context end at once, but
-// each costs about a microsecond of a slot on a multiprocessor: prefer a cut that gives two to four times as many blocks as run at
-// once (3 a multiprocessor), and splits of 128 tokens at least.
+// num_splits * split_tokens has to reach the longest context that the step may have. Splits past a row's context end at once,
+// but each costs about a microsecond of a slot on a multiprocessor: prefer a cut that gives two to four times as many blocks
+// as run at once (3 a multiprocessor), and splits of 128 tokens at least.
 #include "lib/paged.cuh"
 
 #define THREADS 128
@@ -32,9 +34,9 @@
 
 struct DecodeArgs {
     AttentionArgs attention;  // min_rows is not read
-    float* partial_out;       // [num_seqs, heads, num_splits, head_dim]: sums weighted by exp2(score - maximum); not read, nor written
-                              // if num_splits is 1
-    float* partial_softmax;   // [num_seqs, heads, num_splits, 2]: maximum, times log2 e, and sum of weights; as partial_out
+    // Room for the splits' results, which is not touched if num_splits is 1; multiples of 16.
+    float* partial_out;      // [num_seqs, heads, num_splits, head_dim]: values weighted by exp2(score - maximum), summed up
+    float* partial_softmax;  // [num_seqs, heads, num_splits, 2]: the maximum, of scores times log2 e, and the sum of weights
     int num_splits;
     int split_tokens;  // a multiple of BLOCK_TOKENS
 };
@@ -167,7 +169,8 @@ struct Work {
 
 // One warp's part of it: every WARPS-th cache block.
 template <class T, int HEAD_DIM>
-DEVICE void attend_blocks(Running<HEAD_DIM>& running, Staging<T, HEAD_DIM>& staging, const AttentionArgs& args, const Work& work) {
+DEVICE void attend_blocks(Running<HEAD_DIM>& running, Staging<T, HEAD_DIM>& staging, const AttentionArgs& args,
+                          const Work& work) {
     constexpr int STAGES = Staging<T, HEAD_DIM>::STAGES;
     constexpr int AHEAD = STAGES - 1;
     const int first_block = work.begin / BLOCK_TOKENS + warp_idx();
@@ -221,7 +224,8 @@ DEVICE float log_sum(float max, float sum) { return max * LN_2 + logf(sum); }
 
 // Merges the warps' results and writes them: the row's, or a split's part.
 template <class T, int HEAD_DIM>
-DEVICE void merge_warps(const DecodeArgs& args, const Work& work, const Staging<T, HEAD_DIM>* staging, const WarpSoftmax& softmax) {
+DEVICE void merge_warps(const DecodeArgs& args, const Work& work, const Staging<T, HEAD_DIM>* staging,
+                        const WarpSoftmax& softmax) {
     const AttentionArgs& a = args.attention;
     for (int i = threadIdx.x; i < work.heads * (HEAD_DIM / 4); i += THREADS) {
         int head = i / (HEAD_DIM / 4), dim = i % (HEAD_DIM / 4) * 4;

@@ -1,24 +1,25 @@
 // Paged causal attention of sequences that have at least min_rows rows in the step (FlashAttention-2: Dao, arXiv 2307.08691).
 // A sequence's rows are its last tokens; keys and values of all its tokens, these included, are in the cache.
 //
-// The query vectors of a sequence and kv head are numbered row by row, the heads of a group side by side; a block computes 128 of
-// them. So a tile of keys and values is shared by all heads of a group, and short chunks fill a tile better than they would head
-// by head. Each of 4 warps has 32 query vectors: a fragment of keys or values read from shared memory then serves two mma.sync,
-// as shared memory would otherwise limit the tensor cores (a warp reads a tile of 64 positions whole, 128 bytes a cycle and
-// multiprocessor). With 128 vectors a block, tiles take 1/128 byte a FLOP from the L2 cache, which an H100 has to spare.
+// The query vectors of a sequence and kv head are numbered row by row, the heads of a group side by side; a block computes
+// 128 of them. So a tile of keys and values is shared by all heads of a group, and short chunks fill a tile better than they
+// would head by head. Each of 4 warps has 32 query vectors: a fragment of keys or values read from shared memory then serves
+// two mma.sync, as shared memory would otherwise limit the tensor cores (a warp reads a tile of 64 positions whole, 128 bytes
+// a cycle and multiprocessor). With 128 vectors a block, tiles take 1/128 byte a FLOP from the L2 cache: an H100 has that.
 //
-// Keys and values come in tiles of 64 positions, 16 by each warp, through a ring of three buffers: keys, values, keys of the next
-// tile ... A copy is on its way for a whole tile's time, at the cost of two barriers a tile. 81920 bytes let two blocks share an
-// A100's multiprocessor. A tile that no row of a warp sees is skipped by the warp; tiles that no row of the block sees are not
-// read. Blocks with the longest contexts start first, so that the last to end are short.
+// Keys and values come in tiles of 64 positions, 16 by each warp, through a ring of three buffers: keys, values, keys of the
+// next tile ... A copy is on its way for a whole tile's time, at the cost of two barriers a tile. 81920 bytes let two blocks
+// share an A100's multiprocessor. A tile that no row of a warp sees is skipped by the warp; tiles that no row of the block
+// sees are not read. Blocks with the longest contexts start first, so that the last to end are short.
 //
-// q * scale * log2 e and the weights are rounded to the cache's type, as tensor cores ask; sums are f32. So f16 takes queries up to
-// 65504 / (scale * log2 e). The order of additions depends on position, window and row number alone.
+// q * scale * log2 e and the weights are rounded to the cache's type, as tensor cores ask; sums are f32. So f16 takes queries
+// up to 65504 / (scale * log2 e). The order of additions depends on position, window and row number alone.
 //
 // Launch: attention_prefill_{bf16,f16}_{64,96,128}, by cache type and head size:
-//   grid (kv_heads, ceil(rows * (heads / kv_heads) / 128) + num_seqs), with `rows` those of the step, or of its sequences that are
-//   not left out, if the caller knows them; surplus blocks end at once. Block 128,
+//   grid (kv_heads, ceil(rows * (heads / kv_heads) / 128) + num_seqs), block 128,
 //   dynamic shared memory 40960 bytes for 64, 66560 for 96, 81920 for 128.
+// `rows` are those of the step, or fewer if the caller knows how many belong to sequences that are left out. Surplus blocks
+// end at once. The second extent of a grid may be 65535 at most: 2 million rows at a group of 4.
 #include "lib/paged.cuh"
 
 #define THREADS 128
@@ -125,7 +126,9 @@ DEVICE void multiply_keys(Scores& scores, const T* queries, const T* keys) {
     for (int step = 0; step < HEAD_DIM / 16; step++) {
         u32 q[2][4];
 #pragma unroll
-        for (int f = 0; f < 2; f++) ldmatrix_x4(q[f], queries + Rows<HEAD_DIM>::at(f * 16 + lane_idx() % 16, 2 * step + lane_idx() / 16));
+        for (int f = 0; f < 2; f++) {
+            ldmatrix_x4(q[f], queries + Rows<HEAD_DIM>::at(f * 16 + lane_idx() % 16, 2 * step + lane_idx() / 16));
+        }
 #pragma unroll
         for (int n = 0; n < TILE_TOKENS / 16; n++) {
             u32 k[2][2];
@@ -136,8 +139,8 @@ DEVICE void multiply_keys(Scores& scores, const T* queries, const T* keys) {
     }
 }
 
-// Leaves out the positions that a row does not see; the tile's first is `first`. Few tiles need it, so that the rows' positions are
-// not kept in registers.
+// Leaves out the positions that a row does not see; the tile's first is `first`. Few tiles need it, so that the rows'
+// positions are not kept in registers.
 DEVICE void mask(Scores& scores, const Work& work, int first, int window) {
 #pragma unroll
     for (int f = 0; f < 2; f++) {
@@ -222,7 +225,7 @@ DEVICE void attend_tiles(Running<HEAD_DIM>& running, Memory<T, HEAD_DIM>& memory
     const int end = position_of(work, work.first + TILE_ROWS - 1) + 1;
     const int first_block = begin / BLOCK_TOKENS, blocks = ceil_div(end, BLOCK_TOKENS) - first_block;
     const int tiles = ceil_div(blocks, WARPS);
-    // This warp's rows: those from `warp_begin` to `warp_end` are seen by some, up to `last_of_all` and from `first_of_all` by all.
+    // Of positions, [warp_begin, warp_end) are seen by some row of this warp, [first_of_all, last_of_all] by all.
     const int warp_first = work.first + warp_idx() * WARP_ROWS;
     const bool has_rows = warp_first < work.vectors;
     const int last_of_all = position_of(work, warp_first), warp_end = position_of(work, warp_first + WARP_ROWS - 1) + 1;
@@ -231,7 +234,7 @@ DEVICE void attend_tiles(Running<HEAD_DIM>& running, Memory<T, HEAD_DIM>& memory
     BlockIds ids = block_ids(args.block_tables + u64(work.seq) * args.max_blocks + first_block + warp_idx(), WARPS,
                              (blocks - warp_idx() + WARPS - 1) / WARPS);
     u64 vectors = 0;  // where the warp's part of the tile to be fetched lies
-    // Copy 2 t are the keys of tile t, copy 2 t + 1 its values. Groups are counted, so there is one for each, even an empty one.
+    // Copy 2 t is the keys of tile t, copy 2 t + 1 its values. Groups are counted: each has one, even if it is empty.
     auto fetch = [&](int copy) {
         int tile = copy / 2, first = (first_block + tile * WARPS + warp_idx()) * BLOCK_TOKENS;
         if (tile < tiles) {
@@ -267,7 +270,8 @@ DEVICE void attend_tiles(Running<HEAD_DIM>& running, Memory<T, HEAD_DIM>& memory
 
 // Writes the warp's results, in whole vectors by way of shared memory.
 template <class T, int HEAD_DIM>
-DEVICE void write_results(const Running<HEAD_DIM>& running, Memory<T, HEAD_DIM>& memory, const AttentionArgs& args, const Work& work) {
+DEVICE void write_results(const Running<HEAD_DIM>& running, Memory<T, HEAD_DIM>& memory, const AttentionArgs& args,
+                          const Work& work) {
     constexpr int STRIDE = Memory<T, HEAD_DIM>::OUT_STRIDE, PIECES = HEAD_DIM / 4;
     const int first = work.first + warp_idx() * WARP_ROWS;
     float* out = memory.out + warp_idx() * WARP_ROWS * STRIDE;

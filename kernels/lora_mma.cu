@@ -310,7 +310,8 @@ DEVICE void stage_low(const ExpandInputs& in, int first, int ranks, ExpandRoom& 
 
 // The same ranks of B; 0 past the rank.
 DEVICE void stage_b(const ExpandInputs& in, int first, int ranks, ExpandRoom& room) {
-    int type = int(in.entry.type), log2 = packet_log2(type), len = 1 << log2, pieces = PANEL >> log2, rank_total = int(in.entry.rank);
+    int type = int(in.entry.type), rank_total = int(in.entry.rank);
+    int log2 = packet_log2(type), pieces = PANEL >> log2;
     bool is_aligned = is_aligned16(in.entry.b);
     int pieces_log2 = 4 - log2, ranks_log2 = ranks == 32 ? 5 : 4;
 #pragma unroll 4

@@ -4,8 +4,9 @@
 // adapter's scaling. A thread takes 4 pairs, or 4 elements that are copied, at a time where half and head_dim are multiples
 // of 4; else one. Nothing is reduced, so the cut matters to speed alone.
 //
-// Launch: grid (rows, any), block 256, no dynamic shared memory. Blocks of one row share its work evenly; wanted is about one for
-// 256 pieces, y = ceil(pieces / 256), where a row has heads * head_dim / 8 pieces to rotate and kv_heads * head_dim / 4 to copy.
+// Launch: grid (rows, any), block 256, no dynamic shared memory. Blocks of one row share its work evenly; wanted is about one
+// for 256 pieces, y = ceil(pieces / 256), where a row has heads * head_dim / 8 pieces to rotate and kv_heads * head_dim / 4
+// to copy.
 //
 //   rope                         both tensors to new ones. For gradients, direction -1 turns back.
 //   kv_write_bf16, _f16, _f32    keys and values, F32, to a cache of that type.
@@ -103,7 +104,8 @@ struct Rotation {
     int half;
     float direction;
 };
-DEVICE Rotation rotation(const float* const* tables, const u32* rope_idx, u32 position, int head_dim, int half, float direction) {
+DEVICE Rotation rotation(const float* const* tables, const u32* rope_idx, u32 position, int head_dim, int half,
+                         float direction) {
     if (half == 0) return {nullptr, head_dim, 0, direction};
     const float* table = tables[rope_idx[blockIdx.x]];
     return {table + u64(position) * half * 2, head_dim, half, direction};
@@ -162,8 +164,8 @@ KERNEL(rope, RopeArgs, THREADS) {
 }
 
 // Offset in the cache of the first head's vector of a row.
-DEVICE u64 place_of_row(const u32* seq_starts, const u32* block_tables, int num_seqs, int max_blocks, u32 position, int kv_heads,
-                        int head_dim) {
+DEVICE u64 place_of_row(const u32* seq_starts, const u32* block_tables, int num_seqs, int max_blocks, u32 position,
+                        int kv_heads, int head_dim) {
     int seq = sequence_of_row(seq_starts, num_seqs, blockIdx.x);
     u32 block = block_tables[u64(seq) * max_blocks + position / BLOCK_TOKENS];
     return cache_offset(block, 0, kv_heads, head_dim) + position % BLOCK_TOKENS * u64(head_dim);

@@ -1,26 +1,31 @@
-// The gradient of causal attention within each sequence (Dao, arXiv 2307.08691, algorithm 2), for head sizes 64, 96 and 128 on
-// tensor cores. Scores are computed again, tile by tile; with the forward op's lse their softmax is known at once:
+// The gradient of causal attention within each sequence (Dao, arXiv 2307.08691, algorithm 2), for head sizes 64, 96 and 128
+// on tensor cores. Scores are computed again, tile by tile; with the forward op's lse their softmax is known at once:
 //     P = exp(scale Q Kᵀ - lse)    dV = Pᵀ dO    dS = P (dO Vᵀ - delta)    dK = scale dSᵀ Q    dQ = scale dS K
 //     delta = Σ_dim out d_out of each row and head
-// The paper's one kernel adds to dQ atomically, in any order. Here one kernel goes through the queries of a tile of keys, another
-// through the keys of a tile of queries: seven products instead of five, and sums in one order.
+// The paper's one kernel adds to dQ atomically, in any order. Here one kernel goes through the queries of a tile of keys,
+// another through the keys of a tile of queries: seven products instead of five, and sums in one order.
 //
-// Accuracy: q, k, v and d_out are rounded to bf16 first, P and dS before the products they enter; sums are f32. A gradient is
-// therefore within about 2⁻⁷ of the sum of its terms' magnitudes. lse should be of scores from the rounded q and k: where the
-// forward op kept more digits, P is off by the difference. attention_backward_any.cu is exact.
+// Accuracy: q, k, v and d_out are rounded to bf16 first, P and dS before the products that they enter; sums are f32. For the
+// rounded operands a gradient is within 2⁻⁸ of the sum of its terms' magnitudes. P is exact only if lse is of scores of the
+// rounded q and k: a forward op that keeps more digits leaves it off by the factor exp(difference of the scores), often a
+// percent. attention_backward_any.cu rounds nothing.
 //
-// A block is 4 warps with 64 rows of their own (16 a warp, kept in shared memory) and meets the other side's rows STEP at a time, in
-// two stages of asynchronous copies. P and dS go from one product into the next in registers, since a sum of mma.sync lies where
-// its operand has to. Rows of shared memory are padded by 16 bytes, so that 8 of them, as ldmatrix reads, lie in 32 banks.
+// A block is 4 warps with 64 rows of their own (16 a warp, kept in shared memory) and meets the other side's rows STEP at a
+// time, in two stages of asynchronous copies. P and dS go from one product into the next in registers, since a sum of
+// mma.sync lies where its operand has to. Rows of shared memory are padded by 16 bytes, so that 8 of them, as ldmatrix reads,
+// lie in 32 banks.
 //
 // Launch, one after the other; slots = rows / 64 + num_seqs (whole division):
 //     attention_backward_prepare: grid (rows), block 256
-//     attention_backward_keys_DIM: grid (slots, kv_heads), block 128, dynamic shared bytes 56320, 53760, 70144 for 64, 96, 128
-//     attention_backward_queries_DIM: grid (slots, heads), block 128, dynamic shared bytes as above
-// The last two may change places, or run at the same time.
+//     attention_backward_keys_DIM: grid (slots, kv_heads), block 128
+//     attention_backward_queries_DIM: grid (slots, heads), block 128
+// These two with 56320, 53760 or 70144 bytes of dynamic shared memory, for DIM 64, 96 or 128.
+// The last two may change places, or run at the same time. q_rounded and d_out_rounded together take as much room as one F32
+// tensor of q's shape.
 #include "../lib/mma.cuh"
 
-// The arguments of all three. Pointers are multiples of 16; kv_heads divides heads, and head h reads kv head h / (heads / kv_heads).
+// The arguments of all three. Pointers are multiples of 16; kv_heads divides heads, head h reads kv head h / (heads /
+// kv_heads).
 struct AttentionBackwardArgs {
     const float* q;         // [rows, heads, dim]
     const float* k;         // [rows, kv_heads, dim]
@@ -103,8 +108,8 @@ struct AttentionTiles {
     float delta[2][STEP];
 };
 
-// Begins to copy ROWS rows of a head from row `first` of a sequence on; those at `end` and beyond become zeros. `from` is the head
-// in the sequence's first row.
+// Begins to copy ROWS rows of a head from row `first` of a sequence on; those at `end` and beyond become zeros. `from` is the
+// head in the sequence's first row.
 template <int DIM, int ROWS>
 DEVICE void copy_rows(HeadRows<DIM, ROWS>& to, const bf16* from, int first, int end, int num_heads) {
     constexpr int CHUNKS = DIM / 8;
@@ -142,7 +147,8 @@ DEVICE OperandPair load_columns(const HeadRows<DIM, ROWS>& rows, int row, int co
 
 // sums[16, STEP] += own[16 rows from own_row on] othersᵀ, as 8 columns after the other.
 template <int DIM, int STEP>
-DEVICE void add_scores(float (&sums)[STEP / 8][4], const HeadRows<DIM, OWN>& own, int own_row, const HeadRows<DIM, STEP>& others) {
+DEVICE void add_scores(float (&sums)[STEP / 8][4], const HeadRows<DIM, OWN>& own, int own_row,
+                       const HeadRows<DIM, STEP>& others) {
     const int lane = lane_idx();
 #pragma unroll
     for (int col = 0; col < DIM; col += 16) {
@@ -227,12 +233,11 @@ DEVICE void backward_keys(const AttentionBackwardArgs& args) {
     const int end = is_cut ? tile.first + OWN - 1 + args.window : tile.len;
 
     auto fetch = [&](QueryStep step, int stage) {
-        const int first = step.first;
         const u64 at = u64(tile.start) * args.heads + step.head;
-        copy_rows(tiles.others[stage][0], args.q_rounded + at * DIM, first, tile.len, args.heads);
-        copy_rows(tiles.others[stage][1], args.d_out_rounded + at * DIM, first, tile.len, args.heads);
+        copy_rows(tiles.others[stage][0], args.q_rounded + at * DIM, step.first, tile.len, args.heads);
+        copy_rows(tiles.others[stage][1], args.d_out_rounded + at * DIM, step.first, tile.len, args.heads);
         if (int(threadIdx.x) < STEP) {
-            const int row = first + int(threadIdx.x);
+            const int row = step.first + int(threadIdx.x);
             const u64 of_row = row < tile.len ? at + u64(row) * args.heads : 0;
             const int bytes = row < tile.len ? 4 : 0;
             cp_async4(&tiles.lse[stage][threadIdx.x], args.lse + of_row, bytes);
@@ -255,7 +260,7 @@ DEVICE void backward_keys(const AttentionBackwardArgs& args) {
         cp_async_wait<0>();
         __syncthreads();
         const bool is_last_of_head = step.first + STEP >= end;
-        const QueryStep next = is_last_of_head ? QueryStep{step.head + 1, tile.first} : QueryStep{step.head, step.first + STEP};
+        const QueryStep next{step.head + is_last_of_head, is_last_of_head ? tile.first : step.first + STEP};
         if (next.head < (kv_head + 1) * group) fetch(next, stage ^ 1);
         const auto& queries = tiles.others[stage][0];
         const auto& d_out = tiles.others[stage][1];

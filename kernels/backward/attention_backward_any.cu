@@ -1,10 +1,11 @@
-// The gradient of causal attention within each sequence (Dao, arXiv 2307.08691, algorithm 2), in f32 throughout and for any head size:
-// what attention_backward.cu, whose head explains the method, computes for some sizes on tensor cores and with rounded operands.
+// The gradient of causal attention within each sequence (Dao, arXiv 2307.08691, algorithm 2), in f32 throughout and for any
+// head size: what attention_backward.cu, whose head explains the method, computes for some sizes on tensor cores and with
+// rounded operands.
 //
-// A block has 32 keys, or queries, of a head and meets the other side's 32 at a time. A thread computes 2 by 2 of the 32 by 32 scores,
-// 32 dimensions at a time; then of the gradients, which it sums in memory that no other thread touches, since a head of any size
-// fits neither registers nor shared memory. All products are of 32 by 32 by 32 in shared memory. Simple rather than fast: about a
-// fifth of what the f32 units can do.
+// A block has 32 keys, or queries, of a head and meets the other side's 32 at a time. A thread computes 2 by 2 of the 32 by
+// 32 scores, 32 dimensions at a time; then of the gradients, which it sums in memory that no other thread touches, since a
+// head of any size fits neither registers nor shared memory. All products are of 32 by 32 by 32 in shared memory, simple
+// rather than fast: four values are read there for four multiplications.
 //
 // Launch, one after the other; slots = rows / 32 + num_seqs (whole division):
 //     attention_backward_any_delta: grid (rows), block 256
@@ -85,14 +86,15 @@ DEVICE void add_product(float (&sums)[2][2], const Square& a, const Square& b) {
 #pragma unroll 8
     for (int k = 0; k < TILE; k++) {
         for (int i = 0; i < 2; i++) {
-            for (int j = 0; j < 2; j++) sums[i][j] += element<A_BY_COLUMNS>(a, row_of(i), k) * element<B_BY_COLUMNS>(b, col_of(j), k);
+            const float factor = element<A_BY_COLUMNS>(a, row_of(i), k);
+            for (int j = 0; j < 2; j++) sums[i][j] += factor * element<B_BY_COLUMNS>(b, col_of(j), k);
         }
     }
 }
 
 // Adds `factor` times the thread's sums to its place in rows of a head; with `is_first` writes them.
-DEVICE void add_to_rows(float* head, const float (&sums)[2][2], float factor, u64 stride, int first, int len, int first_dim, int dim,
-                        bool is_first) {
+DEVICE void add_to_rows(float* head, const float (&sums)[2][2], float factor, u64 stride, int first, int len, int first_dim,
+                        int dim, bool is_first) {
     for (int i = 0; i < 2; i++) {
         for (int j = 0; j < 2; j++) {
             if (first + row_of(i) >= len || first_dim + col_of(j) >= dim) continue;
@@ -115,9 +117,10 @@ DEVICE AttentionHead attention_head(const AttentionBackwardAnyArgs& args, const 
             u64(tile.start) * args.heads + head, q_stride, kv_stride, tile.len};
 }
 
-// Fills tiles.weights and tiles.d_scores for 32 queries and 32 keys. Queries beyond the last are zeros, as their lse and delta: they
-// add nothing. Begins with a barrier; readers have to wait for another.
-DEVICE void score(const AttentionBackwardAnyArgs& args, const AttentionHead& of, int first_query, int first_key, AttentionAnyTiles& tiles) {
+// Fills tiles.weights and tiles.d_scores for 32 queries and 32 keys. Queries beyond the last are zeros, as their lse and
+// delta: they add nothing. Begins with a barrier; readers have to wait for another.
+DEVICE void score(const AttentionBackwardAnyArgs& args, const AttentionHead& of, int first_query, int first_key,
+                  AttentionAnyTiles& tiles) {
     float scores[2][2] = {}, d_weights[2][2] = {};
     for (int d = 0; d < args.dim; d += TILE) {
         __syncthreads();

@@ -1,8 +1,8 @@
 // Cross-entropy of rows of logits, which become the gradient of the weighted sum of losses:
 //     losses[i] = -log softmax(logits[i])[targets[i]]
 //     logits[i] = weights[i] (softmax(logits[i]) - onehot(targets[i]))
-// A row is read twice and written once: maximum and denominator come from one reading (Milakov & Gimelshein, arXiv 1805.02867).
-// Launch: grid (rows), block 1024: as one reads a few hundred rows at a time, large blocks fill the GPU.
+// A row is read twice and written once: maximum and denominator come from one reading (Milakov & Gimelshein, arXiv
+// 1805.02867). Launch: grid (rows), block 1024: as one reads a few hundred rows at a time, large blocks fill the GPU.
 #include "../lib/kernel.cuh"
 
 struct CrossEntropyArgs {

@@ -1,5 +1,5 @@
-// The gradient of DoRA's magnitudes, the norm below them taken as a constant (Liu et al., arXiv 2402.09353, section 4.3), and of
-// what they scale:
+// The gradient of DoRA's magnitudes, the norm below them taken as a constant (Liu et al., arXiv 2402.09353, section 4.3), and
+// of what they scale:
 //     scaled[row, o] = d_out[row, o] out_scale[o]
 //     d_magnitude[o] += Σ_row d_out[row, o] (out[row, o] - bias[o] - residual[row, o]) / magnitude[o]; nothing if that is 0
 // Launch, one after the other, with parts = ceil(rows / rows_per_part):

@@ -1,7 +1,7 @@
-// out = x with some values left out and the others divided by 1 - probability (Srivastava et al., JMLR 15, 2014), or that added
-// to out: the gradient. Which ones is a function of seed, optimizer step and place alone, by the counter-based generator Philox
-// (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011, section 3.3): the same ones as on the CPU.
-// Launch: grid (rows, ceil(cols / 1024)), block 256. A thread has four columns: one call gives four random words.
+// out = x with some values left out and the others divided by 1 - probability (Srivastava et al., JMLR 15, 2014), or that
+// added to out: the gradient. Which ones is a function of seed, optimizer step and place alone, by the counter-based
+// generator Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011, section 3.3): the same ones as on
+// the CPU. Launch: grid (rows, ceil(cols / 1024)), block 256. A thread has four columns: one call gives four random words.
 #include "../lib/kernel.cuh"
 
 struct DropoutArgs {

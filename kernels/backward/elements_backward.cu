@@ -1,5 +1,5 @@
-// Gradients that are computed element by element, four a thread: all are bound by memory. Tensors may begin at any float; those
-// that are aligned to 16 bytes are read and written in whole vectors.
+// Gradients that are computed element by element, four a thread: all are bound by memory. Tensors may begin at any float;
+// those that are aligned to 16 bytes are read and written in whole vectors.
 // Launch, block 256 each:
 //     silu_mul_backward, add_scaled: grid (ceil(n / 1024))
 //     gather_rows_backward: grid (num_rows, ceil(cols / 1024))

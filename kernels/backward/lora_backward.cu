@@ -4,20 +4,24 @@
 //     d_A  += low_bᵀ x             [rank, in]      outer
 //     d_Bᵀ += low_aᵀ d_out         [rank, out]     outer
 //     d_x  += low_b A              [rows, in]      expand
-// Products are f32 throughout and in one order for given shapes and parts. One tile product serves all: a block of 256 threads
-// makes 4096 sums, WIDE by NARROW of them, a thread 4 by 4; it goes through the summed dimension 16 at a time, with the next 16 on
-// their way in registers. The narrow side is the rank (16, 32 or 64 at a time), so that x and d_out are read once for ranks up to 64.
+// Products are f32 throughout and in one order for given shapes and parts. One tile product serves all: a block of 256
+// threads makes 4096 sums, WIDE by NARROW of them, a thread 4 by 4; it goes through the summed dimension 16 at a time, with
+// the next 16 on their way in registers. The narrow side is the rank (16, 32 or 64 at a time), so that x and d_out are read
+// once for ranks up to 64.
 //
-// Up to rank 32 or so this is bound by the reading of x and d_out. Beyond, the f32 units are: tensor cores (tf32, or three bf16
-// products for f32's accuracy) would be several times as fast there, and change the sums' last bits.
+// Up to rank 32 or so this is bound by the reading of x and d_out. Beyond, the f32 units are: tensor cores (tf32, or three
+// bf16 products for f32's accuracy) would be several times as fast there, and change the sums' last bits.
 //
 // Launch, block 256; NARROW is 16, 32 or 64, the smallest that is not below the rank, else 64; WIDE = 4096 / NARROW:
 //     lora_shrink_NARROW: grid (ceil(rows / WIDE), ceil(rank / NARROW), parts); parts = ceil(cols / cols_per_part)
 //     lora_outer_NARROW: grid (ceil(cols / WIDE), ceil(rank / NARROW), parts); parts = ceil(rows / rows_per_part)
 //     lora_expand: grid (ceil(rows / 64), ceil(cols / 64))
 //     lora_sum: grid (ceil(len / 1024))
-// With one part, shrink and outer write `low` and add to `sum` themselves. With more, each writes its part into a workspace, and
-// lora_sum adds the parts up in order. Parts are for small grids: enough of them for 512 blocks, none below 128 rows or columns.
+// With one part, shrink writes `low` and outer adds to `sum`. With more, each writes its parts into a workspace of [parts,
+// rows, rank] or [parts, rank, cols] floats, and lora_sum adds them up in order: len = rows * rank, written; or len = rank *
+// cols, added. Parts are for grids too small for a GPU. Of n columns or rows to be split, where the grid has `tiles` blocks
+// without parts:
+//     wanted = min(ceil(512 / tiles), max(1, n / 128)); per_part = ceil(n / wanted), rounded up to a multiple of 16
 #include "../lib/kernel.cuh"
 
 #define THREADS 256
@@ -63,8 +67,8 @@ struct LoraSumArgs {
 
 // Whether rows of x can be read four elements at once.
 DEVICE bool has_vectors(const void* x, int row_len, int type) { return type == F32 && row_len % 4 == 0 && is_aligned16(x); }
-// `count` of four elements from i on, the others being 0. With VECTORS, which is decided once for a block so that loads need no
-// branches, these are all or none.
+// `count` of four elements from i on, the others being 0. With VECTORS, which is decided once for a block so that loads need
+// no branches, these are all or none.
 template <bool VECTORS>
 DEVICE void load_quad(float (&v)[4], const void* from, u64 i, int count, int type) {
     if (VECTORS) {
@@ -76,8 +80,9 @@ DEVICE void load_quad(float (&v)[4], const void* from, u64 i, int count, int typ
     }
 }
 
-// Operands of a product, of which the summed dimension ends at `end`. `wide_quad` gives four elements of the wide one, along the
-// summed dimension k if SUMS_ALONG_ROWS, else along the wide dimension; `narrow_element` one of the other. Beyond an end they are 0.
+// Operands of a product, of which the summed dimension ends at `end`. `wide_quad` gives four elements of the wide one, along
+// the summed dimension k if SUMS_ALONG_ROWS, else along the wide dimension; `narrow_element` one of the other. Beyond an end
+// they are 0.
 struct ShrinkOperands {
     static constexpr bool SUMS_ALONG_ROWS = true;
     const LoraShrinkArgs& args;
@@ -249,7 +254,8 @@ DEVICE void shrink(const LoraShrinkArgs& args) {
     float* low = args.low + u64(blockIdx.z) * args.rows * args.rank;
     for (int w = 0; w < 4; w++) {
         const int row = tile.wide + first_wide<NARROW>() + w;
-        const float quad[4] = {args.scale * sums[0][w], args.scale * sums[1][w], args.scale * sums[2][w], args.scale * sums[3][w]};
+        float quad[4];
+        for (int n = 0; n < 4; n++) quad[n] = args.scale * sums[n][w];
         if (row < args.rows && r < args.rank) store_up_to4(low + u64(row) * args.rank + r, quad, args.rank - r);
     }
 }

@@ -1,5 +1,5 @@
-// Σ x² in f64, in an order that depends on the length alone: each block adds up 16384 elements, then one block the blocks' sums.
-// Launch, one after the other, with parts = max(1, ceil(n / 16384)):
+// Σ x² in f64, in an order that depends on the length alone: each block adds up 16384 elements, then one block the blocks'
+// sums. Launch, one after the other, with parts = max(1, ceil(n / 16384)):
 //     sum_of_squares_parts: grid (parts), block 256
 //     sum_of_squares_total: grid (1), block 256
 #include "../lib/kernel.cuh"

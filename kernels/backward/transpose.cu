@@ -35,8 +35,8 @@ KERNEL(transpose, TransposeArgs, TILE * TILE_THREADS_Y) {
     }
 }
 
-// xᵀ in panels of 16 of its rows (fewer in the last), each panel transposed again: what `LoraFactors::pack_b` makes of xᵀ. A panel
-// is 16 columns of x, which are 64 adjacent bytes of each row: no shared memory is needed.
+// xᵀ in panels of 16 of its rows (fewer in the last), each panel transposed again: what `LoraFactors::pack_b` makes of xᵀ. A
+// panel is 16 columns of x, which are 64 adjacent bytes of each row: no shared memory is needed.
 struct TransposePanelsArgs {
     const float* x;  // [rank, n]
     float* out;      // [n, rank] in panels

@@ -124,8 +124,8 @@ DEVICE void store16(T* to, const Packed<T>& v) {
     *reinterpret_cast<Packed<T>*>(to) = v;
 }
 
-// The first `count` (any number) of four floats, in one access if all exist and the address allows it. Loading, the others are 0.
 DEVICE bool is_aligned16(const void* p) { return (reinterpret_cast<u64>(p) & 15) == 0; }
+// The first `count` (any number) of four floats, in one access if all exist and the address allows it; the others load as 0.
 DEVICE void load_up_to4(float (&v)[4], const float* from, i64 count) {
     if (count >= 4 && is_aligned16(from)) {
         Packed<float> whole = load16(from);
@@ -202,8 +202,9 @@ struct SequenceTile {
     int len;    // its number of rows
     int first;  // the tile's first row in the sequence; none if not below len
 };
-// The tile of a slot. Sequence s has the slots from seq_starts[s] / tile_rows + s on, one a tile and at most one too many, so that
-// num_rows / tile_rows + num_seqs slots are enough for any lengths. A whole warp asks; each round leaves a 32nd of the candidates.
+// The tile of a slot. Sequence s has the slots from seq_starts[s] / tile_rows + s on, one a tile and at most one too many, so
+// that num_rows / tile_rows + num_seqs slots are enough for any lengths. A whole warp asks; each round leaves a 32nd of the
+// candidates.
 DEVICE SequenceTile sequence_tile(const u32* seq_starts, int num_seqs, int tile_rows, int slot) {
     int seq = 0;
     for (int left = num_seqs; left > 1;) {

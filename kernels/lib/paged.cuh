@@ -89,7 +89,7 @@ struct Rows {
     }
 };
 
-// The blocks that a warp visits: `count` entries of a table, `stride` apart. Their ids are read 32 at a time, and 32 visits early.
+// The blocks that a warp visits: `count` entries of a table, `stride` apart. Ids are read 32 at a time, and 32 visits early.
 struct BlockIds {
     const u32* table;
     int stride;

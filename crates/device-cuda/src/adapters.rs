@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use wardrobe_device::{BoundAdapter, LoraTable, Result, Tensor};
+use wardrobe_device::{BoundAdapter, DeviceError, LoraTable, Result, Tensor};
 
 use crate::driver::{DevicePtr, Driver, Stream};
 use crate::kernels::element_type;
@@ -60,6 +60,8 @@ pub(crate) struct SlotEntries {
     pub(crate) entries: DevicePtr,
     /// No rank is larger, nor will be in recorded steps.
     pub(crate) max_rank: usize,
+    /// A larger rank has come, for which recorded steps have no room.
+    pub(crate) has_grown: bool,
 }
 
 /// Ranks are bounded in powers of two from here on, so that other adapters rarely change the shape of a step.
@@ -77,16 +79,21 @@ impl SlotTables {
         Ok(has_grown)
     }
 
-    /// A table that may not have been seen before.
+    /// A table that may not have been seen before; as it is now, unless a step is being recorded, which began with that.
     pub(crate) fn entries(
         &mut self,
         driver: &Arc<dyn Driver>,
         stream: Stream,
         of: &Arc<LoraTable>,
+        is_recording: bool,
     ) -> Result<SlotEntries> {
         let found = self.tables.iter().position(|table| Arc::ptr_eq(&table.of, of));
         let idx = match found {
             Some(idx) => idx,
+            None if is_recording => {
+                let reason = "a table of adapter slots that is new while a step is recorded".to_owned();
+                return Err(DeviceError::Invalid { op: "linear", reason });
+            }
             None => {
                 let num_slots = of.versions().len();
                 let bytes = num_slots * of.num_modules() * size_of::<Entry>();
@@ -99,12 +106,10 @@ impl SlotTables {
             }
         };
         let Some(table) = self.tables.get_mut(idx) else {
-            return Ok(SlotEntries { entries: DevicePtr::NULL, max_rank: 0 });
+            return Ok(SlotEntries { entries: DevicePtr::NULL, max_rank: 0, has_grown: false });
         };
-        if found.is_none() {
-            table.sync(driver, stream)?;
-        }
-        Ok(SlotEntries { entries: table.entries.ptr(), max_rank: table.max_rank })
+        let has_grown = !is_recording && table.sync(driver, stream)?;
+        Ok(SlotEntries { entries: table.entries.ptr(), max_rank: table.max_rank, has_grown })
     }
 }
 

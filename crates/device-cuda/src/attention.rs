@@ -4,7 +4,7 @@ use wardrobe_device::{BLOCK_SIZE, DType, DeviceError, KvLayer, PagedAttention, R
 
 use crate::driver::{DevicePtr, Launch};
 use crate::kernels::{
-    AttentionArgs, DecodeArgs, KvWriteArgs, RopeArgs, RopeKvArgs, blocks, element_type,
+    AttentionArgs, DecodeArgs, KvWriteArgs, RopeArgs, RopeKvArgs, element_type,
 };
 use crate::memory::DeviceMemory;
 use crate::ops::{CudaOps, Room, addr, int};
@@ -20,8 +20,6 @@ const DECODE_BLOCKS: usize = 3;
 const DECODE_ROUNDS: usize = 3;
 /// Shorter splits cost more than they bring.
 const MIN_SPLIT_TOKENS: usize = 128;
-/// The cut where results may not depend on what else is in a step.
-const DETERMINISTIC_SPLIT_TOKENS: usize = 256;
 /// Query vectors of a block of the prefill kernel.
 const PREFILL_VECTORS: usize = 128;
 
@@ -282,15 +280,20 @@ impl CudaOps {
             scale: args.scale,
             padding: 0,
         };
+        if args.lse.is_some() {
+            self.recorded_cache = dtype;
+        }
         let key = args.step.key();
         if !has_tensor_cores(head_dim, dtype) {
             return self.attend_any(&attention, dtype, rows);
         }
-        // A step in which each sequence has one row has no prompts; one of a single sequence with more has nothing else.
-        if key.num_seqs > 1 || key.num_rows == 1 {
+        // A step in which each sequence has one row has no prompts; one of a single sequence with more has nothing else. Where a row's
+        // result may not depend on what it is computed beside, one kernel serves both.
+        let one_kernel = self.is_deterministic();
+        if !one_kernel && (key.num_seqs > 1 || key.num_rows == 1) {
             self.attend_decode(&attention, dtype, key.num_seqs, key.max_blocks)?;
         }
-        if key.num_rows > key.num_seqs {
+        if one_kernel || key.num_rows > key.num_seqs {
             let name = by_cache_and_head!("attention_prefill", dtype, head_dim);
             let shared = match head_dim {
                 64 => 40_960,
@@ -301,7 +304,7 @@ impl CudaOps {
             let tiles = (rows * (heads / kv_heads.max(1))).div_ceil(PREFILL_VECTORS) + key.num_seqs;
             let launch =
                 Launch { grid: [kv_heads as u32, tiles as u32, 1], block: 128, shared_bytes: shared as u32 };
-            let args = AttentionArgs { min_rows: 2, ..attention };
+            let args = AttentionArgs { min_rows: if one_kernel { 1 } else { 2 }, ..attention };
             // SAFETY: as in `write_cache`.
             unsafe { kernel.launch(self.driver().as_ref(), self.stream(), launch, &args)? };
         }
@@ -318,13 +321,8 @@ impl CudaOps {
         let (heads, kv_heads) = (attention.heads as usize, attention.kv_heads as usize);
         let head_dim = attention.head_dim as usize;
         let groups = kv_heads * (heads / kv_heads.max(1)).div_ceil(DECODE_HEADS);
-        let splits = if self.is_deterministic() {
-            let context = (max_blocks * BLOCK_SIZE).max(1);
-            let split_tokens = DETERMINISTIC_SPLIT_TOKENS;
-            Splits { num_splits: context.div_ceil(split_tokens), split_tokens }
-        } else {
-            splits(num_seqs, max_blocks, groups, self.driver().card().num_multiprocessors as usize)
-        };
+        let multiprocessors = self.driver().card().num_multiprocessors as usize;
+        let splits = splits(num_seqs, max_blocks, groups, multiprocessors);
         let parts = if splits.num_splits > 1 { num_seqs * heads * splits.num_splits } else { 0 };
         let out_bytes = 4 * parts * head_dim;
         let room = self.room(Room::Attention, out_bytes + 8 * parts)?;
@@ -363,7 +361,6 @@ impl CudaOps {
             DType::F32 | DType::U32 => "attention_any_f32",
         };
         let kernel = self.kernels().get::<AttentionArgs>("attention_any", name, 0)?;
-        let _ = blocks;
         let launch = Launch { grid: [rows as u32, attention.heads as u32, 1], block: 128, shared_bytes: 0 };
         // SAFETY: as in `write_cache`.
         unsafe { kernel.launch(self.driver().as_ref(), self.stream(), launch, attention) }

@@ -46,6 +46,8 @@ pub(crate) struct CudaOps {
     pub(crate) slots: SlotTables,
     pub(crate) rope: RopePointers,
     pub(crate) pending: Option<PendingRope>,
+    /// Element type of keys and values in the attention op whose result was kept last, for its gradient.
+    pub(crate) recorded_cache: DType,
 }
 
 impl fmt::Debug for CudaOps {
@@ -92,6 +94,7 @@ impl CudaOps {
             slots: SlotTables::default(),
             rope: RopePointers::default(),
             pending: None,
+            recorded_cache: DType::F32,
         })
     }
 
@@ -122,6 +125,15 @@ impl CudaOps {
             self.steps.forget();
         }
         workspace.get(&self.cuda.driver, bytes)
+    }
+
+    pub(crate) fn is_recording(&self) -> bool {
+        self.steps.is_recording()
+    }
+
+    /// Forgets recorded steps.
+    pub(crate) fn forget(&mut self) {
+        self.steps.forget();
     }
 
     /// What the host would have to wait for, or what a recorded step would not do again.
@@ -293,9 +305,4 @@ impl Ops for CudaOps {
         // SAFETY: see above.
         unsafe { self.driver().read(self.stream, from, bytes) }
     }
-}
-
-/// What linear layers read of a 16-bit type.
-pub(crate) fn is_half(dtype: DType) -> bool {
-    matches!(dtype, DType::BF16 | DType::F16)
 }

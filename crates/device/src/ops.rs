@@ -31,6 +31,11 @@ pub trait Device: Send + Sync + fmt::Debug {
         false
     }
 
+    /// Bytes of the device's own memory that are free; `None` where it computes with the host's.
+    fn free_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// Zeroed memory of at least `bytes` bytes; `what` names its purpose in the error.
     fn alloc(&self, what: &'static str, bytes: usize) -> Result<Arc<dyn Memory>>;
 

@@ -19,7 +19,7 @@ use crate::paths;
 use crate::safetensors::{INDEX_FILE, SINGLE_FILE, SafetensorsFile};
 use crate::source::TensorSource;
 
-const MAX_CONFIG_BYTES: u64 = 4 << 20;
+pub(crate) const MAX_CONFIG_BYTES: u64 = 4 << 20;
 const MAX_TEMPLATE_BYTES: u64 = 4 << 20;
 const MAX_TOKENIZER_CONFIG_BYTES: u64 = 32 << 20;
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;

@@ -53,6 +53,18 @@ pub enum ModelError {
         /// Its storage type.
         storage: StorageType,
     },
+    /// A tensor cannot be made up in a type of blocks.
+    #[error("tensor {name}: rows of {cols} numbers are no whole blocks of {block_size}, which {storage} has")]
+    RowBlocks {
+        /// The tensor.
+        name: String,
+        /// The type.
+        storage: StorageType,
+        /// Numbers in a block of it.
+        block_size: usize,
+        /// Numbers in a row of the tensor.
+        cols: usize,
+    },
     /// The file has a tensor that the architecture has no place for.
     #[error("tensor {name} belongs to nothing in a {architecture}")]
     UnusedTensor {

@@ -1,6 +1,7 @@
 //! Decoder architectures and adapter kinds, each written once over the ops of `wardrobe-device`.
 //!
 //! - [`load`] reads a model's weights onto a device and gives a [`Decoder`]; [`arch`] has one file per architecture.
+//! - [`load_dummy`] makes the weights up instead, where none are at hand.
 //! - [`LoraAdapter`] makes an adapter folder's factors ready for a decoder; [`adapters`] has one file per kind.
 //! - [`MergedTensors`] is a model's tensors with an adapter merged into them, computed row by row.
 //! - [`rope_table`] computes the cosines and sines of every RoPE scaling.
@@ -11,10 +12,12 @@
 pub mod adapters;
 pub mod arch;
 mod content;
+mod dummy;
 mod error;
 mod loader;
 mod rope;
 mod score;
+mod source;
 
 use std::sync::Arc;
 
@@ -24,6 +27,7 @@ pub use adapters::held::AdapterPrecision;
 pub use adapters::lora::{LoraAdapter, LoraOptions, adapter_table};
 pub use adapters::merge::{MergedRows, MergedTensor, MergedTensors};
 pub use arch::load;
+pub use dummy::{DummySize, DummySpec, load_dummy};
 pub use error::{ModelError, Result};
 pub use loader::{LoadOptions, LoadProgress, WeightPrecision};
 pub use rope::{RopeSpec, rope_table};

@@ -1,16 +1,11 @@
-//! Reads a model's tensors one at a time and hands them to the device.
-//!
-//! Keeps count of what was used, so that a tensor which no layer asked for is an error and not silence; and refuses
-//! numbers that are none, since one NaN makes every answer nonsense.
-
-use std::collections::BTreeSet;
+//! Takes a model's tensors from their source one at a time and hands them to the device.
 
 use wardrobe_device::{Ctx, HostTensor, ModuleIdx, Tensor, Weight, WeightFormat};
-use wardrobe_formats::{Digest, ModelConfig, StorageType, TensorInfo, TensorSource, convert, finite};
+use wardrobe_formats::{Digest, ModelConfig, StorageType, TensorInfo, convert};
 
 use crate::Module;
-use crate::content::ContentHash;
-use crate::error::{ModelError, Result};
+use crate::error::Result;
+use crate::source::WeightSource;
 
 /// In what precision weights are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -48,10 +43,8 @@ impl Default for LoadOptions<'_> {
 /// Loads tensors by name for an architecture.
 pub(crate) struct Loader<'a> {
     ctx: &'a mut Ctx,
-    source: &'a dyn TensorSource,
+    source: Box<dyn WeightSource + 'a>,
     options: &'a LoadOptions<'a>,
-    content: ContentHash,
-    used: BTreeSet<String>,
     modules: Vec<Module>,
     read_bytes: u64,
     total_bytes: u64,
@@ -76,39 +69,15 @@ fn native(storage: StorageType) -> Option<WeightFormat> {
 impl<'a> Loader<'a> {
     pub(crate) fn new(
         ctx: &'a mut Ctx,
-        config: &ModelConfig,
-        source: &'a dyn TensorSource,
+        source: Box<dyn WeightSource + 'a>,
         options: &'a LoadOptions<'a>,
-    ) -> Result<Self> {
-        let total_bytes = source.tensors().iter().filter_map(|t| t.size_bytes()).map(|b| b as u64).sum();
-        Ok(Loader {
-            ctx,
-            source,
-            options,
-            content: ContentHash::start(config)?,
-            used: BTreeSet::new(),
-            modules: Vec::new(),
-            read_bytes: 0,
-            total_bytes,
-            weight_bytes: 0,
-        })
+    ) -> Self {
+        let total_bytes = source.total_bytes();
+        Loader { ctx, source, options, modules: Vec::new(), read_bytes: 0, total_bytes, weight_bytes: 0 }
     }
 
     fn read(&mut self, name: &str, expected: &[usize]) -> Result<(TensorInfo, Vec<u8>)> {
-        let info = self.source.require(name)?.clone();
-        if info.shape != expected {
-            return Err(ModelError::TensorShape {
-                name: name.to_owned(),
-                expected: expected.to_vec(),
-                actual: info.shape,
-            });
-        }
-        if !info.storage.is_float() {
-            return Err(ModelError::TensorType { name: name.to_owned(), storage: info.storage });
-        }
-        let bytes = self.source.read(name)?;
-        finite::check(self.source.path(), name, info.storage, &bytes)?;
-        self.used.insert(name.to_owned());
+        let (info, bytes) = self.source.read(name, expected)?;
         self.read_bytes += bytes.len() as u64;
         (self.options.progress)(name, self.read_bytes, self.total_bytes);
         Ok((info, bytes))
@@ -118,7 +87,7 @@ impl<'a> Loader<'a> {
     pub(crate) fn vector(&mut self, name: &str, len: usize) -> Result<Tensor> {
         let (info, bytes) = self.read(name, &[len])?;
         let values = convert::to_f32(info.storage, &bytes, len)?;
-        self.content.add(info, bytes);
+        self.source.used(info, bytes);
         self.weight_bytes += 4 * len;
         Ok(self.ctx.upload_f32("a parameter", [len], &values)?)
     }
@@ -129,7 +98,7 @@ impl<'a> Loader<'a> {
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {
-        self.source.info(name).is_some()
+        self.source.has(name)
     }
 
     /// A matrix `[rows, cols]`.
@@ -152,7 +121,7 @@ impl<'a> Loader<'a> {
             }
         };
         let weight = self.ctx.load_weight(&HostTensor { format, rows, cols, bytes })?;
-        self.content.add(info, stored);
+        self.source.used(info, stored);
         self.weight_bytes += weight.size_bytes();
         Ok(weight)
     }
@@ -171,21 +140,15 @@ impl<'a> Loader<'a> {
         Linear { weight, bias, module: idx }
     }
 
-    /// The modules, the size of all weights and the digest of what was read, once nothing is left over. `ignored` tells of tensors that are known
-    /// and not needed.
+    /// The modules, the size of all weights and the digest of what was read, once nothing is left over. `ignored` tells
+    /// of tensors that are known and not needed.
     pub(crate) fn finish(
         self,
         config: &ModelConfig,
         ignored: impl Fn(&str) -> bool,
     ) -> Result<(Vec<Module>, usize, Digest)> {
-        let left = self.source.tensors().iter().find(|t| !self.used.contains(&t.name) && !ignored(&t.name));
-        if let Some(tensor) = left {
-            return Err(ModelError::UnusedTensor {
-                name: tensor.name.clone(),
-                architecture: config.architecture.clone(),
-            });
-        }
-        Ok((self.modules, self.weight_bytes, self.content.finish()?))
+        let digest = self.source.finish(config, &ignored)?;
+        Ok((self.modules, self.weight_bytes, digest))
     }
 }
 

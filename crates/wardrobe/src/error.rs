@@ -55,6 +55,19 @@ pub enum Error {
         /// What the system says is free.
         available_bytes: u64,
     },
+    /// Weights that would be made up take more memory than is free.
+    #[error(
+        "the weights would take {weight_bytes} bytes, and {staging_bytes} more while they are made; \
+         {available_bytes} bytes are free"
+    )]
+    WeightMemory {
+        /// The weights.
+        weight_bytes: u64,
+        /// Host memory beside them while they are made.
+        staging_bytes: u64,
+        /// What is free, on the device if it has memory of its own and that is too little, else on this machine.
+        available_bytes: u64,
+    },
     /// The disk has no room for what would be written.
     #[error("{}: {needed_bytes} bytes would be written, {free_bytes} are free", path.display())]
     DiskSpace {

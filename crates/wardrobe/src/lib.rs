@@ -62,6 +62,7 @@
 pub mod bench;
 mod candle;
 mod device;
+mod dummy;
 mod error;
 mod fine_tuning;
 pub mod label;
@@ -74,6 +75,7 @@ mod typed;
 
 pub use candle::{adapter_from_tensors, adapter_source, adapter_tensors};
 pub use device::{CpuOptions, DeviceSpec, Isa, open_device};
+pub use dummy::DummyOptions;
 pub use error::{Error, Result};
 pub use fine_tuning::ModelFineTuner;
 pub use memory::{MemoryPlan, available_memory_bytes};
@@ -90,7 +92,7 @@ pub use wardrobe_engine::{
     SubmitError, Summary, TokenId, Update,
 };
 pub use wardrobe_eval as eval;
-pub use wardrobe_formats::{AdapterConfig, PeftAdapter};
+pub use wardrobe_formats::{AdapterConfig, PeftAdapter, StorageType};
 pub use wardrobe_grammar as grammar;
 pub use wardrobe_models::{AdapterPrecision, LoraAdapter, LoraOptions, ModelConfig, WeightPrecision};
 pub use wardrobe_text::{ChatInput, ChatTemplate, Message, Tokenizer};

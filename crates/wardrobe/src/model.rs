@@ -71,6 +71,12 @@ pub struct Model {
     names: Vec<String>,
 }
 
+/// A context for loading, which needs no scratch memory.
+pub(crate) fn loading_context(device: &Arc<dyn Device>) -> Result<Ctx> {
+    let step = StepLimits { max_rows: 1, max_seqs: 1, max_blocks: 1 };
+    Ok(Ctx::new(device.clone(), CtxConfig { arena_bytes: 0, step })?)
+}
+
 impl Model {
     /// Opens a folder in Hugging Face's layout or a `.gguf` file.
     ///
@@ -91,17 +97,25 @@ impl Model {
     ) -> Result<Self> {
         let files = ModelFiles::open(path.as_ref())?;
         let device = open_device(options.device, options.cpu)?;
-        let step = StepLimits { max_rows: 1, max_seqs: 1, max_blocks: 1 };
-        let mut ctx = Ctx::new(device.clone(), CtxConfig { arena_bytes: 0, step })?;
+        let mut ctx = loading_context(&device)?;
         let load = LoadOptions {
             precision: options.precision,
             progress: &|_, read_bytes, total_bytes| progress(read_bytes, total_bytes),
         };
         let decoder = wardrobe_models::load(&mut ctx, &files, &load)?;
-        let text = ModelText::of(&files)?;
+        Ok(Self::of_parts(device, decoder, ModelText::of(&files)?, files.names()))
+    }
+
+    /// Joins what a model is made of.
+    pub(crate) fn of_parts(
+        device: Arc<dyn Device>,
+        decoder: Arc<dyn Decoder>,
+        text: ModelText,
+        names: Vec<String>,
+    ) -> Self {
         let ends: Vec<TokenId> = decoder.config().eos_token_ids.iter().map(|&id| TokenId(id)).collect();
         let compiler = Arc::new(Compiler::of_tokenizer(text.tokenizer.clone(), &ends, Limits::default()));
-        Ok(Model { device, decoder, text, compiler, names: files.names() })
+        Model { device, decoder, text, compiler, names }
     }
 
     /// Shape and constants.

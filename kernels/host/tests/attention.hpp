@@ -22,7 +22,8 @@ struct Shape {
 
 inline std::string describe(const Shape& shape) {
     char text[120];
-    snprintf(text, sizeof(text), "%d heads over %d of %d, window %d", shape.heads, shape.kv_heads, shape.head_dim, shape.window);
+    snprintf(text, sizeof(text), "%d heads over %d of %d, window %d", shape.heads, shape.kv_heads, shape.head_dim,
+             shape.window);
     return text;
 }
 
@@ -81,10 +82,12 @@ public:
         return args;
     }
 
-    // Compares the rows of sequences with `min_rows` to `max_rows` rows; the others have to be as they were. Scores may be off by
-    // `error` of the magnitudes that they add up, weights by `weight_error`. `round_query` is what the kernel makes of a query.
+    // Compares the rows of sequences with `min_rows` to `max_rows` rows; the others have to be as they were. Scores may be
+    // off by `error` of the magnitudes that they add up, weights by `weight_error`. `round_query` is what the kernel makes of
+    // a query.
     template <class Round>
-    void check_results(const std::string& kernel, int min_rows, int max_rows, double error, double weight_error, Round round_query) {
+    void check_results(const std::string& kernel, int min_rows, int max_rows, double error, double weight_error,
+                       Round round_query) {
         std::string what = kernel + ", " + describe(shape);
         for (size_t s = 0; s < sequences.size(); s++) {
             for (u32 row = seq_starts[s]; row < seq_starts[s + 1]; row++) {
@@ -139,7 +142,8 @@ private:
     }
 
     template <class Round>
-    void check_row(const std::string& what, size_t seq, u32 row, int head, double error, double weight_error, Round round_query) {
+    void check_row(const std::string& what, size_t seq, u32 row, int head, double error, double weight_error,
+                   Round round_query) {
         const int kv_head = head / (shape.heads / shape.kv_heads), position = int(positions[row]);
         const size_t vector = size_t(row) * shape.heads + head;
         std::vector<double> scores, query(shape.head_dim);

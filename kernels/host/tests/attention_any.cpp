@@ -3,7 +3,8 @@
 #include "attention.hpp"
 
 template <class T, class Out, class Kernel>
-void run(Kernel kernel, const char* name, const Shape& shape, const std::vector<Sequence>& sequences, int min_rows, unsigned seed) {
+void run(Kernel kernel, const char* name, const Shape& shape, const std::vector<Sequence>& sequences, int min_rows,
+         unsigned seed) {
     Step<T, Out> step(shape, sequences, uint64_t(shape.heads * 1000 + shape.head_dim));
     AttentionArgs args = step.args(min_rows);
     kernel(Dim3{unsigned(step.num_rows), unsigned(shape.heads)}, Dim3{128}, 0, &args, seed);

@@ -22,7 +22,8 @@ DECODE_KERNEL(f16, 128)
 template <class T, int HEAD_DIM, class Out>
 void launch(Step<T, Out>& step, int num_splits, int split_tokens, unsigned seed) {
     const Shape& shape = step.shape;
-    const unsigned num_seqs = unsigned(step.sequences.size()), heads = unsigned(shape.heads), kv_heads = unsigned(shape.kv_heads);
+    const unsigned num_seqs = unsigned(step.sequences.size());
+    const unsigned heads = unsigned(shape.heads), kv_heads = unsigned(shape.kv_heads);
     const size_t parts = size_t(num_seqs) * heads * num_splits;
     const bool is_split = num_splits > 1;
     Buffer<float> partial_out(is_split ? parts * HEAD_DIM : 0), partial_softmax(is_split ? parts * 2 : 0);

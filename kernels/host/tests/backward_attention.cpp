@@ -118,9 +118,10 @@ Entry entry_for(int dim) {
 void run(const Batch& batch) {
     const int rows = batch.rows(), q_row = batch.heads * batch.dim, kv_row = batch.kv_heads * batch.dim;
     Random random(uint64_t(rows * 1000 + batch.dim + batch.window));
-    auto q = random_floats<float>(random, size_t(rows) * q_row, 2.0f), k = random_floats<float>(random, size_t(rows) * kv_row, 2.0f);
-    auto v = random_floats<float>(random, size_t(rows) * kv_row), d_out = random_floats<float>(random, size_t(rows) * q_row);
-    Buffer<float> out(size_t(rows) * q_row), lse(size_t(rows) * batch.heads);
+    const size_t q_len = size_t(rows) * q_row, kv_len = size_t(rows) * kv_row;
+    auto q = random_floats<float>(random, q_len, 2.0f), k = random_floats<float>(random, kv_len, 2.0f);
+    auto v = random_floats<float>(random, kv_len), d_out = random_floats<float>(random, q_len);
+    Buffer<float> out(q_len), lse(size_t(rows) * batch.heads);
     Buffer<u32> starts(batch.lens.size() + 1);
     std::vector<BoundedSum> want_q(out.size()), want_k(k.size()), want_v(v.size());
     const float scale = 1.0f / std::sqrt(float(batch.dim));

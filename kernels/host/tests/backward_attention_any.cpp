@@ -66,7 +66,8 @@ struct Gradients {
 };
 
 // The chain rule through softmax, term by term.
-Gradients gradients(const Batch& batch, const Inputs& in, const Buffer<float>& out, const Buffer<float>& lse, const Buffer<float>& d_out) {
+Gradients gradients(const Batch& batch, const Inputs& in, const Buffer<float>& out, const Buffer<float>& lse,
+                    const Buffer<float>& d_out) {
     Gradients sums{std::vector<Sum>(in.q.size()), std::vector<Sum>(in.k.size()), std::vector<Sum>(in.v.size())};
     const double scale = 1.0 / std::sqrt(double(batch.dim));
     for_rows(batch, [&](int start, int query, int head) {
@@ -97,7 +98,8 @@ void compare(const char* what, const Buffer<float>& got, const std::vector<Sum>&
 }
 
 // A gradient against central differences of the loss, at some places.
-void compare_slopes(const char* what, const Batch& batch, Inputs in, Values Inputs::*part, const Buffer<float>& d_out, const Buffer<float>& got) {
+void compare_slopes(const char* what, const Batch& batch, Inputs in, Values Inputs::*part, const Buffer<float>& d_out,
+                    const Buffer<float>& got) {
     Values& of = in.*part;
     Random random(of.size());
     for (int i = 0; i < 12; i++) {

@@ -5,7 +5,8 @@
 void run(int rows, int cols, int rows_per_part, bool with_bias, bool with_residual, unsigned seed) {
     Random random(uint64_t(rows * 1000 + cols));
     const size_t n = size_t(rows) * cols;
-    auto out = random_floats<float>(random, n), residual = random_floats<float>(random, n), d_out = random_floats<float>(random, n);
+    auto out = random_floats<float>(random, n), residual = random_floats<float>(random, n);
+    auto d_out = random_floats<float>(random, n);
     auto bias = random_floats<float>(random, cols), out_scale = random_floats<float>(random, cols);
     auto magnitude = random_floats<float>(random, cols, 2.0f), before = random_floats<float>(random, cols);
     if (cols > 3) magnitude[3] = 0.0f;

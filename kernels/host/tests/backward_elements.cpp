@@ -33,7 +33,8 @@ void silu_mul(size_t n, int offset, bool in_place, unsigned seed) {
     Operand gate = random_operand(random, n, offset, 12.0f), up = random_operand(random, n, offset);
     Operand d_out = random_operand(random, n, offset), d_gate(n, offset), d_up(n, offset), copy(n, offset);
     copy.copy(d_out);
-    SiluMulBackwardArgs args{gate.get(), up.get(), in_place ? copy.get() : d_out.get(), in_place ? copy.get() : d_gate.get(), d_up.get(), n};
+    SiluMulBackwardArgs args{gate.get(), up.get(), d_out.get(), d_gate.get(), d_up.get(), n};
+    if (in_place) args.d_out = args.d_gate = copy.get();
     silu_mul_backward(grid_for(n), Dim3{256}, 0, &args, seed);
     for (size_t i = 0; i < n; i++) {
         const double g = gate[i], s = 1.0 / (1.0 + std::exp(-g)), slope = s + g * s * (1.0 - s);
@@ -77,7 +78,8 @@ void gather(int cols, int offset, unsigned seed) {
     Random random(static_cast<uint64_t>(cols));
     const u32 rows[] = {1, 2, 6};
     const int num_rows = 3, total = 8;
-    Operand d_out = random_operand(random, size_t(num_rows) * cols, offset), before = random_operand(random, size_t(total) * cols, offset);
+    Operand d_out = random_operand(random, size_t(num_rows) * cols, offset);
+    Operand before = random_operand(random, size_t(total) * cols, offset);
     Operand d_x(size_t(total) * cols, offset);
     d_x.copy(before);
     Buffer<u32> row_idx(num_rows);

@@ -26,7 +26,8 @@ void add_up(const Buffer<float>& parts, float* out, size_t len, int num_parts, b
 
 // low = scale x factor
 template <class T>
-void shrink_to(float* low, const T* x, const float* factor, int rows, int cols, int rank, int parts, float scale, unsigned seed) {
+void shrink_to(float* low, const T* x, const float* factor, int rows, int cols, int rank, int parts, float scale,
+               unsigned seed) {
     const Variant variant = variant_for(rank);
     const int cols_per_part = per_part(cols, parts);
     const unsigned num_parts = tiles(cols, cols_per_part);
@@ -76,14 +77,16 @@ void run(int rows, int cols, int rank, int parts, int offset, unsigned seed) {
         for (int col = 0; col < cols; col++) factor[size_t(col) * rank + r] = a[size_t(r) * cols + col];
     }
 
+    auto x_at = [&](int row, int col) { return double(to_f32(x[size_t(row) * cols + col + offset])); };
     Buffer<float> low(size_t(rows) * rank + offset);
+    auto low_at = [&](int row, int r) { return double(low[size_t(row) * rank + r + offset]); };
     shrink_to(low.get() + offset, x.get() + offset, factor.get(), rows, cols, rank, parts, scale, seed);
     for (int row = 0; row < rows; row++) {
         for (int r = 0; r < rank; r++) {
             Sum want;
-            for (int col = 0; col < cols; col++) want.add(double(to_f32(x[size_t(row) * cols + col + offset])) * a[size_t(r) * cols + col]);
+            for (int col = 0; col < cols; col++) want.add(x_at(row, col) * a[size_t(r) * cols + col]);
             const size_t at = size_t(row) * rank + r;
-            check("low", at, low[at + offset], scale * want.value, 1e-6 * want.magnitude);
+            check("low", at, low_at(row, r), scale * want.value, 1e-6 * want.magnitude);
         }
     }
 
@@ -96,7 +99,7 @@ void run(int rows, int cols, int rank, int parts, int offset, unsigned seed) {
             const size_t at = size_t(r) * cols + col;
             Sum want;
             want.add(before[at]);
-            for (int row = 0; row < rows; row++) want.add(double(low[size_t(row) * rank + r + offset]) * to_f32(x[size_t(row) * cols + col + offset]));
+            for (int row = 0; row < rows; row++) want.add(low_at(row, r) * x_at(row, col));
             check("sum", at, sum[at + offset], want.value, 1e-6 * want.magnitude);
         }
     }
@@ -112,11 +115,11 @@ void run(int rows, int cols, int rank, int parts, int offset, unsigned seed) {
             const size_t at = size_t(row) * cols + col;
             Sum want;
             want.add(d_before[at]);
-            for (int r = 0; r < rank; r++) want.add(double(low[size_t(row) * rank + r + offset]) * a[size_t(r) * cols + col]);
+            for (int r = 0; r < rank; r++) want.add(low_at(row, r) * a[size_t(r) * cols + col]);
             check("d_x", at, d_x[at + offset], want.value, 1e-6 * want.magnitude);
         }
     }
-    if (offset && !(std::isnan(low[0]) && std::isnan(sum[0]) && std::isnan(d_x[0]))) fail("something before an operand is written");
+    if (offset && !(std::isnan(low[0]) && std::isnan(sum[0]) && std::isnan(d_x[0]))) fail("an operand's front is overrun");
 }
 
 int main() {

@@ -86,7 +86,7 @@ void all(unsigned seed) {
         const Variant& variant = VARIANTS[i++ % 3];
         run<bf16, float, NN>(variant, shape, Adds::BiasAndResidual, seed);
         run<f16, float, NN>(variant, shape, Adds::Itself, seed);
-        if (shape.rows > 100) continue;
+        if (shape.rows > 60) continue;
         run<bf16, bf16, NN>(variant, shape, Adds::Bias, seed);
         run<f16, f16, NN>(variant, shape, Adds::Nothing, seed);
     }

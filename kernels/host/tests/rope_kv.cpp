@@ -41,7 +41,8 @@ struct Step {
         // Blocks that hold none of the step's rows are not to be touched.
         for (int s = 0; s < num_seqs; s++) {
             for (int b = 0; b < max_blocks; b++) {
-                int first = c.first_positions[s] / BLOCK_TOKENS, end = (c.first_positions[s] + c.rows[s] - 1) / BLOCK_TOKENS + 1;
+                int first = c.first_positions[s] / BLOCK_TOKENS;
+                int end = (c.first_positions[s] + c.rows[s] - 1) / BLOCK_TOKENS + 1;
                 if (b < first || b >= end || c.rows[s] == 0) block_tables[s * max_blocks + b] = 0xffffffff;
             }
         }
@@ -97,11 +98,12 @@ double element(const Buffer<T>& tensor, size_t i) {
 
 // What the cache holds of a row; and that nothing else was written.
 template <class T>
-void check_cache(const std::string& what, const Step& step, const Case& c, const Buffer<T>& cache, const Buffer<float>& x, int half,
-                 double direction) {
+void check_cache(const std::string& what, const Step& step, const Case& c, const Buffer<T>& cache, const Buffer<float>& x,
+                 int half, double direction) {
     std::vector<bool> is_written(cache.size());
     for (int row = 0; row < step.num_rows(); row++) {
-        u32 position = step.positions[row], block = step.block_tables[step.seq_of(row) * step.max_blocks + position / BLOCK_TOKENS];
+        u32 position = step.positions[row];
+        u32 block = step.block_tables[step.seq_of(row) * step.max_blocks + position / BLOCK_TOKENS];
         auto place = [&](int head, int d) {
             return ((size_t(block) * c.kv_heads + head) * BLOCK_TOKENS + position % BLOCK_TOKENS) * c.head_dim + d;
         };
@@ -137,8 +139,11 @@ struct Operands {
 void run_rope(const Case& c, float direction, unsigned blocks_of_row, unsigned seed) {
     Step step(c);
     Operands x(step, c, Random(1));
-    RopeArgs args{x.q.get(),           x.k.get(),          x.q_out.get(), x.k_out.get(), step.pointers.data(), step.positions.get(),
-                  step.rope_idx.get(), c.heads, c.kv_heads, c.head_dim,    c.half,        direction};
+    RopeArgs args{};
+    args.x0 = x.q.get(), args.x1 = x.k.get(), args.out0 = x.q_out.get(), args.out1 = x.k_out.get();
+    args.tables = step.pointers.data(), args.positions = step.positions.get(), args.rope_idx = step.rope_idx.get();
+    args.heads0 = c.heads, args.heads1 = c.kv_heads, args.head_dim = c.head_dim, args.half = c.half;
+    args.direction = direction;
     rope(Dim3{unsigned(step.num_rows()), blocks_of_row}, Dim3{256}, 0, &args, seed);
     check_tensor("rope, first", step, c, x.q_out, x.q, c.heads, direction);
     check_tensor("rope, second", step, c, x.k_out, x.k, c.kv_heads, direction);
@@ -163,13 +168,21 @@ void run_rope_kv(Kernel kernel, const Case& c, bool with_k_out, unsigned blocks_
     check_cache("rope_kv, cached values", step, c, v_cache, x.v, 0, 1.0);
 }
 
+KvWriteArgs kv_write_args(const Step& step, const Case& c, const Operands& x, void* k_cache, void* v_cache) {
+    KvWriteArgs args{};
+    args.k = x.k.get(), args.v = x.v.get(), args.k_cache = k_cache, args.v_cache = v_cache;
+    args.positions = step.positions.get(), args.seq_starts = step.seq_starts.get();
+    args.block_tables = step.block_tables.data(), args.num_seqs = step.num_seqs, args.max_blocks = step.max_blocks;
+    args.kv_heads = c.kv_heads, args.head_dim = c.head_dim;
+    return args;
+}
+
 template <class T, class Kernel>
 void run_kv_write(Kernel kernel, const Case& c, unsigned seed) {
     Step step(c);
     Operands x(step, c, Random(3));
     Buffer<T> k_cache(size_t(step.num_blocks) * c.kv_heads * BLOCK_TOKENS * c.head_dim), v_cache(k_cache.size());
-    KvWriteArgs args{x.k.get(),           x.v.get(),     k_cache.get(),   v_cache.get(), step.positions.get(), step.seq_starts.get(),
-                     step.block_tables.data(), step.num_seqs, step.max_blocks, c.kv_heads,    c.head_dim};
+    KvWriteArgs args = kv_write_args(step, c, x, k_cache.get(), v_cache.get());
     kernel(Dim3{unsigned(step.num_rows())}, Dim3{256}, 0, &args, seed);
     check_cache("kv_write, keys", step, c, k_cache, x.k, 0, 1.0);
     check_cache("kv_write, values", step, c, v_cache, x.v, 0, 1.0);
@@ -182,8 +195,7 @@ void bad_block() {
     step.block_tables[1] = u32(step.num_blocks);
     Operands x(step, c, Random(4));
     Buffer<f16> k_cache(size_t(step.num_blocks) * BLOCK_TOKENS * 64), v_cache(k_cache.size());
-    KvWriteArgs args{x.k.get(),           x.v.get(), k_cache.get(), v_cache.get(), step.positions.get(), step.seq_starts.get(),
-                     step.block_tables.data(), 1,         step.max_blocks, 1,       64};
+    KvWriteArgs args = kv_write_args(step, c, x, k_cache.get(), v_cache.get());
     kv_write_f16(Dim3{20}, Dim3{256}, 0, &args, 0);
 }
 

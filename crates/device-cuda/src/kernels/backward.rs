@@ -126,3 +126,97 @@ kernel_args! {
         n: i32,
     }
 }
+
+kernel_args! {
+    /// `LoraShrinkArgs`.
+    struct LoraShrinkArgs {
+        x: DevicePtr,
+        factor: DevicePtr,
+        low: DevicePtr,
+        x_type: u32,
+        rows: i32,
+        cols: i32,
+        rank: i32,
+        cols_per_part: i32,
+        scale: f32,
+    }
+
+    /// `LoraOuterArgs`.
+    struct LoraOuterArgs {
+        low: DevicePtr,
+        x: DevicePtr,
+        sum: DevicePtr,
+        x_type: u32,
+        rows: i32,
+        cols: i32,
+        rank: i32,
+        rows_per_part: i32,
+        accumulate: i32,
+    }
+
+    /// `LoraExpandArgs`.
+    struct LoraExpandArgs {
+        low: DevicePtr,
+        panels: DevicePtr,
+        d_x: DevicePtr,
+        rows: i32,
+        cols: i32,
+        rank: i32,
+        padding: u32,
+    }
+
+    /// `LoraSumArgs`.
+    struct LoraSumArgs {
+        parts: DevicePtr,
+        out: DevicePtr,
+        len: u64,
+        num_parts: i32,
+        accumulate: i32,
+    }
+
+    /// `AttentionBackwardArgs`.
+    struct AttentionBackwardArgs {
+        q: DevicePtr,
+        k: DevicePtr,
+        v: DevicePtr,
+        out: DevicePtr,
+        d_out: DevicePtr,
+        lse: DevicePtr,
+        q_rounded: DevicePtr,
+        k_rounded: DevicePtr,
+        v_rounded: DevicePtr,
+        d_out_rounded: DevicePtr,
+        delta: DevicePtr,
+        d_q: DevicePtr,
+        d_k: DevicePtr,
+        d_v: DevicePtr,
+        seq_starts: DevicePtr,
+        num_seqs: i32,
+        heads: i32,
+        kv_heads: i32,
+        dim: i32,
+        window: i32,
+        scale: f32,
+    }
+
+    /// `AttentionBackwardAnyArgs`.
+    struct AttentionBackwardAnyArgs {
+        q: DevicePtr,
+        k: DevicePtr,
+        v: DevicePtr,
+        out: DevicePtr,
+        d_out: DevicePtr,
+        lse: DevicePtr,
+        delta: DevicePtr,
+        d_q: DevicePtr,
+        d_k: DevicePtr,
+        d_v: DevicePtr,
+        seq_starts: DevicePtr,
+        num_seqs: i32,
+        heads: i32,
+        kv_heads: i32,
+        dim: i32,
+        window: i32,
+        scale: f32,
+    }
+}

@@ -1,6 +1,11 @@
 //! The kernels' entry points: their arguments, twins of the structs in `kernels/`, and handles to launch them with.
 
+mod adapters;
 mod attention;
+mod backward;
+mod linear;
+mod rows;
+mod sample;
 
 use std::collections::HashMap;
 use std::marker::PhantomData;
@@ -32,7 +37,14 @@ macro_rules! kernel_args {
 }
 pub(crate) use kernel_args;
 
+pub(crate) use adapters::{LoraArgs, LoraTarget, ShortRowsArgs};
 pub(crate) use attention::{AttentionArgs, DecodeArgs, KvWriteArgs, RopeArgs, RopeKvArgs};
+pub(crate) use backward::*;
+pub(crate) use linear::{
+    ConvertArgs, DequantiseArgs, EmbedArgs, GemmArgs, GemmF32Args, GemvArgs, GemvTarget, WeightArg,
+};
+pub(crate) use rows::{GatherArgs, RmsNormArgs, SiluMulArgs};
+pub(crate) use sample::{EditArg, ReportArgs, ReportParams, SampleArgs, SampleParams};
 
 /// One entry point.
 #[derive(Debug)]

@@ -6,6 +6,42 @@ use serde_json::{Map, Value};
 
 use super::{HiddenAct, Keys, ModelConfig, RopeScaling, rope};
 use crate::error::Result;
+use crate::model_files::MAX_CONFIG_BYTES;
+use crate::paths;
+use crate::storage::StorageType;
+
+/// A `config.json` by itself, without the weights that it describes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HfConfigFile {
+    /// The model that it describes.
+    pub config: ModelConfig,
+    /// Element type that it says the weights have, if it says so: `dtype` (transformers 5) or `torch_dtype`.
+    pub storage: Option<StorageType>,
+}
+
+impl HfConfigFile {
+    /// Reads one.
+    ///
+    /// # Errors
+    /// Those of [`ModelConfig::from_hf`]; [`crate::FormatError::Io`], [`crate::FormatError::Json`],
+    /// [`crate::FormatError::Limit`] over 4 MiB.
+    pub fn read(path: &Path) -> Result<Self> {
+        let content = paths::read_json_object(path, MAX_CONFIG_BYTES)?;
+        let keys = Keys::new(path, &content);
+        let key = if keys.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
+        let storage = match keys.str(key)? {
+            None => None,
+            Some("float32") => Some(StorageType::F32),
+            Some("float16") => Some(StorageType::F16),
+            Some("bfloat16") => Some(StorageType::BF16),
+            Some(other) => {
+                let found = format!("{:?}", crate::error::shorten(other));
+                return Err(keys.error(key, "one of float32, float16, bfloat16", found));
+            }
+        };
+        Ok(Self { config: ModelConfig::from_hf(path, &content, None)?, storage })
+    }
+}
 
 impl ModelConfig {
     /// Reads the content of a `config.json` (given as parsed JSON) and, if there is one, of a

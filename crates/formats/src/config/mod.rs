@@ -15,6 +15,7 @@ use std::path::Path;
 
 use crate::error::{FormatError, Result};
 
+pub use hf::HfConfigFile;
 pub use rope::RopeScaling;
 pub use write::{is_gguf_rope_key, set_hf_dtype};
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::StorageType;
 
 fn read(config: &Value, generation: Option<&Value>) -> Result<ModelConfig> {
     let path = Path::new("config.json");
@@ -53,6 +54,32 @@ fn llama_31_is_read_whole() {
             original_max_position: 8192
         }
     );
+}
+
+#[test]
+fn a_config_by_itself_tells_its_element_type() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.json");
+    let read = |config: &Value| {
+        std::fs::write(&path, config.to_string()).unwrap();
+        HfConfigFile::read(&path)
+    };
+    for (key, value, storage) in [
+        ("torch_dtype", json!("bfloat16"), Some(StorageType::BF16)),
+        ("dtype", json!("float16"), Some(StorageType::F16)),
+        ("torch_dtype", json!("float32"), Some(StorageType::F32)),
+        ("torch_dtype", Value::Null, None),
+    ] {
+        let file = read(&with(llama_31(), key, value.clone())).unwrap();
+        assert_eq!(file.storage, storage, "{key} = {value}");
+        assert_eq!(file.config.num_layers, 32);
+    }
+    let message = read(&with(llama_31(), "torch_dtype", json!("float8_e4m3fn"))).unwrap_err().to_string();
+    assert!(message.contains("torch_dtype") && message.contains("float8_e4m3fn"), "{message}");
+    let message = read(&with(llama_31(), "hidden_size", json!(1_u64 << 40))).unwrap_err().to_string();
+    assert!(message.contains("hidden_size") && message.contains("config.json"), "{message}");
+    assert!(read(&json!([1])).is_err());
+    assert!(HfConfigFile::read(folder.path()).is_err());
 }
 
 #[test]

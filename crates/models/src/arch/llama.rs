@@ -9,10 +9,10 @@ use std::sync::Arc;
 use wardrobe_device::{
     AttentionSpec, Ctx, LoraBatch, LoraTable, Projection, Result as DeviceResult, Step, Tensor, Weight,
 };
-use wardrobe_formats::{Digest, HiddenAct, ModelConfig, ModelFiles};
+use wardrobe_formats::{Digest, HiddenAct, ModelConfig};
 
 use crate::error::{ModelError, Result};
-use crate::loader::{Linear, LoadOptions, Loader};
+use crate::loader::{Linear, Loader};
 use crate::{BlockState, Decoder, Module};
 
 #[derive(Debug)]
@@ -43,15 +43,13 @@ struct Llama {
 }
 
 /// Loads one.
-pub(super) fn load(ctx: &mut Ctx, files: &ModelFiles, options: &LoadOptions<'_>) -> Result<Arc<dyn Decoder>> {
-    let config = files.config.clone();
+pub(super) fn load(mut l: Loader<'_>, config: ModelConfig) -> Result<Arc<dyn Decoder>> {
     if config.hidden_act != HiddenAct::Silu {
         return Err(ModelError::Unsupported {
             architecture: config.architecture,
             what: format!("the activation {:?}", config.hidden_act),
         });
     }
-    let mut l = Loader::new(ctx, &config, files.tensors.as_ref(), options)?;
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
     let (q_size, kv_size) = (config.q_size(), config.kv_size());
     let embedding = l.weight("model.embed_tokens.weight", config.vocab_size, hidden)?;

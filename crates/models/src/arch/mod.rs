@@ -9,9 +9,11 @@ use wardrobe_formats::{ModelConfig, ModelFiles};
 
 use crate::Decoder;
 use crate::error::{ModelError, Result};
-use crate::loader::LoadOptions;
+use crate::loader::{LoadOptions, Loader};
+use crate::source::FileWeights;
 
-type Load = fn(&mut Ctx, &ModelFiles, &LoadOptions<'_>) -> Result<Arc<dyn Decoder>>;
+/// Builds a decoder of a configuration from the loader's tensors.
+pub(crate) type Load = fn(Loader<'_>, ModelConfig) -> Result<Arc<dyn Decoder>>;
 
 /// Names that configurations use, and what loads them.
 const ARCHITECTURES: &[(&[&str], Load)] = &[(&["LlamaForCausalLM", "MistralForCausalLM"], llama::load)];
@@ -21,7 +23,9 @@ const ARCHITECTURES: &[(&[&str], Load)] = &[(&["LlamaForCausalLM", "MistralForCa
 /// # Errors
 /// [`ModelError`] naming the architecture, the tensor or the configuration key at fault.
 pub fn load(ctx: &mut Ctx, files: &ModelFiles, options: &LoadOptions<'_>) -> Result<Arc<dyn Decoder>> {
-    find(&files.config)?(ctx, files, options)
+    let load = find(&files.config)?;
+    let weights = FileWeights::open(files)?;
+    load(Loader::new(ctx, Box::new(weights), options), files.config.clone())
 }
 
 /// Whether there is a file for the architecture.
@@ -32,7 +36,7 @@ pub fn check(config: &ModelConfig) -> Result<()> {
     find(config).map(drop)
 }
 
-fn find(config: &ModelConfig) -> Result<Load> {
+pub(crate) fn find(config: &ModelConfig) -> Result<Load> {
     let name = &config.architecture;
     match ARCHITECTURES.iter().find(|(names, _)| names.contains(&name.as_str())) {
         Some((_, load)) => Ok(*load),

@@ -14,6 +14,7 @@ mod config;
 mod export;
 mod gguf;
 mod json;
+mod made_up;
 mod pieces;
 mod pre;
 mod sentencepiece;

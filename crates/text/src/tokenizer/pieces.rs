@@ -156,6 +156,18 @@ fn byte_of(character: char) -> Option<u8> {
     }
 }
 
+/// The character of a byte in that spelling.
+pub(super) fn character_of(byte: u8) -> char {
+    let code = u32::from(byte);
+    let code = match code {
+        0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => code,
+        0..=0x20 => code + 0x100,
+        0xad => 0x143,
+        _ => code - 0x7f + 0x121,
+    };
+    char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -173,6 +185,7 @@ mod tests {
         assert_eq!((seen[&b' '], seen[&b'\n'], seen[&0xad]), (0x120, 0x10a, 0x143));
         let alphabet = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet();
         assert!(alphabet.iter().all(|character| byte_of(*character).is_some()));
+        assert!((0..=u8::MAX).all(|byte| byte_of(character_of(byte)) == Some(byte)));
     }
 
     #[test]

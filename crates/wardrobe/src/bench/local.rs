@@ -14,6 +14,7 @@ use super::report::{AdapterResult, MemoryResult, ModelInfo, Report, ServingResul
 use super::stats::Percentiles;
 use super::steps::{self, StepOptions};
 use crate::candle::adapter_source;
+use crate::dummy::{DummyModel, DummyOptions};
 use crate::error::{Error, Result};
 use crate::model::{EngineOptions, Model, ModelOptions};
 
@@ -46,6 +47,8 @@ impl Default for Parts {
 pub struct LocalOptions {
     /// How to open the model.
     pub model: ModelOptions,
+    /// Set: weights are made up, and the model's path is that of its `config.json`.
+    pub dummy: Option<DummyOptions>,
     /// How to run the engine.
     pub engine: EngineOptions,
     /// The load on the engine.
@@ -65,6 +68,7 @@ impl Default for LocalOptions {
     fn default() -> Self {
         LocalOptions {
             model: ModelOptions::default(),
+            dummy: None,
             engine: EngineOptions::default(),
             load: Load::default(),
             num_adapters: vec![0, 8],
@@ -75,7 +79,7 @@ impl Default for LocalOptions {
     }
 }
 
-/// Measures the model at `path`; `progress` is told what comes next.
+/// Measures the model at `path`, or one that is made up; `progress` is told what comes next.
 ///
 /// # Errors
 /// Those of the model, the engine and adapters; [`Error::Setting`] for options that do not fit the model.
@@ -83,7 +87,11 @@ pub fn run_local(path: &Path, options: &LocalOptions, progress: &mut dyn FnMut(&
     let machine = Machine::this();
     progress("opening the model");
     let started = Instant::now();
-    let model = Model::open(path, &options.model)?;
+    let dummy = options.dummy.map(|dummy| DummyModel::read(path, &dummy)).transpose()?;
+    let model = match &dummy {
+        Some(dummy) => dummy.open(&options.model, &|_, _| {})?,
+        None => Model::open(path, &options.model)?,
+    };
     let open = started.elapsed();
     let max_adapters = options.num_adapters.iter().copied().max().unwrap_or(0);
     check(&model, options, max_adapters)?;
@@ -95,10 +103,12 @@ pub fn run_local(path: &Path, options: &LocalOptions, progress: &mut dyn FnMut(&
     config.max_batch_tokens = config.max_batch_tokens.max(config.max_num_sequences);
     let engine = model.engine(&engine_options)?;
     let engine_started = started.elapsed();
-    let file_bytes = file_bytes(path);
+    // Made-up weights have no file, and are as large as it would be.
+    let file_bytes = if dummy.is_some() { model.decoder().weight_bytes() as u64 } else { file_bytes(path) };
     let mut report = Report::new(
         Target::Local(ModelInfo {
             path: path.display().to_string(),
+            dummy: dummy.map(|dummy| dummy.description()),
             file_bytes,
             weight_bytes: model.decoder().weight_bytes(),
             device: model.device().name(),

@@ -24,9 +24,11 @@ pub enum Target {
 /// A model, as far as its size decides its speed.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct ModelInfo {
-    /// Its file or folder.
+    /// Its file or folder; the configuration of a model whose weights are made up.
     pub path: String,
-    /// Bytes of the weights' files.
+    /// Made-up weights: of which type and seed.
+    pub dummy: Option<String>,
+    /// Bytes of the weights' files; of made-up weights, of what the files would hold.
     pub file_bytes: u64,
     /// Bytes of the weights in memory.
     pub weight_bytes: usize,
@@ -135,7 +137,7 @@ pub struct ServingResult {
 pub struct MemoryResult {
     /// The most that was resident.
     pub peak_bytes: u64,
-    /// Bytes of the weights' files.
+    /// As [`ModelInfo::file_bytes`].
     pub file_bytes: u64,
     /// The limit for keys and values.
     pub kv_limit_bytes: u64,

@@ -59,15 +59,14 @@ impl Report {
         let mut out = String::new();
         let m = &self.machine;
         let _ = match &self.target {
-            Target::Local(model) => writeln!(
-                out,
-                "{} ({} on disk, {} of weights)\n{}, {}",
-                model.path,
-                mb(model.file_bytes as f64),
-                mb(model.weight_bytes as f64),
-                m.cpu,
-                model.device
-            ),
+            Target::Local(model) => {
+                let weights = mb(model.weight_bytes as f64);
+                let weights = match &model.dummy {
+                    Some(dummy) => format!("{weights} of made-up weights, {dummy}"),
+                    None => format!("{} on disk, {weights} of weights", mb(model.file_bytes as f64)),
+                };
+                writeln!(out, "{} ({weights})\n{}, {}", model.path, m.cpu, model.device)
+            }
             Target::Remote { url, models } => {
                 writeln!(out, "{url}: {}\nasked from {}, {} threads", models.join(", "), m.cpu, m.num_threads)
             }

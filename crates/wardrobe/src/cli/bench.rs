@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use wardrobe::bench::{self, Load, LocalOptions, Parts, RemoteOptions, Report};
 
+use super::dummy::{self, Chosen, DummyArgs};
 use super::failure::UsageError;
 use super::open::{self, ModelArgs};
 use super::output::{self, Style};
@@ -14,7 +15,7 @@ use super::{log, values::KvDtype};
 #[command(after_help = EXAMPLES)]
 pub struct BenchArgs {
     /// A short name, a hub repository, a folder or a .gguf file, measured in this process
-    #[arg(value_name = "MODEL", required_unless_present = "url", conflicts_with = "url")]
+    #[arg(value_name = "MODEL", conflicts_with = "url")]
     target: Option<String>,
     /// Measure an OpenAI-compatible endpoint instead, such as http://127.0.0.1:8000
     #[arg(long, value_name = "URL", requires = "model")]
@@ -56,6 +57,8 @@ pub struct BenchArgs {
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     #[command(flatten)]
+    dummy: DummyArgs,
+    #[command(flatten)]
     compute: ModelArgs,
 }
 
@@ -64,6 +67,7 @@ Examples:
   wardrobe bench smollm2-135m
   wardrobe bench smollm2-135m --html bench.html --json bench.json
   wardrobe bench smollm2-135m --parts steps,limits --repeat 10
+  wardrobe bench --load-format dummy --config benches/configs/llama-3.1-8b.json --dummy-dtype q4_0
   wardrobe bench --url http://127.0.0.1:8000 --model smollm2-135m,my-adapter --concurrency 1,16";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,14 +104,22 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     args.compute.check()?;
     let style = Style::stderr();
     let mut progress = |what: &str| output::note(&style.dim(what));
-    let report = match (&args.url, &args.target) {
+    let report = match (&args.url, args.dummy.choose(args.target.as_deref())?) {
         (Some(url), None) => bench::run_remote(&remote_options(args, url)?, &mut progress)?,
-        (_, Some(target)) => {
-            let path = open::find(target)?.path;
-            bench::run_local(&path, &local_options(args), &mut progress)
-                .with_context(|| format!("cannot measure {target}"))?
+        (Some(_), Some(_)) => {
+            let error = "--url measures an endpoint, which has its own weights: not with --load-format dummy";
+            return Err(UsageError(error.to_owned()).into());
         }
-        (None, None) => return Err(UsageError("MODEL or --url is missing".to_owned()).into()),
+        (None, Some(chosen)) => {
+            let path = chosen.find()?.path;
+            bench::run_local(&path, &local_options(args, &chosen), &mut progress)
+                .map_err(dummy::too_large)
+                .with_context(|| format!("cannot measure {}", args.target.as_deref().unwrap_or("the dummy model")))?
+        }
+        (None, None) => {
+            let error = "give a MODEL, --url or --load-format dummy, to say what to measure";
+            return Err(UsageError(error.to_owned()).into());
+        }
     };
     output::write_stdout(report.to_text().as_bytes())?;
     write_files(args, &report)
@@ -122,13 +134,14 @@ fn load(args: &BenchArgs) -> Load {
     }
 }
 
-fn local_options(args: &BenchArgs) -> LocalOptions {
+fn local_options(args: &BenchArgs, chosen: &Chosen) -> LocalOptions {
     let has = |part| args.parts.contains(&part);
     let mut engine = args.compute.engine_options();
     engine.kv_dtype = args.kv_dtype.0;
     engine.config.max_num_sequences = wardrobe::EngineConfig::default().max_num_sequences;
     LocalOptions {
         model: args.compute.model_options(),
+        dummy: chosen.dummy_options(),
         engine,
         load: load(args),
         num_adapters: args.adapters.clone(),

@@ -9,6 +9,7 @@ mod chat;
 mod check;
 mod data;
 mod doctor;
+mod dummy;
 mod eval;
 mod failure;
 mod http;

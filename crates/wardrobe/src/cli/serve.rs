@@ -30,7 +30,7 @@ const MAX_BATCH_REQUESTS: usize = 256;
 pub struct ServeArgs {
     #[command(flatten)]
     settings: Settings,
-    /// TOML file with any of these settings
+    /// TOML file with any of these settings; one whose name ends in .json is taken for --model-config
     #[arg(long, value_name = "FILE.toml", env = "WARDROBE_CONFIG", hide_env = true)]
     config: Option<PathBuf>,
     /// Print the settings that hold and where each comes from, and end
@@ -46,6 +46,7 @@ Examples:
   wardrobe serve smollm2-135m
   wardrobe serve ./model.gguf --adapter sql=./adapters/sql --adapter-root ./adapters --host 0.0.0.0 --api-key-file keys
   wardrobe serve --config wardrobe.toml
+  wardrobe serve --load-format dummy --model-config benches/configs/smollm2-135m.json
 
 wardrobe.toml:
   model = \"smollm2-135m\"
@@ -56,13 +57,15 @@ wardrobe.toml:
 
 /// Serves until a signal.
 pub fn run(args: ServeArgs) -> anyhow::Result<()> {
-    let file = args.config.as_deref().map(Settings::read).transpose()?.unwrap_or_default();
-    let settings = args.settings.clone().resolve(file.clone());
+    let mut flags = args.settings;
+    let config = settings_file(args.config, &mut flags)?;
+    let file = config.as_deref().map(Settings::read).transpose()?.unwrap_or_default();
+    let settings = flags.clone().resolve(file.clone());
     if args.show_settings {
-        return show(&settings, &args.settings, &file);
+        return show(&settings, &flags, &file);
     }
     let _export = log::init(settings.log.as_deref().unwrap_or("info"), settings.otlp_endpoint.as_deref())?;
-    let Some(model_name) = &settings.model else {
+    let Some(chosen) = settings.choose()? else {
         return Err(with_hint(UsageError("no model is given".to_owned()), "wardrobe serve smollm2-135m"));
     };
     // What can be wrong without a model is found before one is pulled and read.
@@ -70,16 +73,19 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     let (host, port) = (settings.host.as_deref().unwrap_or_default(), settings.port.unwrap_or_default());
     let mut names = settings.served_model_name.clone();
     if names.is_empty() {
-        names.push(open::name(model_name)?);
+        names.push(chosen.name()?);
     }
     check::settings(&settings, &names)?;
     drop(bind(host, port)?);
 
-    let found = open::find(model_name)?;
+    let found = chosen.find()?;
     let style = Style::stdout();
     let started = Instant::now();
     output::line(&format!("opening {}", style.dim(&found.path.display().to_string())))?;
-    let model = open::open(&found, &settings.model_options())?;
+    let model = chosen.open(&found, &settings.model_options())?;
+    if chosen.dummy_options().is_some() {
+        output::note(&format!("{} the weights are made up: answers make no sense", style.note("note:")));
+    }
     let options = settings.engine_options();
     let engine = open::engine(&model, &options)?;
     note_limits(&settings, &model, &engine, style);
@@ -110,6 +116,19 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
         output::note("a job has not stopped in time; it goes on from its last checkpoint");
     }
     output::line("stopped")
+}
+
+/// The settings file that `--config` names. What is a model's configuration instead, as other commands have it, goes where
+/// it belongs: no settings file is JSON.
+fn settings_file(config: Option<PathBuf>, flags: &mut Settings) -> anyhow::Result<Option<PathBuf>> {
+    let is_json = |path: &PathBuf| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
+    let Some(path) = config.as_ref().filter(|path| is_json(path)) else { return Ok(config) };
+    if let Some(other) = &flags.model_config {
+        let (path, other) = (path.display(), other.display());
+        return Err(UsageError(format!("--config {path} and --model-config {other}: which model is it?")).into());
+    }
+    flags.model_config = config;
+    Ok(None)
 }
 
 /// Opens the folder of jobs and lets them run.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use wardrobe::{CpuOptions, EngineConfig, EngineOptions, LoraOptions, ModelOptions};
 use wardrobe_server::ServerConfig;
 
+use super::dummy::{Asked, Chosen, DummyDtype, LoadFormat};
 use super::sources;
 use super::values::{AdapterSpec, Adapters, ByteSize, Device, KvDtype, TrainingRest, Weights};
 
@@ -24,6 +25,20 @@ pub struct Settings {
     /// pulled if it is not here yet
     #[arg(value_name = "MODEL", env = "WARDROBE_MODEL", hide_env = true)]
     pub model: Option<String>,
+    /// Where weights come from: auto reads those of MODEL, dummy makes them up for the model that --model-config describes
+    /// [default: auto]
+    #[arg(long, value_name = "FORMAT", env = "WARDROBE_LOAD_FORMAT", hide_env = true)]
+    pub load_format: Option<LoadFormat>,
+    /// With --load-format dummy: the config.json of the model, as Hugging Face has it; --config takes one too
+    #[arg(long, value_name = "FILE", env = "WARDROBE_MODEL_CONFIG", hide_env = true)]
+    pub model_config: Option<PathBuf>,
+    /// With --load-format dummy: how matrices are stored: f32, f16, bf16, q8_0, q4_0, q4_1, q4_k or q6_k [default: as the
+    /// configuration says, else bf16]
+    #[arg(long, value_name = "TYPE", env = "WARDROBE_DUMMY_DTYPE", hide_env = true)]
+    pub dummy_dtype: Option<DummyDtype>,
+    /// With --load-format dummy: what the random weights follow from [default: 0]
+    #[arg(long, value_name = "N", env = "WARDROBE_DUMMY_SEED", hide_env = true)]
+    pub dummy_seed: Option<u64>,
     /// Name under which clients ask for the base model; more than one is allowed [default: from MODEL]
     #[arg(
         long,
@@ -274,6 +289,7 @@ impl Settings {
         settings.adapter_root.iter_mut().for_each(under);
         settings.job_folder.iter_mut().for_each(under);
         settings.api_key_file.iter_mut().for_each(under);
+        settings.model_config.iter_mut().for_each(under);
         if let Some(model) = settings.model.as_mut().filter(|m| m.starts_with("./") || m.starts_with("../")) {
             *model = folder.join(&*model).display().to_string();
         }
@@ -287,6 +303,10 @@ impl Settings {
         }
         Self {
             model: self.model.or(other.model),
+            load_format: self.load_format.or(other.load_format),
+            model_config: self.model_config.or(other.model_config),
+            dummy_dtype: self.dummy_dtype.or(other.dummy_dtype),
+            dummy_seed: self.dummy_seed.or(other.dummy_seed),
             served_model_name: list(self.served_model_name, other.served_model_name),
             host: self.host.or(other.host),
             port: self.port.or(other.port),
@@ -329,6 +349,7 @@ impl Settings {
         let config = EngineConfig::default();
         let server = ServerConfig::default();
         Self {
+            load_format: Some(LoadFormat::default()),
             host: Some("127.0.0.1".to_owned()),
             port: Some(8000),
             max_body: Some(ByteSize(server.body_limit_bytes as u64)),
@@ -355,6 +376,18 @@ impl Settings {
     /// Lays `self`, from command line and environment, over the file's settings and the defaults.
     pub fn resolve(self, file: Self) -> Self {
         self.or(file).or(Self::defaults())
+    }
+
+    /// Which model to serve, `None` if none is named.
+    pub fn choose(&self) -> anyhow::Result<Option<Chosen>> {
+        Asked {
+            model: self.model.as_deref(),
+            format: self.load_format.unwrap_or_default(),
+            config: self.model_config.as_deref(),
+            dtype: self.dummy_dtype,
+            seed: self.dummy_seed,
+        }
+        .choose()
     }
 
     /// How to open the model.

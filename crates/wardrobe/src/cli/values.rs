@@ -25,6 +25,8 @@ macro_rules! serde_as_text {
     )*};
 }
 
+pub(super) use serde_as_text;
+
 serde_as_text!(Device, KvDtype, Weights, Adapters, AdapterSpec, TrainingRest);
 
 /// How training shares the machine with requests.

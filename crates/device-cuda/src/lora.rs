@@ -1,0 +1,196 @@
+//! The adapters' part of linear layers.
+//!
+//! Steps of generation bring other factors with each row: `lora.cu` goes row by row. Steps with prompts bring long runs of rows of one
+//! slot: `lora_mma.cu` takes runs, and leaves rows of short ones to `lora.cu`, by a list.
+
+use wardrobe_device::{LinearTarget, LoraBatch, Result, Tensor};
+
+use crate::driver::{DevicePtr, Launch};
+use crate::kernels::{LoraArgs, LoraTarget, ShortRowsArgs, blocks, element_type};
+use crate::ops::{CudaOps, Room, addr, addr_or_null, int};
+
+/// Layers of one launch.
+const TARGETS: usize = 3;
+/// Inputs of a split where rows go one by one.
+const SPLIT_LEN: usize = 512;
+/// Rows of a step from which on runs are looked for.
+const MIN_ROWS_WITH_RUNS: usize = 64;
+/// Rows from which on a run is worth a tile of its own.
+const LONG_RUN: usize = 8;
+/// Rows of a tile, and ranks of a slab, of `lora_mma.cu`.
+const TILE_ROWS: usize = 64;
+const SLAB_RANKS: usize = 16;
+/// Outputs of a block that expands.
+const BLOCK_FEATURES: usize = 256;
+/// Blocks for rows in the list, of which nobody knows how many there are.
+const LISTED_ROWS: usize = 64;
+
+impl CudaOps {
+    /// Adds the adapters' part to what the layers gave.
+    pub(crate) fn queue_lora(
+        &mut self,
+        x: &Tensor,
+        targets: &[LinearTarget<'_>],
+        lora: &LoraBatch<'_>,
+    ) -> Result<()> {
+        let adapted: Vec<&LinearTarget<'_>> = targets.iter().filter(|t| t.module.is_some()).collect();
+        if adapted.is_empty() {
+            return Ok(());
+        }
+        let (driver, stream) = (self.driver().clone(), self.stream());
+        let is_recording = self.is_recording();
+        let entries = self.slots.entries(&driver, stream, lora.table, is_recording)?;
+        if entries.has_grown {
+            self.forget();
+        }
+        let mut rest = adapted.as_slice();
+        while let Some(first) = rest.first() {
+            // What reads the same goes together.
+            let same = rest.iter().take_while(|t| reads_the_same(t, first)).count();
+            let (group, others) = rest.split_at(same.clamp(1, TARGETS));
+            rest = others;
+            let mut own = [LoraTarget::NONE; TARGETS];
+            for (to, target) in own.iter_mut().zip(group) {
+                *to = lora_target(x, target)?;
+            }
+            let args = LoraArgs {
+                targets: own,
+                entries: entries.entries,
+                slots: addr("linear", "adapter slots", lora.slots)?,
+                scales: addr("linear", "adapter scales", lora.scales)?,
+                low: DevicePtr::NULL,
+                list: DevicePtr::NULL,
+                num_targets: int(group.len()),
+                num_modules: int(lora.table.num_modules()),
+                rows: int(x.shape().rows()),
+                cols: int(x.shape().row_len()),
+                splits: 0,
+                split_len: 0,
+                max_rank: int(entries.max_rank),
+                long_run: int(LONG_RUN),
+            };
+            self.queue_group(args)?;
+        }
+        Ok(())
+    }
+
+    fn queue_group(&mut self, args: LoraArgs) -> Result<()> {
+        let (rows, cols) = (args.rows as usize, args.cols as usize);
+        let (num_targets, max_rank) = (args.num_targets as usize, args.max_rank as usize);
+        let by_row = LoraArgs {
+            splits: int(cols.div_ceil(SPLIT_LEN)),
+            split_len: int(SPLIT_LEN),
+            ..args
+        };
+        let with_runs = rows >= MIN_ROWS_WITH_RUNS && !self.is_deterministic();
+        let by_run = if with_runs { self.cut_runs(args) } else { by_row };
+        let splits = by_row.splits.max(by_run.splits) as usize;
+        let low_bytes = 4 * splits * rows * num_targets * max_rank;
+        let room = self.room(Room::Lora, low_bytes + 4 * (1 + rows))?;
+        let list = if with_runs { room.offset(low_bytes) } else { DevicePtr::NULL };
+        let by_row = LoraArgs { low: room, list, ..by_row };
+        let mut num_rows = rows;
+        if with_runs {
+            self.queue_runs(&LoraArgs { low: room, ..by_run }, list)?;
+            num_rows = rows.min(LISTED_ROWS);
+        }
+        let shrink = self.kernels().get::<LoraArgs>("lora", "lora_shrink", 0)?;
+        let expand = self.kernels().get::<LoraArgs>("lora", "lora_expand", 0)?;
+        let grid = |y: usize| [num_rows as u32, y as u32, num_targets as u32];
+        let launch = |y| Launch { grid: grid(y), block: 128, shared_bytes: 0 };
+        let (driver, stream) = (self.driver().as_ref(), self.stream());
+        // SAFETY: operands are as `Ops` promises; the kernels get what their comments ask for.
+        unsafe {
+            shrink.launch(driver, stream, launch(by_row.splits as usize), &by_row)?;
+            expand.launch(driver, stream, launch(feature_blocks(&args)), &by_row)
+        }
+    }
+
+    /// How the inputs are cut for runs: enough blocks for the card, and no more parts to add up than that takes.
+    fn cut_runs(&self, args: LoraArgs) -> LoraArgs {
+        let multiprocessors = self.driver().card().num_multiprocessors as usize;
+        let wanted = (2 * multiprocessors).div_ceil(run_blocks(&args));
+        let split_len = (args.cols as usize).div_ceil(wanted.max(1)).max(256).next_multiple_of(32);
+        LoraArgs {
+            splits: int((args.cols as usize).div_ceil(split_len)),
+            split_len: int(split_len),
+            ..args
+        }
+    }
+
+    fn queue_runs(&mut self, args: &LoraArgs, list: DevicePtr) -> Result<()> {
+        let file = "lora_mma";
+        let tiles = (args.rows as usize).div_ceil(TILE_ROWS);
+        let shrink = self.kernels().get::<LoraArgs>(file, "lora_shrink_mma", 0)?;
+        let expand = self.kernels().get::<LoraArgs>(file, "lora_expand_mma", 0)?;
+        let short = self.kernels().get::<ShortRowsArgs>(file, "lora_short_rows", 0)?;
+        let slabs = (run_blocks(args) / tiles.max(1)) as u32;
+        let shrink_launch =
+            Launch { grid: [tiles as u32, args.splits as u32, slabs], block: 128, shared_bytes: 0 };
+        let expand_launch = Launch {
+            grid: [tiles as u32, feature_blocks(args) as u32, args.num_targets as u32],
+            block: 256,
+            shared_bytes: 0,
+        };
+        let short_args = ShortRowsArgs { lora: *args, list };
+        let (driver, stream) = (self.driver().as_ref(), self.stream());
+        // SAFETY: as above.
+        unsafe {
+            short.launch(driver, stream, blocks(1, 1024), &short_args)?;
+            shrink.launch(driver, stream, shrink_launch, args)?;
+            expand.launch(driver, stream, expand_launch, args)
+        }
+    }
+}
+
+/// Blocks of a launch that shrinks runs, for each split.
+fn run_blocks(args: &LoraArgs) -> usize {
+    let tiles = (args.rows as usize).div_ceil(TILE_ROWS);
+    let slabs = args.num_targets as usize * (args.max_rank as usize).div_ceil(SLAB_RANKS);
+    tiles * slabs.div_ceil(4)
+}
+
+/// Blocks of a launch that expands, for each row or tile and target.
+fn feature_blocks(args: &LoraArgs) -> usize {
+    let largest = args.targets.iter().map(|target| target.features).max().unwrap_or(0);
+    (largest.max(0) as usize).div_ceil(BLOCK_FEATURES)
+}
+
+fn reads_the_same(a: &LinearTarget<'_>, b: &LinearTarget<'_>) -> bool {
+    match (a.lora_x, b.lora_x) {
+        (None, None) => true,
+        (Some(a), Some(b)) => a.is_same_place(b),
+        _ => false,
+    }
+}
+
+fn lora_target(x: &Tensor, target: &LinearTarget<'_>) -> Result<LoraTarget> {
+    let op = "linear";
+    let read = target.lora_x.unwrap_or(x);
+    Ok(LoraTarget {
+        x: addr(op, "x", read)?,
+        out: addr(op, "out", target.out)?,
+        bias: addr_or_null(op, "bias", target.bias)?,
+        residual: addr_or_null(op, "residual", target.residual)?,
+        x_stride: read.shape().row_len() as u64,
+        module: target.module.map_or(0, |module| module.0),
+        features: int(target.weight.rows()),
+        x_type: element_type(read.dtype()),
+        unused: 0,
+    })
+}
+
+impl LoraTarget {
+    /// No layer.
+    const NONE: LoraTarget = LoraTarget {
+        x: DevicePtr::NULL,
+        out: DevicePtr::NULL,
+        bias: DevicePtr::NULL,
+        residual: DevicePtr::NULL,
+        x_stride: 0,
+        module: 0,
+        features: 0,
+        x_type: 0,
+        unused: 0,
+    };
+}
