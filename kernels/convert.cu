@@ -26,7 +26,7 @@ KERNEL(convert, ConvertArgs, 256) {
     u64 at = u64(row) * u32(args.out_stride) + col;
     if (args.out_type == F32) {
         for (int half = 0; half < 2; half++) {
-            const float(&four)[4] = v[half];
+            const float (&four)[4] = v[half];
             store16(static_cast<float*>(args.out) + at + 4 * half, Packed<float>{{four[0], four[1], four[2], four[3]}});
         }
         return;

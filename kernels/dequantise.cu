@@ -1,11 +1,11 @@
-// Rows first .. first + count of a weight in any format as a matrix of BF16, F16 or F32: what products of many rows read, panel by panel.
-// Values are ggml's, rounded once to the output's type.
+// Rows first .. first + count of a weight in any format as a matrix of BF16, F16 or F32: what products of many rows read,
+// panel by panel. Values are ggml's, rounded once to the output's type.
 //
-// A quad of threads takes a unit of a row (lib/weight.cuh), so that a warp reads 512 bytes in a piece and stores whole sectors.
-// Columns from cols to the next multiple of 8 become zeros; none beyond is written.
+// A quad of threads takes a unit of a row (lib/weight.cuh), so that a warp reads 512 bytes in a piece and stores whole
+// sectors. Columns from cols to the next multiple of 8 become zeros; none beyond is written.
 //
-// Entry point: dequantise. Launch: a thread for each of count * 4 * ceil(cols / unit), unit being 64 for F16 and BF16, 32 for F32 and
-// 128 for all others, in blocks of 256; no dynamic shared memory.
+// Entry point: dequantise. Launch: a thread for each of count * 4 * ceil(cols / unit), unit being 64 for F16 and BF16, 32
+// for F32 and 128 for all others, in blocks of 256; no dynamic shared memory.
 #include "lib/weight.cuh"
 
 struct DequantiseArgs {
@@ -70,6 +70,4 @@ struct DequantiseUnit {
     }
 };
 
-KERNEL(dequantise, DequantiseArgs, 256) {
-    with_format<DequantiseUnit>(args.weight.format, args);
-}
+KERNEL(dequantise, DequantiseArgs, 256) { with_format<DequantiseUnit>(args.weight.format, args); }

@@ -2,8 +2,8 @@
 //
 // A quad of threads takes a unit of a row (lib/weight.cuh).
 //
-// Entry point: embed. Launch: a thread for each of rows * 4 * ceil(cols / unit), unit being 64 for F16 and BF16, 32 for F32 and 128 for
-// all others, in blocks of 128; no dynamic shared memory.
+// Entry point: embed. Launch: a thread for each of rows * 4 * ceil(cols / unit), unit being 64 for F16 and BF16, 32 for F32
+// and 128 for all others, in blocks of 128; no dynamic shared memory.
 #include "lib/weight.cuh"
 
 struct EmbedArgs {
@@ -39,6 +39,4 @@ struct EmbedUnit {
     }
 };
 
-KERNEL(embed, EmbedArgs, 128) {
-    with_format<EmbedUnit>(args.table.format, args);
-}
+KERNEL(embed, EmbedArgs, 128) { with_format<EmbedUnit>(args.table.format, args); }

@@ -1,9 +1,10 @@
-// Products of many rows on tensor cores: out = x wᵀ + bias + residual, or x w (`nn`, for gradients), of BF16 or F16 with F32 sums.
+// Products of many rows on tensor cores: out = x wᵀ + bias + residual, or x w (`nn`, for gradients), of BF16 or F16 with
+// F32 sums.
 //
-// A block computes a tile of the output; x and w come through shared memory, 32 elements of the sum at a time, by asynchronous
-// copies three steps ahead. 16-byte chunks are swizzled so that ldmatrix and copies meet no bank twice. Each element's sum goes
-// through mma.m16n8k16 in the order of k, all of it in one block: it depends neither on the tile nor on other rows. Blocks go down 8
-// tiles of rows before the next columns, so that both operands come from the L2 cache.
+// A block computes a tile of the output; x and w come through shared memory, 32 elements of the sum at a time, by
+// asynchronous copies three steps ahead. 16-byte chunks are swizzled so that ldmatrix and copies meet no bank twice. Each
+// element's sum goes through mma.m16n8k16 in the order of k, all of it in one block: it depends neither on the tile nor on
+// other rows. Blocks go down 8 tiles of rows before the next columns, so that both operands come from the L2 cache.
 //
 // Entry points: gemm_T_ROWSxCOLS and gemm_nn_T_ROWSxCOLS, T bf16 or f16:
 //   128x128  block 256, 65536 bytes of dynamic shared memory (more than 48 KiB: the launch has to ask for them)
@@ -48,7 +49,8 @@ struct Tiling {
     static_assert(sizeof(Stage) * STAGES >= sizeof(float) * ROWS * COLS, "the sums take the operands' place");
 };
 
-// Where chunk `chunk` of row `row` stands in a tile with rows of 32 elements: two rows in 128 bytes, and eight rows' chunks in all banks.
+// Where chunk `chunk` of row `row` stands in a tile with rows of 32 elements: two rows in 128 bytes, and eight rows' chunks
+// in all banks.
 DEVICE int narrow_at(int row, int chunk) { return row * STEP + (chunk ^ (row >> 1 & 3)) * CHUNK; }
 // The same in a tile with rows of at least 64 elements.
 template <int COLS>
@@ -64,7 +66,8 @@ DEVICE void fetch(typename S::Stage& stage, const GemmArgs& args, int first_row,
     const T* w = static_cast<const T*>(args.w);
 #pragma unroll
     for (int j = 0; j < S::ROWS * STEP / CHUNK / S::THREADS; j++) {
-        int i = j * S::THREADS + int(threadIdx.x), row = i / (STEP / CHUNK), chunk = i % (STEP / CHUNK), k = step * STEP + chunk * CHUNK;
+        int i = j * S::THREADS + int(threadIdx.x), row = i / (STEP / CHUNK), chunk = i % (STEP / CHUNK),
+            k = step * STEP + chunk * CHUNK;
         bool exists = first_row + row < args.rows && k < args.k;
         const T* from = exists ? x + u64(first_row + row) * u32(args.x_stride) + u32(k) : x;
         cp_async16(&stage.x[narrow_at(row, chunk)], from, exists ? 16 : 0);
@@ -90,7 +93,8 @@ template <class S>
 DEVICE void load_fragments(Fragments<S>& f, const typename S::Stage& stage, int row, int col, int half) {
     int lane = lane_idx();
 #pragma unroll
-    for (int i = 0; i < S::ROW_TILES; i++) ldmatrix_x4(f.x[i], &stage.x[narrow_at(row + 16 * i + lane % 16, 2 * half + lane / 16)]);
+    for (int i = 0; i < S::ROW_TILES; i++)
+        ldmatrix_x4(f.x[i], &stage.x[narrow_at(row + 16 * i + lane % 16, 2 * half + lane / 16)]);
 #pragma unroll
     for (int i = 0; i < S::COL_TILES / 2; i++) {
         if constexpr (S::NN) {
@@ -153,7 +157,8 @@ template <class S>
 DEVICE void place(const GemmArgs& args, int& row, int& col) {
     constexpr int DOWN = 8;
     int row_tiles = ceil_div(args.rows, S::ROWS), per_group = DOWN * ceil_div(args.n, S::COLS);
-    int first = int(blockIdx.x) / per_group * DOWN, in_group = int(blockIdx.x) % per_group, down = min(DOWN, row_tiles - first);
+    int first = int(blockIdx.x) / per_group * DOWN, in_group = int(blockIdx.x) % per_group,
+        down = min(DOWN, row_tiles - first);
     row = (first + in_group % down) * S::ROWS;
     col = in_group / down * S::COLS;
 }
@@ -188,7 +193,7 @@ DEVICE void gemm(const GemmArgs& args) {
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < S::ROW_TILES * S::COL_TILES * 2; i++) {
-        const float(&d)[4] = acc[i / 2 / S::COL_TILES][i / 2 % S::COL_TILES];
+        const float (&d)[4] = acc[i / 2 / S::COL_TILES][i / 2 % S::COL_TILES];
         int at = sum_at<S>(row + i / 2 / S::COL_TILES * 16 + i % 2 * 8, col + i / 2 % S::COL_TILES * 8);
         *reinterpret_cast<FloatPair*>(&sums[at]) = {{d[i % 2 * 2], d[i % 2 * 2 + 1]}};
     }

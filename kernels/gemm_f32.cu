@@ -1,9 +1,9 @@
-// Products of many rows in F32 without tensor cores: out = x wᵀ + bias + residual, or x w (`nn`, for gradients). For F32 weights, of which
-// nothing is rounded away.
+// Products of many rows in F32 without tensor cores: out = x wᵀ + bias + residual, or x w (`nn`, for gradients). For F32
+// weights, of which nothing is rounded away.
 //
-// A block computes a tile of the output, each thread 8 rows by 8 or 4 columns of it, 16 elements of the sum at a time: while one step is
-// multiplied out of shared memory the next is on its way to registers. Each element's sum is one chain of fused multiply-adds in the
-// order of k, whatever the tile.
+// A block computes a tile of the output, each thread 8 rows by 8 or 4 columns of it, 16 elements of the sum at a time:
+// while one step is multiplied out of shared memory the next is on its way to registers. Each element's sum is one chain of
+// fused multiply-adds in the order of k, whatever the tile.
 //
 // Entry points: gemm_f32_128x128 and gemm_f32_nn_128x128, block 256; gemm_f32_64x64 and gemm_f32_nn_64x64, block 128.
 // Launch: grid ceil(rows / ROWS) * ceil(n / COLS), no dynamic shared memory.
@@ -25,8 +25,8 @@ struct GemmF32Args {
 
 #define STEP 16
 
-// A tile, of which a thread has groups of four rows and of four columns, as far apart as there are groups: so neighbours read
-// neighbouring words.
+// A tile, of which a thread has groups of four rows and of four columns, as far apart as there are groups: so neighbours
+// read neighbouring words.
 template <int ROWS_, int COLS_, int ROW_GROUPS_, int COL_GROUPS_, bool NN_>
 struct Tiling {
     static constexpr int ROWS = ROWS_, COLS = COLS_, ROW_GROUPS = ROW_GROUPS_, COL_GROUPS = COL_GROUPS_;
@@ -60,7 +60,8 @@ DEVICE void fetch(Fetched<S>& f, const GemmF32Args& args, int first_row, int fir
 #pragma unroll
     for (int j = 0; j < S::X_LOADS; j++) {
         int i = j * S::THREADS + int(threadIdx.x);
-        load_four(f.x[j], args.x, args.x_stride, first_row + i / (STEP / 4), step * STEP + i % (STEP / 4) * 4, args.rows, args.k);
+        load_four(f.x[j], args.x, args.x_stride, first_row + i / (STEP / 4), step * STEP + i % (STEP / 4) * 4, args.rows,
+                  args.k);
     }
 #pragma unroll
     for (int j = 0; j < S::W_LOADS; j++) {
@@ -69,7 +70,8 @@ DEVICE void fetch(Fetched<S>& f, const GemmF32Args& args, int first_row, int fir
             int k = step * STEP + i / (S::COLS / 4), col = first_col + i % (S::COLS / 4) * 4;
             load_four(f.w[j], args.w, args.w_stride, k, col, args.k, args.n);
         } else {
-            load_four(f.w[j], args.w, args.w_stride, first_col + i / (STEP / 4), step * STEP + i % (STEP / 4) * 4, args.n, args.k);
+            load_four(f.w[j], args.w, args.w_stride, first_col + i / (STEP / 4), step * STEP + i % (STEP / 4) * 4, args.n,
+                      args.k);
         }
     }
 }
@@ -85,7 +87,7 @@ DEVICE void put(typename S::Stage& stage, const Fetched<S>& f) {
     for (int j = 0; j < S::W_LOADS; j++) {
         int i = j * S::THREADS + int(threadIdx.x);
         if (S::NN) {
-            const float(&v)[4] = f.w[j];
+            const float (&v)[4] = f.w[j];
             store16(&stage.w[i / (S::COLS / 4)][i % (S::COLS / 4) * 4], Packed<float>{{v[0], v[1], v[2], v[3]}});
         } else {
             for (int e = 0; e < 4; e++) stage.w[i % (STEP / 4) * 4 + e][i / (STEP / 4)] = f.w[j][e];

@@ -1,20 +1,20 @@
-// Linear layers for few rows: out = x Wᵀ + bias + residual, for up to three layers that share x, in every weight format. Bound by the
-// memory that holds the weights, which are read once for all rows.
+// Linear layers for few rows: out = x Wᵀ + bias + residual, for up to three layers that share x, in every weight format.
+// Bound by the memory that holds the weights, which are read once for all rows.
 //
-// A block of 8 warps computes FEATURES output features for all rows. Its warps take units of columns in turn (lib/weight.cuh) and
-// add up in the end, so each value of x is needed by one warp alone and goes from memory (or L1, where blocks before
-// have left it) to registers. Tensor cores multiply: 16 features are the rows of mma.m16n8k16, 8 rows of x its columns. Quants are
-// whole numbers and exact in bf16; a block's product is scaled in f32, and a minimum takes the sum of x, a product with ones. x is
-// exact if it is BF16, else the sum of two bf16: 17 bits of it count. F32 weights have a kernel without tensor cores, where all do.
+// A block of 8 warps computes FEATURES output features for all rows. Its warps take units of columns in turn
+// (lib/weight.cuh) and add up in the end, so each value of x is needed by one warp alone and goes from memory (or L1, where
+// blocks before have left it) to registers. Tensor cores multiply: 16 features are the rows of mma.m16n8k16, 8 rows of x
+// its columns. Quants are whole numbers and exact in bf16; the product of 32 columns is scaled in f32, and a minimum takes
+// the sum of x, a product with ones. x is exact if it is BF16 or F16; of F32 the sum of two bf16 is left, 17 bits. F32
+// weights have a kernel without tensor cores, which rounds neither.
 //
-// Each sum's order depends on cols alone: neither on rows, nor on the variant, nor on which targets share a launch.
+// The order of a sum depends on cols alone: neither on rows, nor on the variant, nor on which targets share a launch.
 //
-// Entry points: gemv_FORMAT_FEATURESxROWS: rows <= ROWS;
-//   FORMAT f16 bf16 q4_0 q4_1 q8_0 q4_k q6_k f8: 16x8 and 32x8 (any x), 32x16 and 64x32 (x BF16, 16-byte aligned rows, cols % 8 == 0);
-//   gemv_f32_4x8 (any x).
-// 32x8 rather than 16x8 pays where rows > 2 and there are still two blocks a multiprocessor.
-// Launch: grid ceil(rows of target / FEATURES) summed over targets, block 256, no dynamic shared memory. All targets have the
-// kernel's format and the same cols.
+// Entry points: gemv_FORMAT_FEATURESxROWS for at most ROWS rows, FORMAT one of f16 bf16 q4_0 q4_1 q8_0 q4_k q6_k f8:
+//   16x8, 32x8    x of any type; 32x8 reads x less often, for more than 2 rows if two blocks a multiprocessor are left
+//   32x16, 64x32  x BF16
+//   and gemv_f32_4x8, x of any type, alignment and padding.
+// Launch: grid ceil(weight.rows / FEATURES) summed over the targets, block 256, no dynamic shared memory.
 #include "lib/mma.cuh"
 #include "lib/weight.cuh"
 
@@ -26,8 +26,8 @@ struct GemvTarget {
 };
 
 struct GemvArgs {
-    GemvTarget targets[3];
-    const void* x;  // [rows, cols] of x_type; fastest if rows are 16-byte aligned
+    GemvTarget targets[3];  // all of the kernel's format and with the same cols
+    const void* x;          // [rows, cols] of x_type, 16-byte aligned rows with zeros from cols to the next multiple of 8
     int num_targets;
     int rows;
     int x_stride;  // elements from row to row
@@ -58,7 +58,8 @@ DEVICE void store_output(const GemvTarget& target, int row, int feature, float s
     target.out[at] = sum;
 }
 
-// --- Reading x: lane (g, c) takes of row g what lane c takes of a weight's block. `load` asks for it, `parts` makes bf16 pairs of it.
+// --- Reading x. Lane (g, c) takes of row g what lane c takes of a weight's block: `load` asks for it, `parts` makes it
+// pairs.
 
 #ifndef WARDROBE_HOST
 // The 16 or 8 bytes at `from`, or zeros; without a branch, so that all loads of a unit go out before any is waited for.
@@ -88,7 +89,8 @@ DEVICE Words2 load8_if(bool wanted, const void* from) { return wanted ? load8(st
 template <class F>
 DEVICE Packed<u32> load_halfwords(bool wanted, const u8* block, int c) {
     if constexpr (F::HALVES) {
-        Words2 first = load8_if(wanted, block + 2 * first_col<F>(c)), second = load8_if(wanted, block + 2 * second_col<F>(c));
+        Words2 first = load8_if(wanted, block + 2 * first_col<F>(c)),
+               second = load8_if(wanted, block + 2 * second_col<F>(c));
         return {{first.at[0], first.at[1], second.at[0], second.at[1]}};
     } else {
         return load16_if(wanted, block + 2 * first_col<F>(c));
@@ -176,8 +178,9 @@ DEVICE void add_scaled(float (&acc)[4], const float (&d)[4], float first, float 
 
 // Adds block b of the pieces of features g and g + 8.
 template <class F, class X, int ROW_TILES>
-DEVICE void add_block(float (&acc)[ROW_TILES][4], const typename F::Piece (&pieces)[2], const typename F::Scales (&scales)[2],
-                      int b, const u32 (&x)[ROW_TILES][X::PARTS][4], const float (&sums)[ROW_TILES][4]) {
+DEVICE void add_block(float (&acc)[ROW_TILES][4], const typename F::Piece (&pieces)[2],
+                      const typename F::Scales (&scales)[2], int b, const u32 (&x)[ROW_TILES][X::PARTS][4],
+                      const float (&sums)[ROW_TILES][4]) {
     u32 w[2][F::BF16_PARTS][4];
 #pragma unroll
     for (int p = 0; p < F::BF16_PARTS; p++) {
@@ -220,13 +223,16 @@ DEVICE LaneRows<TILES, ROW_TILES> lane_rows(const GemvArgs& args, const Weight& 
     int g = lane_idx() / 4;
     u64 row_bytes = u64(u32(args.x_stride)) * (args.x_type == F32 ? 4 : 2);
     for (int i = 0; i < 2 * TILES; i++) rows.starts[i / 2][i % 2] = F::start(w, lane_feature(first, i, w));
-    for (int t = 0; t < ROW_TILES; t++) rows.x[t] = static_cast<const u8*>(args.x) + u32(min(8 * t + g, args.rows - 1)) * row_bytes;
+    for (int t = 0; t < ROW_TILES; t++) {
+        rows.x[t] = static_cast<const u8*>(args.x) + u32(min(8 * t + g, args.rows - 1)) * row_bytes;
+    }
     return rows;
 }
 
 // The sums of this warp's units.
 template <class F, class X, int TILES, int ROW_TILES>
-DEVICE void add_units(float (&acc)[TILES][ROW_TILES][4], const Weight& w, const LaneRows<TILES, ROW_TILES>& rows, int x_type) {
+DEVICE void add_units(float (&acc)[TILES][ROW_TILES][4], const Weight& w, const LaneRows<TILES, ROW_TILES>& rows,
+                      int x_type) {
     constexpr int BLOCKS = F::COLS / 32;
     // Blocks whose x is loaded at once, and whether the next unit is loaded while one is computed: as registers allow.
     constexpr int X_BLOCKS = ROW_TILES > 2 ? 1 : ROW_TILES * X::PARTS > 1 ? 2 : BLOCKS;
@@ -283,7 +289,8 @@ struct GemvRoom {
 
 // Adds up the warps' sums and stores them.
 template <int TILES, int ROW_TILES>
-DEVICE void store_outputs(const GemvArgs& args, const GemvTarget& target, int first, const float (&acc)[TILES][ROW_TILES][4]) {
+DEVICE void store_outputs(const GemvArgs& args, const GemvTarget& target, int first,
+                          const float (&acc)[TILES][ROW_TILES][4]) {
     constexpr int FEATURES = 16 * TILES;
     SHARED(GemvRoom<FEATURES>, room);
     int g = lane_idx() / 4, c = lane_idx() % 4;
@@ -338,7 +345,7 @@ DEVICE void gemv(const GemvArgs& args) {
     KERNEL_RESIDENT(gemv_##name##_32x8, GemvArgs, THREADS, 2) { gemv<Format, 2, 1>(args); }  \
     KERNEL_RESIDENT(gemv_##name##_32x16, GemvArgs, THREADS, 2) { gemv<Format, 2, 2>(args); } \
     KERNEL_RESIDENT(gemv_##name##_64x32, GemvArgs, THREADS, 1) { gemv<Format, 4, 4>(args); }
-// Kernels of which formats: all, or those of -DGEMV_FORMAT=number (WeightFormat), of which each takes a second to compile.
+// All formats, or one: -DGEMV_FORMAT=number (WeightFormat), which takes an eighth of the time to compile.
 #ifndef GEMV_FORMAT
 #define GEMV_FORMAT -1
 #endif
@@ -416,7 +423,9 @@ KERNEL(gemv_f32_4x8, GemvArgs, THREADS) {
             if (args.x_type == F32) {
                 load_up_to4(x, static_cast<const float*>(args.x) + at, weight.cols - col);
             } else {
-                for (int i = 0; i < 4; i++) x[i] = col + i < weight.cols ? load_element(args.x, at + u32(i), args.x_type) : 0.0f;
+                for (int i = 0; i < 4; i++) {
+                    if (col + i < weight.cols) x[i] = load_element(args.x, at + u32(i), args.x_type);
+                }
             }
 #pragma unroll
             for (int f = 0; f < F32_FEATURES; f++) {

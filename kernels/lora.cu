@@ -1,17 +1,21 @@
-// LoRA for rows of any slots in any order, see lib/lora.cuh. Made for decoding, where each row brings its own factors and the time is
-// that of reading them: 16-byte loads where the rank allows, several a thread under way, and the next operands' addresses known
-// before the last ones arrive. Rows of one slot should be neighbours: their blocks run side by side, and the L2 cache serves all
-// but the first. Any rank, cols, features and element types; a rank of 8 costs half of 16.
+// LoRA for rows of any slots in any order, see lib/lora.cuh. Made for decoding, where each row brings its own factors
+// and the time is that of reading them: 16-byte loads where the rank allows, several a thread under way, and more of
+// them begun before the ones that they wait for arrive. Rows of one slot should be neighbours: their blocks run side by
+// side, and the L2 cache serves all but the first. Any rank, cols, features and element types; a rank of 8 costs half of
+// 16. A row's bits depend on the row, its factors and split_len alone.
 //
-// lora_shrink: a block takes one split of the inputs of one row and target. A is [inputs, rank], so a split of it is one contiguous
-// range: threads take `V` ranks of one input, a neighbour the next. All threads' sums of a rank are added up in shared memory.
-// lora_expand: a block takes 256 outputs of one row and target. Eight lanes share a panel of 16 outputs and read 128 bytes of it at
-// once, different ranks of it in different lanes, and add up by shuffles.
+// lora_shrink: a block takes one split of the inputs of one row and target. A is [inputs, rank], so a split of it is
+// one contiguous range: threads take V ranks of one input, a neighbour the next. All threads' sums of a rank are added
+// up in shared memory.
+// lora_expand: a block takes 256 outputs of one row and target. Eight lanes share a panel of 16 outputs and read 128
+// bytes of it at once, different ranks of it in different lanes, and add up by shuffles.
 //
 // Entry points: lora_shrink, lora_expand.
-// Launch: lora_shrink grid (n, splits, num_targets), lora_expand grid (n, ceil(largest features / 256), num_targets), both block 128,
-// no dynamic shared memory. n = rows, or with `list` any number, best about as many as the list is expected to have. split_len 512
-// fills an H100 from few rows on.
+// Launch, both block 128, no dynamic shared memory:
+//   lora_shrink grid (n, splits, num_targets)
+//   lora_expand grid (n, ceil(largest features / 256), num_targets)
+//   n = rows; or with `list` any number, best about as many as the list will have, since blocks go through it in turn.
+// split_len 512 gives 8 blocks a row and target of 4096 inputs, which fills an H100 from few rows on.
 #include "lib/lora.cuh"
 
 #define THREADS 128
@@ -65,7 +69,8 @@ DEVICE void fetch_inputs(Ranks<T, V> (&held)[SHRINK_AHEAD], const Walk<T, V>& wa
     }
 }
 template <class T, int V>
-DEVICE void add_inputs(float (&sums)[V], const Ranks<T, V> (&held)[SHRINK_AHEAD], const Walk<T, V>& walk, const float* x, int first) {
+DEVICE void add_inputs(float (&sums)[V], const Ranks<T, V> (&held)[SHRINK_AHEAD], const Walk<T, V>& walk,
+                       const float* x, int first) {
 #pragma unroll
     for (int i = 0; i < SHRINK_AHEAD; i++) {
         int k = first + i * walk.step;

@@ -1,25 +1,28 @@
-// LoRA for many rows, on tensor cores, see lib/lora.cuh: prompts and training. A tile of 64 rows is worked off run by run (rows of one
-// slot, side by side), so that factors are read once for a run; runs shorter than `long_run` are left to lora.cu.
+// LoRA for many rows, on tensor cores, see lib/lora.cuh: prompts and training. A tile of 64 rows is worked off run by
+// run (rows of one slot, side by side), so that factors are read once for a run; runs shorter than `long_run` are left
+// to lora.cu.
 //
-// Accuracy: products are of bf16 pairs. A value that is not bf16 itself counts as the sum of two, hi + lo, of 17 bits together, and
-// hi * hi + lo * hi + hi * lo are added up in f32. So factors of every type, any x and the low-rank products keep an error of 2^-17
-// relative to the sum of magnitudes, in the whole range of f32, and training and serving agree. bf16 operands cost one product.
-// The time goes into reading x and into reading and writing `out`, not into products.
+// Accuracy: products are of bf16 pairs. A value that is not bf16 itself counts as the sum of two, hi + lo, of 17 bits
+// together, and hi * hi + lo * hi + hi * lo are added up in f32. So factors of every type, any x and the low-rank
+// products keep an error of 2^-16 relative to the sum of magnitudes, in the whole range of f32 (of f16 neither range nor
+// bits would do), and training and serving agree. Operands that are bf16 have no lo. The time goes into reading x and
+// into reading and writing `out`, not into products.
 //
-// lora_shrink_mma: a block takes a tile, one split of the inputs, and 4 slabs of 16 ranks: those of all targets side by side, so that
-// x is read once for q, k and v. 4 warps have 16 rows each. Operands pass through registers, which hold the next 32 inputs
-// while the last ones are multiplied, into one of two buffers.
-// lora_expand_mma: a block takes a tile and 256 outputs of one target. 8 warps have 16 rows by 128 outputs each, and begin with
-// loading these. Low-rank products are added up over the splits and staged 32 ranks at a time, with B's.
+// lora_shrink_mma: a block takes a tile, one split of the inputs, and 4 slabs of 16 ranks: those of all targets side by
+// side, so that x is read once for q, k and v. 4 warps have 16 rows each. Operands pass through registers, which hold
+// the next 32 inputs while the last ones are multiplied, into one of two buffers.
+// lora_expand_mma: a block takes a tile and 256 outputs of one target. 8 warps have 16 rows by 128 outputs each, and
+// begin with loading these. Low-rank products are added up over the splits and staged 32 ranks at a time, with B's.
 //
 // Entry points: lora_shrink_mma, lora_expand_mma, lora_short_rows.
 // Launch, no dynamic shared memory; tiles = ceil(rows / 64), slabs = num_targets * ceil(max_rank / 16):
-//   lora_shrink_mma grid (tiles, splits, ceil(slabs / 4)), block 128. All targets have the x, x_stride and x_type of the first one (if
-//     not: a launch a target, with its own `low`). Rows of x and A are read by 16 bytes if their size and address allow.
+//   lora_shrink_mma grid (tiles, splits, ceil(slabs / 4)), block 128. All targets have the x, x_stride and x_type of the
+//     first one (if not: a launch a target, with a `low` of its own). Rows of x and of A are read by 16 bytes if size
+//     and address allow; x_stride * element size should be a multiple of 16.
 //   lora_expand_mma grid (tiles, ceil(largest features / 256), num_targets), block 256.
 //   lora_short_rows grid 1, block 1024: the list for lora.cu, once for each table of slots.
-// Splits cost time in expand, which adds them up: take just enough for about two shrink blocks a multiprocessor. `low` may be the one
-// that lora.cu's launches over the same step use, with other splits: no row is in both.
+// Splits cost time in expand, which adds them up: take just enough for about two shrink blocks a multiprocessor. `low`
+// may be the one of lora.cu's launches over the same step, whose splits may differ: no row is in both.
 #include "lib/lora.cuh"
 #include "lib/mma.cuh"
 
@@ -73,7 +76,9 @@ DEVICE void store_split(bf16* hi, bf16* lo, const Packed<u32>& packet, int type)
     store16(reinterpret_cast<u32*>(lo), low);
 }
 
-DEVICE bool rows_are_aligned(const void* base, u64 stride_bytes) { return (reinterpret_cast<u64>(base) | stride_bytes) % 16 == 0; }
+DEVICE bool rows_are_aligned(const void* base, u64 stride_bytes) {
+    return (reinterpret_cast<u64>(base) | stride_bytes) % 16 == 0;
+}
 
 // Two products with 8 columns each: d[i] += a b[i]ᵀ.
 DEVICE void multiply_two(float (&d)[2][4], const u32 (&a)[4], const u32 (&b)[4]) {
@@ -156,7 +161,8 @@ DEVICE void fetch_a(ShrinkPackets& held, const ShrinkInputs& in, const Slab& sla
     int log2 = packet_log2(slab.type), len = 1 << log2, packets = SLAB >> log2, inputs = WARP_LANES / SLAB << log2;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        int input = k + (lane_idx() & (inputs - 1)) + i * inputs, rank = slab.first + (lane_idx() >> (log2 + 1) << log2);
+        int input = k + (lane_idx() & (inputs - 1)) + i * inputs;
+        int rank = slab.first + (lane_idx() >> (log2 + 1) << log2);
         if (i >= packets) break;
         int valid = input < in.end ? slab.rank - rank : 0;
         u64 element = u64(u32(input)) * u32(slab.rank) + u32(rank);
@@ -167,14 +173,16 @@ DEVICE void store_a(ShrinkTile& tile, const ShrinkPackets& held, int type) {
     int log2 = packet_log2(type), packets = SLAB >> log2, inputs = WARP_LANES / SLAB << log2;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        int input = (lane_idx() & (inputs - 1)) + i * inputs, at = warp_idx() * SLAB + (lane_idx() >> (log2 + 1) << log2);
+        int input = (lane_idx() & (inputs - 1)) + i * inputs;
+        int at = warp_idx() * SLAB + (lane_idx() >> (log2 + 1) << log2);
         if (i >= packets) break;
         store_split(&tile.a[0][input][at], &tile.a[1][input][at], held.a[i], type);
     }
 }
 
 // sums[slab] += x aᵀ over a tile's 32 inputs, for the 16 rows of this warp.
-DEVICE void multiply_tile(float (&sums)[SLABS][2][4], const ShrinkTile& tile, u32 slabs, u32 slabs_with_lo, bool x_has_lo) {
+DEVICE void multiply_tile(float (&sums)[SLABS][2][4], const ShrinkTile& tile, u32 slabs, u32 slabs_with_lo,
+                          bool x_has_lo) {
     int lane = lane_idx(), row = warp_idx() * 16 + lane % 16;
 #pragma unroll
     for (int k = 0; k < INPUTS; k += 16) {
@@ -206,8 +214,9 @@ DEVICE void store_low(const ShrinkInputs& in, const Slab& slab, const float (&su
 #pragma unroll
         for (int n = 0; n < 2; n++) {
             int rank = slab.first + n * 8 + lane % 4 * 2;
-            // max_rank is even, and so is the rank: the pair exists.
-            if (rank < slab.rank) *reinterpret_cast<OutputPair*>(low + rank) = OutputPair{{sums[n][2 * half], sums[n][2 * half + 1]}};
+            // max_rank is even, and so is this rank: there is room for a second one.
+            OutputPair pair{{sums[n][2 * half], sums[n][2 * half + 1]}};
+            if (rank < slab.rank) *reinterpret_cast<OutputPair*>(low + rank) = pair;
         }
     }
 }
@@ -245,13 +254,13 @@ DEVICE void shrink_run(const ShrinkInputs& in, u32 slot, ShrinkRoom& room, int& 
     for (int i = 0; i < SLABS; i++) store_low(in, slabs[i], sums[i]);
 }
 
-KERNEL(lora_shrink_mma, LoraArgs, SHRINK_THREADS) {
+KERNEL_RESIDENT(lora_shrink_mma, LoraArgs, SHRINK_THREADS, 4) {
     SHARED(ShrinkRoom, room);
     const LoraTarget& target = args.targets[0];
     int tile_row = int(blockIdx.x) * TILE_ROWS, begin = int(blockIdx.y) * args.split_len;
     int end = min(begin + args.split_len, args.cols), buffer = 0;
     bool x_aligned = rows_are_aligned(target.x, target.x_stride * (target.x_type == F32 ? 4 : 2));
-    u64 starts = run_starts(args, tile_row);
+    u64 starts = run_starts(args.slots, args.rows, tile_row);
     for (int start = 0; start < TILE_ROWS && tile_row + start < args.rows;) {
         int stop = run_end(starts, start);
         if (stop - start >= args.long_run) {
@@ -276,7 +285,8 @@ struct ExpandRoom {
     bf16 b[2][PANELS][RANKS * PANEL];  // hi and lo; see place_in_panel
 };
 
-// Where 8 outputs of a rank lie in a staged panel: halves swap places every four ranks, so that ldmatrix meets each bank once.
+// Where 8 outputs of a rank lie in a staged panel: halves swap places every four ranks, so that ldmatrix meets each
+// bank once.
 DEVICE int place_in_panel(int rank, int half) { return rank * PANEL + (half ^ (rank >> 2 & 1)) * 8; }
 
 struct ExpandInputs {
@@ -286,7 +296,8 @@ struct ExpandInputs {
     int tile_row, run_start, run_end, feature;  // feature: the block's first
 };
 
-// Low-rank products of `ranks` (16 or 32) ranks from `first` on, summed over the splits and scaled; 0 past the rank and the run.
+// Low-rank products of `ranks` (16 or 32) ranks from `first` on, summed over the splits and scaled; 0 past the rank and
+// the run.
 DEVICE void stage_low(const ExpandInputs& in, int first, int ranks, ExpandRoom& room) {
     int quads = ranks / 4, quads_log2 = ranks == 32 ? 3 : 2;
     u64 stride = low_start(in.args, 1, 0, 0);
@@ -321,7 +332,8 @@ DEVICE void stage_b(const ExpandInputs& in, int first, int ranks, ExpandRoom& ro
         if (outputs <= 0) break;
         int valid = first + rank < rank_total ? outputs - (piece << log2) : 0;
         u64 element = u64(u32(start)) * u32(rank_total) + u32(first + rank) * u32(outputs) + u32(piece << log2);
-        Packed<u32> packet = load_packet_of(type, in.entry.b, element, is_aligned && outputs == PANEL && valid > 0, valid);
+        bool all = is_aligned && outputs == PANEL && valid > 0;
+        Packed<u32> packet = load_packet_of(type, in.entry.b, element, all, valid);
         int first_output = piece << log2, at = place_in_panel(rank, first_output / 8) + first_output % 8;
         store_split(&room.b[0][panel][at], &room.b[1][panel][at], packet, type);
     }
@@ -358,7 +370,10 @@ DEVICE void for_outputs(const ExpandInputs& in, float (&sums)[WARP_PANELS][2][4]
         int row = first_row + half * 8;
         if (row < in.run_start || row >= in.run_end) continue;
 #pragma unroll
-        for (int i = 0; i < 2 * WARP_PANELS; i++) f(in.tile_row + row, first + i * 8, sums[i / 2][i % 2][2 * half], sums[i / 2][i % 2][2 * half + 1]);
+        for (int i = 0; i < 2 * WARP_PANELS; i++) {
+            float(&of)[4] = sums[i / 2][i % 2];
+            f(in.tile_row + row, first + i * 8, of[2 * half], of[2 * half + 1]);
+        }
     }
 }
 
@@ -422,12 +437,12 @@ DEVICE void expand_run(const ExpandInputs& in, ExpandRoom& room) {
     store_outputs(in, sums);
 }
 
-KERNEL(lora_expand_mma, LoraArgs, EXPAND_THREADS) {
+KERNEL_RESIDENT(lora_expand_mma, LoraArgs, EXPAND_THREADS, 2) {
     SHARED(ExpandRoom, room);
     const LoraTarget& target = args.targets[blockIdx.z];
     int tile_row = int(blockIdx.x) * TILE_ROWS, feature = int(blockIdx.y) * PANELS * PANEL;
     if (feature >= target.features) return;
-    u64 starts = run_starts(args, tile_row);
+    u64 starts = run_starts(args.slots, args.rows, tile_row);
     for (int start = 0; start < TILE_ROWS && tile_row + start < args.rows;) {
         int stop = run_end(starts, start);
         if (stop - start >= args.long_run) {
@@ -442,22 +457,27 @@ KERNEL(lora_expand_mma, LoraArgs, EXPAND_THREADS) {
 // --- The rows that are left to lora.cu.
 
 struct ShortRowsArgs {
-    LoraArgs lora;  // slots, rows and long_run count
-    u32* list;      // [1 + rows]: how many, then the rows, ascending
+    const u32* slots;  // [rows]
+    u32* list;         // [1 + rows]: how many, then the rows, ascending
+    int rows;
+    int long_run;  // as in LoraArgs
 };
 
 struct ShortRowsRoom {
     int counts[WARP_LANES];
 };
 
+DEVICE int count_bits(u64 v) { return __popc(u32(v)) + __popc(u32(v >> 32)); }
+// The lowest `count` bits, up to all 64.
+DEVICE u64 low_bits(int count) { return count < 64 ? (u64(1) << count) - 1 : ~u64(0); }
+
 // Bit i: whether row i of the tile has an adapter and is in a short run.
-DEVICE u64 short_rows(const LoraArgs& args, int first) {
-    u64 starts = run_starts(args, first), rows = 0;
+DEVICE u64 short_rows(const ShortRowsArgs& args, int first) {
+    u64 starts = run_starts(args.slots, args.rows, first), rows = 0;
     for (int start = 0; start < TILE_ROWS && first + start < args.rows;) {
         int stop = run_end(starts, start);
-        if (stop - start < args.long_run && args.slots[first + start] != NO_SLOT) {
-            rows |= (stop - start < 64 ? (u64(1) << (stop - start)) - 1 : ~u64(0)) << start;
-        }
+        bool is_short = stop - start < args.long_run && args.slots[first + start] != NO_SLOT;
+        if (is_short) rows |= low_bits(stop - start) << start;
         start = stop;
     }
     return rows;
@@ -467,11 +487,11 @@ DEVICE u64 short_rows(const LoraArgs& args, int first) {
 KERNEL(lora_short_rows, ShortRowsArgs, 1024) {
     SHARED(ShortRowsRoom, room);
     int listed = 0, lane = lane_idx();
-    for (int first = 0; first < args.lora.rows; first += WARP_LANES * TILE_ROWS) {
+    for (int first = 0; first < args.rows; first += WARP_LANES * TILE_ROWS) {
         int tile = first + warp_idx() * TILE_ROWS;
-        u64 rows = short_rows(args.lora, tile);
+        u64 rows = short_rows(args, tile);
         __syncthreads();
-        if (lane == 0) room.counts[warp_idx()] = __popc(u32(rows)) + __popc(u32(rows >> 32));
+        if (lane == 0) room.counts[warp_idx()] = count_bits(rows);
         __syncthreads();
         int at = listed;
         for (int warp = 0; warp < WARP_LANES; warp++) {
@@ -479,8 +499,7 @@ KERNEL(lora_short_rows, ShortRowsArgs, 1024) {
             listed += room.counts[warp];
         }
         for (int row = lane; row < TILE_ROWS; row += WARP_LANES) {
-            u64 before = rows & ((u64(1) << row) - 1);
-            if (rows >> row & 1) args.list[1 + at + __popc(u32(before)) + __popc(u32(before >> 32))] = u32(tile + row);
+            if (rows >> row & 1) args.list[1 + at + count_bits(rows & low_bits(row))] = u32(tile + row);
         }
     }
     if (threadIdx.x == 0) args.list[0] = u32(listed);

@@ -1,23 +1,25 @@
-// Draws a token from each row of logits: the contract is in crates/device/src/cpu/sample.rs, the order and the cuts in lib/logits.cuh.
+// Draws a token from each row of logits: the contract is at the head of crates/device/src/cpu/sample.rs, the order and
+// the cuts are in lib/logits.cuh.
 //
-// A block of 1024 threads a row. Passes over the row (4 bytes a logit, from the L2 cache after the first one, and bound by one
-// multiprocessor's bandwidth):
-//   the best token; greedy rows end here
-//   top-k: one, for the tokens as good as the k-th best of the threads' best ones: hardly more than k, which are cut in shared memory
-//   top-p without top-k: one for the mass of all; then one for the tokens within 4 temperatures of the best (then 8, 16, ...) until they
-//     have the mass, which are cut in shared memory
-//   the draw: one for the masses of 32 stretches of the row, whose chosen one is cut into 32 again, three times, each a 32nd as long
-// With edits, one before all these makes an edited copy. Where more than 4096 tokens pass the first bound of a cut, each of its up to
-// five steps goes over the whole row: slow, and right.
+// A block of 1024 threads a row. Passes over the row, which come from the L2 cache after the first one and are bound by
+// what one multiprocessor reads:
+//   With edits, an edited copy is made first.
+//   The best token. Greedy rows end here.
+//   Top-k: the tokens as good as the k-th best of the threads' best ones. They are hardly more than k, and are cut in
+//     shared memory.
+//   Top-p without top-k: the mass of all; then the tokens within 4 temperatures of the best, or 8, 16, ..., until they
+//     have the mass. They are cut in shared memory.
+//   The draw: the masses of 32 stretches of the row, of which the chosen one is cut into 32 again, and so on.
+// Where more than 4096 tokens pass the first bound of a cut (a flat distribution), the cut takes five passes more.
 //
-// Sums of masses are whole numbers, and cuts and draws compare these: a row's token is a function of its logits and parameters alone.
-// The random number is Philox4x32-10's (Salmon et al., SC 2011), as in crates/device/src/cpu/philox.rs.
+// Sums of masses are whole numbers, and cuts and draws compare these: a row's token is a function of its logits and
+// parameters alone. The random number is Philox4x32-10's (Salmon et al., SC 2011) as in crates/device/src/cpu/philox.rs.
 //
 // Entry point: sample. Launch: grid rows, block 1024, no dynamic shared memory. vocab at most 262144.
 #include "lib/logits.cuh"
 
-// Changes to the logit of one token, in this order: it is l + bias; then l / repetition if l > 0, else l * repetition; then
-// l - subtract; then minus infinity if it is banned.
+// Changes to the logit of one token, in this order: it is l + bias; then l / repetition if l > 0, else l * repetition;
+// then l - subtract; then minus infinity if it is banned.
 struct TokenEdit {
     u32 token;  // below vocab
     float bias;
@@ -43,7 +45,7 @@ struct SampleParams {
 
 struct SampleResult {
     u32 token;
-    u32 has_candidate;  // 0: no logit is above minus infinity, and `token` is the lowest that is allowed and not banned, or 0
+    u32 has_candidate;  // 0: no logit is above minus infinity; `token` is the lowest allowed and not banned one, or 0
 };
 
 struct SampleArgs {
@@ -72,7 +74,10 @@ DEVICE float apply_edit(const TokenEdit& edit, float logit) {
 DEVICE LogitRow edit_row(const LogitRow& row, const TokenEdit* edits, int count, float* copy) {
     for_all_groups(row, [&](int first, const Packed<float>& v) { store16(copy + first, v); });
     __syncthreads();
-    for (int i = threadIdx.x; i < count; i += LOGIT_THREADS) copy[edits[i].token] = apply_edit(edits[i], copy[edits[i].token]);
+    for (int i = threadIdx.x; i < count; i += LOGIT_THREADS) {
+        float& logit = copy[edits[i].token];
+        logit = apply_edit(edits[i], logit);
+    }
     __syncthreads();
     return LogitRow{copy, nullptr, row.vocab, true};
 }
@@ -108,19 +113,22 @@ DEVICE u64 row_mass(const LogitRow& row, const Softmax& softmax, SelectRoom& roo
 }
 
 // Candidates that have at least mass `wanted`.
-DEVICE int collect_mass(const LogitRow& row, const SampleParams& params, const Softmax& softmax, u64 wanted, CandidateRoom& room) {
+DEVICE int collect_mass(const LogitRow& row, float temperature, const Softmax& softmax, u64 wanted,
+                        CandidateRoom& room) {
     for (float reach = 4.0f;; reach *= 2.0f) {
         // 87 temperatures below the best there is no mass left.
         bool all = reach > 100.0f;
-        int count = collect_candidates(row, all ? -INFINITY_F32 : softmax.max - reach * params.temperature, room);
-        if (count < 0 || all || candidate_mass(CandidateKeys{row, room, count, 0}, softmax, room.select) >= wanted) return count;
+        int count = collect_candidates(row, all ? -INFINITY_F32 : softmax.max - reach * temperature, room);
+        if (count < 0 || all) return count;
+        if (candidate_mass(CandidateKeys{row, room, count, 0}, softmax, room.select) >= wanted) return count;
     }
 }
 
 DEVICE u64 mass_wanted(float top_p, u64 mass) { return max(u64(double(top_p) * double(mass)), u64(1)); }
 
 // The key from which on top-k and top-p keep tokens; 0 if they keep all.
-DEVICE u64 cut_of_filters(const LogitRow& row, const SampleParams& params, const Softmax& softmax, const Best& best, CandidateRoom& room) {
+DEVICE u64 cut_of_filters(const LogitRow& row, const SampleParams& params, const Softmax& softmax, const Best& best,
+                          CandidateRoom& room) {
     bool has_top_p = params.top_p < 1.0f;
     CandidateKeys keys{row, room, 0, 0};
     u64 wanted;
@@ -132,7 +140,7 @@ DEVICE u64 cut_of_filters(const LogitRow& row, const SampleParams& params, const
     } else {
         if (!has_top_p) return 0;
         wanted = mass_wanted(params.top_p, row_mass(row, softmax, room.select));
-        keys.count = collect_mass(row, params, softmax, wanted, room);
+        keys.count = collect_mass(row, params.temperature, softmax, wanted, room);
     }
     u64 cut = cut_to_mass(keys, wanted, softmax, room.select);
     return cut > keys.least ? cut : keys.least;
@@ -180,7 +188,8 @@ DEVICE void add_kept(float (&upto)[4], const Kept& kept, int first, const Packed
     }
 }
 
-// Inverts the cumulative distribution of what is kept, in the order of ids. Every level adds up the same whole numbers, of groups.
+// Inverts the cumulative distribution of what is kept, in the order of ids. Every level adds up the same whole numbers,
+// of groups.
 DEVICE u32 draw(const LogitRow& row, const Kept& kept, double u, SelectRoom& room) {
     int first = 0, len = num_groups(row);
     u64 target = 0;
@@ -188,7 +197,8 @@ DEVICE u32 draw(const LogitRow& row, const Kept& kept, double u, SelectRoom& roo
     for (bool is_whole = true; is_whole || len > 1; is_whole = false) {
         int stretch = ceil_div(len, WARP_LANES), begin = first + warp_idx() * stretch;
         u64 sum = 0;
-        for_groups(row, begin + lane_idx(), min(begin + stretch, first + len), WARP_LANES, [&](int token, const Packed<float>& v) {
+        int end = min(begin + stretch, first + len);
+        for_groups(row, begin + lane_idx(), end, WARP_LANES, [&](int token, const Packed<float>& v) {
             float masses[4];
             add_kept(masses, kept, token, v);
             sum += fixed_mass(masses[3]);

@@ -1,8 +1,9 @@
-// Log-probabilities of tokens, and the most probable ones, under the softmax of a row of logits (or of those that a mask leaves): the
-// contract is in crates/device/src/sample.rs (TokenLogprobs).
+// Log-probabilities of tokens, and the most probable ones, under the softmax of a row of logits (or of those that a
+// mask leaves): the contract is in crates/device/src/sample.rs (TokenLogprobs).
 //
-// A block of 1024 threads a row. Passes over the row: the best token; the mass of all and the number of better ones; and, if the most
-// probable are wanted, one for the tokens as good as the n-th best of the threads' best ones, which are cut in shared memory.
+// A block of 1024 threads a row. Passes over the row: the best token; the mass of all and the number of better ones;
+// and, if the most probable are wanted, one for the tokens as good as the n-th best of the threads' best ones, which
+// are cut in shared memory.
 //
 // Entry point: token_logprobs. Launch: grid rows, block 1024, no dynamic shared memory. vocab at most 262144.
 #include "lib/logits.cuh"
@@ -103,7 +104,8 @@ KERNEL(token_logprobs, ReportArgs, LOGIT_THREADS) {
             u64 key = room.top[thread];
             int place = 0;
             for (int i = 0; i < top_len; i++) place += room.top[i] > key;
-            args.top[u64(row_idx) * u32(args.max_top) + u32(place)] = TopToken{u32(key_token(key)), logprob(key_logit(key))};
+            TopToken* top = args.top + u64(row_idx) * u32(args.max_top);
+            top[place] = TopToken{u32(key_token(key)), logprob(key_logit(key))};
         }
     }
     if (thread == 0) args.results[row_idx] = ReportResult{logprob(own), num_better + 1, u32(top_len)};

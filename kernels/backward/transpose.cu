@@ -1,6 +1,6 @@
 // Matrices in other orders.
 // Launch:
-//     transpose: grid (ceil(cols / 32), ceil(rows / 32)), block (32, 8)
+//     transpose: grid (ceil(cols / 32), ceil(rows / 32)), block 256
 //     transpose_panels: grid (ceil(n / 16)), block 256
 #include "../lib/kernel.cuh"
 
@@ -11,24 +11,24 @@ struct TransposeArgs {
 };
 
 #define TILE 32
-#define TILE_THREADS_Y 8
+#define TILE_ROWS 8  // that a block reads at once
 
 struct TransposeTile {
     // A column more than is used, so that the threads of a warp, which read a column, find it in 32 banks.
     float at[TILE][TILE + 1];
 };
 
-KERNEL(transpose, TransposeArgs, TILE * TILE_THREADS_Y) {
+KERNEL(transpose, TransposeArgs, TILE * TILE_ROWS) {
     SHARED(TransposeTile, tile);
     const int first_row = int(blockIdx.y) * TILE, first_col = int(blockIdx.x) * TILE;
-    const int x = int(threadIdx.x);
-    for (int y = int(threadIdx.y); y < TILE; y += TILE_THREADS_Y) {
+    const int x = lane_idx();
+    for (int y = warp_idx(); y < TILE; y += TILE_ROWS) {
         if (first_row + y < args.rows && first_col + x < args.cols) {
             tile.at[y][x] = args.x[u64(first_row + y) * args.cols + first_col + x];
         }
     }
     __syncthreads();
-    for (int y = int(threadIdx.y); y < TILE; y += TILE_THREADS_Y) {
+    for (int y = warp_idx(); y < TILE; y += TILE_ROWS) {
         if (first_col + y < args.cols && first_row + x < args.rows) {
             args.out[u64(first_col + y) * args.rows + first_row + x] = tile.at[x][y];
         }

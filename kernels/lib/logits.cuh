@@ -1,11 +1,12 @@
 // A block's view of one row of logits: how it is read, how tokens are ordered, and where they are cut, without sorting.
 //
-// NaN counts as minus infinity, plus infinity as the largest finite number. Tokens are ordered by logit, largest first, equals by
-// id. A token's place in this order is that of its `rank key`, a number of 50 bits: the logit's bits in an order-preserving form,
-// then the id, inverted. Cuts are found by radix select over these keys, 10 bits at a time, by number of tokens or by their mass.
+// NaN counts as minus infinity, plus infinity as the largest finite number. Tokens are ordered by logit, largest first,
+// equals by id. A token's place in this order is that of its `rank key`, a number of 50 bits: the logit's bits in an
+// order-preserving form, then the id, inverted. Cuts are found by radix select over these keys, 10 bits at a time, by
+// number of tokens or by their mass.
 //
-// Masses exp((logit - max) / temperature) are added up in fixed point, which makes sums independent of the order: a row's result
-// does not depend on which thread saw which token, nor on the order of atomic additions.
+// Masses exp((logit - max) / temperature) are added up in fixed point, which makes sums independent of the order: a
+// row's result does not depend on which thread saw which token, nor on the order of atomic additions.
 //
 // All of it is for blocks of 1024 threads, and for all threads of one at the same time.
 #pragma once
@@ -32,8 +33,9 @@ DEVICE float sane_logit(float v) { return fminf(fmaxf(v, -INFINITY_F32), F32_MAX
 
 DEVICE int num_groups(const LogitRow& row) { return ceil_div(row.vocab, 4); }
 
-// Logits of N groups, every `step`-th from `first` on. Group g is of tokens 4 g .. 4 g + 3; those past the end have minus infinity. Past
-// the last group that one is given again. All loads come before the first use, so that they are under way together.
+// Logits of N groups, every `step`-th from `first` on. Group g is of tokens 4 g .. 4 g + 3; those past the end have
+// minus infinity. Past the last group that one is given again. All loads come before the first use, so that they are
+// under way together.
 template <int N>
 DEVICE void load_groups(Packed<float> (&v)[N], const LogitRow& row, int first, int step) {
     int last = num_groups(row) - 1;
@@ -50,9 +52,14 @@ DEVICE void load_groups(Packed<float> (&v)[N], const LogitRow& row, int first, i
     if (row.allowed) {
         u32 words[N];
 #pragma unroll
-        for (int i = 0; i < N; i++) words[i] = row.allowed[min(first + i * step, last) / 8] >> (first + i * step) % 8 * 4;
+        for (int i = 0; i < N; i++) {
+            int group = min(first + i * step, last);
+            words[i] = row.allowed[group / 8] >> group % 8 * 4;
+        }
 #pragma unroll
-        for (int i = 0; i < 4 * N; i++) v[i / 4].at[i % 4] = words[i / 4] >> i % 4 & 1 ? v[i / 4].at[i % 4] : -INFINITY_F32;
+        for (int i = 0; i < 4 * N; i++) {
+            if (!(words[i / 4] >> i % 4 & 1)) v[i / 4].at[i % 4] = -INFINITY_F32;
+        }
     }
 #pragma unroll
     for (int i = 0; i < 4 * N; i++) v[i / 4].at[i % 4] = sane_logit(v[i / 4].at[i % 4]);
@@ -188,8 +195,8 @@ struct CandidateRoom {
     int count;
 };
 
-// Puts the keys of all tokens into `room` whose logits reach `bound` and are above minus infinity; their number, or -1 if there is not
-// room for all. Whoever has read the last ones is behind a barrier.
+// Puts the keys of all tokens into `room` whose logits reach `bound` and are above minus infinity; their number, or -1
+// if there is not room for all. Whoever has read the last ones is behind a barrier.
 DEVICE int collect_candidates(const LogitRow& row, float bound, CandidateRoom& room) {
     if (threadIdx.x == 0) room.count = 0;
     __syncthreads();
@@ -210,7 +217,8 @@ DEVICE int collect_candidates(const LogitRow& row, float bound, CandidateRoom& r
     return room.count <= MAX_CANDIDATES ? room.count : -1;
 }
 
-// What a cut is looked for in: a thread's best token; or the candidates, or the row if they were too many, from the key `least` on.
+// What a cut is looked for in: a thread's best token; or the candidates, or the row if they were too many, from the key
+// `least` on.
 struct OwnKeys {
     u64 key;
 };

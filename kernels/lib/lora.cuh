@@ -1,17 +1,19 @@
-// What the LoRA kernels (Hu et al., arXiv 2106.09685) share: the table of adapters, a launch's arguments, and how rows are dealt out.
+// What the LoRA kernels (Hu et al., arXiv 2106.09685) share: the table of adapters, a launch's arguments, and how rows
+// are dealt out.
 //
-// An update has two launches over one LoraArgs: "shrink" writes partial sums of x Aᵀ to `low`, one for each split of the inputs, and
-// "expand" adds the splits up in order, multiplies with Bᵀ and updates `out`. lora.cu works row by row and reads each row's own
-// factors (decoding; BGMV of Punica, arXiv 2310.18547). lora_mma.cu works on runs of rows with one slot (prompts, training; SGMV
-// there). A step that has both kinds of rows takes four launches: those of lora_mma.cu with `long_run` set, which pass over shorter
-// runs, and those of lora.cu with `list`, the rows of these runs. Rows without an adapter for a target are not touched.
+// An update has two launches over one LoraArgs: "shrink" writes partial sums of x Aᵀ to `low`, one for each split of
+// the inputs, and "expand" adds the splits up in order, multiplies with Bᵀ and updates `out`. lora.cu works row by row
+// and reads each row's own factors (decoding; BGMV of Punica, arXiv 2310.18547). lora_mma.cu works on runs of rows with
+// one slot (prompts, training; SGMV there). A step that has both kinds of rows takes four launches: those of
+// lora_mma.cu with `long_run` set, which pass over shorter runs, and those of lora.cu with `list`, the rows of these
+// runs. Rows without an adapter for a target are not touched.
 #pragma once
 #include "kernel.cuh"
 
 // An adapter's factors for one module.
 struct LoraEntry {
     const void* a;           // A transposed, [cols, rank]
-    const void* b;           // [features, rank] in panels of 16 features (fewer at the end), each [rank, features of the panel]
+    const void* b;           // [features, rank] in panels of 16 features (fewer at the end), each [rank, features]
     const float* out_scale;  // [features], DoRA's factor (Liu et al., arXiv 2402.09353); or null
     float scale;
     u32 rank;  // 0: the slot leaves the module alone, and the rest is anything
@@ -38,13 +40,13 @@ struct LoraArgs {
     const u32* slots;          // [rows]; NO_SLOT without an adapter
     const float* scales;       // [rows], factors on the adapters' scales
     float* low;                // [splits, rows, num_targets, max_rank], 16-byte aligned; workspace
-    const u32* list;           // lora.cu: the number of rows to do, then these rows, as lora_short_rows writes them; null: all rows
+    const u32* list;           // lora.cu: how many rows to do, then these, as lora_short_rows has them; null: all rows
     int num_targets;
     int num_modules;
     int rows;
     int cols;
     int splits;     // ceil(cols / split_len)
-    int split_len;  // inputs a split: a multiple of 32; for lora.cu at most 512. From cols alone, if a row's bits are not to depend on the others
+    int split_len;  // inputs a split: a multiple of 32; for lora.cu at most 512
     int max_rank;   // row length of `low`: at least the largest rank, and a multiple of 4
     int long_run;   // lora_mma.cu: takes runs of at least so many rows
 };
@@ -72,7 +74,8 @@ DEVICE float unscaled_part(const LoraTarget& target, int row, int feature) {
     return sum;
 }
 
-// Elements as they lie in memory are held in words, because the compiler gives each variable of 16 bits a register of its own.
+// Elements as they lie in memory are held in words, because the compiler gives each variable of 16 bits a register of
+// its own.
 DEVICE u32 element_bits(float v) { return f32_to_bits(v); }
 DEVICE u32 element_bits(bf16 v) { return v.bits; }
 DEVICE u32 element_bits(f16 v) { return v.bits; }
@@ -117,11 +120,12 @@ DEVICE void store_outputs(const LoraTarget& target, int row, int feature, const 
     }
 }
 
-// Bit i: whether row `first` + i begins a run of rows with one slot. Rows past the end count as without a slot. All lanes of a warp.
-DEVICE u64 run_starts(const LoraArgs& args, int first) {
+// Bit i: whether row `first` + i begins a run of rows with one slot. Rows past the end count as without a slot. All
+// lanes of a warp.
+DEVICE u64 run_starts(const u32* slots, int rows, int first) {
     int lane = lane_idx(), row = first + lane;
-    u32 lower = row < args.rows ? args.slots[row] : NO_SLOT;
-    u32 upper = row + WARP_LANES < args.rows ? args.slots[row + WARP_LANES] : NO_SLOT;
+    u32 lower = row < rows ? slots[row] : NO_SLOT;
+    u32 upper = row + WARP_LANES < rows ? slots[row + WARP_LANES] : NO_SLOT;
     u32 before_lower = __shfl_up_sync(FULL_WARP, lower, 1);
     u32 before_upper = __shfl_up_sync(FULL_WARP, upper, 1), last_lower = __shfl_sync(FULL_WARP, lower, WARP_LANES - 1);
     if (lane == 0) before_upper = last_lower;

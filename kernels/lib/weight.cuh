@@ -1,26 +1,37 @@
 // How weights lie in device memory, and how they are read. crates/device-cuda/src/planes.rs writes what is read here.
 //
-// A weight [rows, cols] (output features, input features) is held in up to four planes, each row-major over the rows and 256-byte
-// aligned. Values and scales are those of the file, bit for bit; only their places differ.
+// A weight [rows, cols] (output features, input features) is held in up to four planes, each row-major over the rows and
+// 256-byte aligned. Values and scales are those of the file, bit for bit; only their places differ.
 //
-//   F32, F16, BF16   elements: the floats, rows padded with zeros to a multiple of 8 columns.
+//   F32, F16, BF16
+//     elements: the floats, rows padded with zeros to a multiple of 8 columns.
 //
-// The other formats are padded with zero bytes to a multiple of 128 columns, a `unit`. It has four blocks b of 32 columns, and is
-// read by four lanes c. Lane c takes columns 8c .. 8c + 7 of each block (Q6_K: 4c .. 4c + 3 and 16 + 4c .. 16 + 4c + 3), called
-// e0 .. e7 here, so that 16-byte loads bring whole operands of mma.m16n8k16.
+// The other formats are padded with zero bytes to a multiple of 128 columns, a `unit`. It has four blocks b of 32 columns,
+// and is read by four lanes c. Lane c takes 8 columns of each block, called e0 .. e7, from column 8c (of Q6_K: four columns
+// from 4c and four from 16 + 4c), so that 16-byte loads bring whole operands of mma.m16n8k16.
 //
-//   Q4_0    elements: 64 bytes a unit, 4 bytes for (c, b), c outermost: as a little-endian word, e(2j) is at bit 4j and e(2j + 1)
-//           at bit 16 + 4j. scales: f16 d a block. w = d (q - 8).
-//   Q4_1    elements: as Q4_0. scales: f16 d and f16 m a block, side by side. w = d q + m.
-//   Q8_0    elements: 128 bytes a unit, 8 bytes for (b / 2, c, b % 2) in this order: bytes e0 e2 e1 e3 e4 e6 e5 e7, signed.
-//           scales: f16 d a block. w = d q.
-//   Q4_K    elements: as Q4_0. scales: the first 16 bytes of the file's block, two units: f16 d, f16 dmin, and eight 6-bit scales s
-//           and minima m in 12 bytes. w = (d s) q - dmin m.
-//   Q6_K    elements: the low four bits, as Q4_0. high: 32 bytes a unit, 8 bytes for c: as two words, word b / 2 has the upper two bits
-//           of e(2j) at bit 8 (b % 2) + 2j and those of e(2j + 1) 16 bits further up. scales: a signed byte s for each 16 columns.
-//           supers: f16 d each two units. w = (d s) (q - 32).
-//   F8      elements: as Q8_0, of e4m3 (1 sign, 4 exponent, 3 fraction bits; 0x7f and 0xff do not occur). scales: f32 s a row.
-//           w = s e.
+//   Q4_0: w = d (q - 8)
+//     elements: 64 bytes a unit, 4 bytes for (c, b), c outermost: of this little-endian word e(2j) is at bit 4j and
+//     e(2j + 1) at bit 16 + 4j.
+//     scales: f16 d a block.
+//   Q4_1: w = d q + m
+//     elements: as Q4_0.
+//     scales: f16 d and f16 m a block, side by side.
+//   Q8_0: w = d q
+//     elements: 128 bytes a unit, 8 bytes for (b / 2, c, b % 2) in this order: signed bytes e0 e2 e1 e3 e4 e6 e5 e7.
+//     scales: f16 d a block.
+//   Q4_K: w = (d s) q - dmin m
+//     elements: as Q4_0.
+//     scales: the first 16 bytes of the file's block, for two units: f16 d, f16 dmin, eight 6-bit scales s and minima m.
+//   Q6_K: w = (d s) (q - 32)
+//     elements: the low four bits, as Q4_0.
+//     scales: a signed byte s for each 16 columns.
+//     high: 32 bytes a unit, 8 bytes for c, which are two words: word b / 2 has the upper two bits of e(2j) at bit
+//     8 (b % 2) + 2j, and those of e(2j + 1) 16 bits further up.
+//     supers: f16 d each two units.
+//   F8: w = s e
+//     elements: as Q8_0, but e4m3 (1 sign, 4 exponent, 3 fraction bits); 0x7f and 0xff, its NaN, do not occur.
+//     scales: f32 s a row; NaN if it had anything that is not finite.
 #pragma once
 #include "kernel.cuh"
 
@@ -105,7 +116,12 @@ DEVICE u32 upper_halves(u32 first, u32 second) { return first >> 16 | (second & 
 struct alignas(8) Words2 {
     u32 at[2];
 };
-DEVICE Words2 load8(const u8* from) { return *reinterpret_cast<const Words2*>(from); }
+DEVICE Words2 load8(const u8* from) {
+#ifdef WARDROBE_HOST
+    simt::check_alignment(from, 8);
+#endif
+    return *reinterpret_cast<const Words2*>(from);
+}
 DEVICE float f16_at(const Words2& words, int i) { return f16_to_f32(u16(words.at[i / 2] >> 16 * (i % 2))); }
 
 // --- The formats. Each has
@@ -216,7 +232,8 @@ struct FormatF32 {
     }
 };
 
-// What all block formats do with pairs, scales and minima. Products are exact in f32, so a fused multiply-add changes nothing.
+// What all block formats do with pairs, scales and minima. Products are exact in f32, so a fused multiply-add changes
+// nothing.
 template <class F>
 struct BlockFormat {
     static constexpr int COLS = 128, BF16_PARTS = 1;
@@ -286,7 +303,9 @@ struct BytesPiece {
     Words2 scales;
 };
 // Pair j of a block, its bytes in the lower halves' low bytes.
-DEVICE u32 byte_pair(const BytesPiece& piece, int b, int j) { return piece.words[b / 2].at[b % 2 * 2 + j / 2] >> 8 * (j % 2); }
+DEVICE u32 byte_pair(const BytesPiece& piece, int b, int j) {
+    return piece.words[b / 2].at[b % 2 * 2 + j / 2] >> 8 * (j % 2);
+}
 
 struct FormatQ8_0 : BlockFormat<FormatQ8_0> {
     static constexpr int SCALES = 1;
@@ -304,7 +323,8 @@ struct FormatQ8_0 : BlockFormat<FormatQ8_0> {
     DEVICE void pairs(const Piece& piece, int b, int, u32 (&out)[4]) {
         for (int j = 0; j < 4; j++) {
             u32 bytes = byte_pair(piece, b, j);
-            out[j] = fma_bf16x2(and_or(bytes, 0x007f007fu, BF16X2_128), BF16X2_ONE, and_or(bytes, 0x00800080u, BF16X2_NEGATIVE_128));
+            out[j] = fma_bf16x2(and_or(bytes, 0x007f007fu, BF16X2_128), BF16X2_ONE,
+                                and_or(bytes, 0x00800080u, BF16X2_NEGATIVE_128));
         }
     }
     DEVICE float scale(const Words2& scales, int b, int) { return f16_at(scales, b); }
@@ -321,7 +341,8 @@ struct FormatF8 : BlockFormat<FormatF8> {
         return {{load16_once(from), load16_once(from + 64)}, {}};
     }
     DEVICE NoScales scales(const Piece&, int) { return {}; }
-    // Exponent and fraction at bf16's places are the number times 2^-120, subnormal numbers included. Adding -0 keeps the sign of 0.
+    // Exponent and fraction at bf16's places are the number times 2^-120, subnormal numbers included. Adding -0 keeps the
+    // sign of 0.
     DEVICE void pairs(const Piece& piece, int b, int, u32 (&out)[4]) {
         for (int j = 0; j < 4; j++) {
             u32 bytes = byte_pair(piece, b, j);
@@ -350,8 +371,8 @@ struct FormatQ4_K : BlockFormat<FormatQ4_K> {
         u64 at = start + u32(unit);
         return {load16_once(w.elements + 64 * at + 16 * c), load16(reinterpret_cast<const u32*>(w.scales + at / 2 * 16))};
     }
-    // Scales and minima 0 .. 3 are the low six bits of the first two words; of 4 .. 7 the low four are in the third, the rest above
-    // those (`get_scale_min_k4` of ggml).
+    // Scales and minima 0 .. 3 are the low six bits of the first two words; of 4 .. 7 the low four are in the third, the
+    // rest above those (`get_scale_min_k4` of ggml).
     DEVICE Scales scales(const Piece& piece, int unit) {
         const u32(&w)[4] = piece.head.at;
         bool second = unit % 2 == 1;

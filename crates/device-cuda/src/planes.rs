@@ -1,5 +1,6 @@
-//! Weights as they lie in the card's memory, for `kernels/lib/weight.cuh`, which says how: up to four planes, each row-major over the
-//! output features. Packing is without loss, and in no more bytes than the file had but for rounding rows up to whole units.
+//! Weights as they lie in the card's memory, for `kernels/lib/weight.cuh`, which says how: up to four planes,
+//! each row-major over the output features. Packing is without loss, and in no more bytes than the file had
+//! but for rounding rows up to whole units.
 //!
 //! [`PlaneFormat::F8`] is no format of files: it is made of floats, and rounds them.
 
@@ -8,7 +9,8 @@ use std::ops::Range;
 use half::{bf16, f16};
 use wardrobe_device::WeightFormat;
 
-/// Planes of a weight: elements, scales, and what [`PlaneFormat::Q6K`] has besides, upper bits and super-blocks' scales.
+/// Planes of a weight: elements, scales, and what [`PlaneFormat::Q6K`] has besides, upper bits and super-
+/// blocks' scales.
 pub const PLANES: usize = 4;
 
 /// Columns that quantised rows are rounded up to: what four lanes of a kernel read at a time.
@@ -146,13 +148,14 @@ pub struct Packed {
     pub bytes: Vec<u8>,
 }
 
-/// Packs a weight as it lies in a file. `None` if it has another number of bytes than its format, rows and columns ask for.
+/// Packs a weight as it lies in a file. `None` if it has another number of bytes than its format, rows and
+/// columns ask for.
 pub fn pack(format: WeightFormat, rows: usize, cols: usize, bytes: &[u8]) -> Option<Packed> {
     pack_as(format.into(), format, rows, cols, bytes)
 }
 
-/// Rounds floats to e4m3: each row's scale takes its largest magnitude to 448; to nearest, of two the even one. A row with anything
-/// in it that is not finite becomes NaN.
+/// Rounds floats to e4m3: each row's scale takes its largest magnitude to 448; to nearest, of two the even
+/// one. A row with anything in it that is not finite becomes NaN.
 pub fn pack_f8(format: WeightFormat, rows: usize, cols: usize, bytes: &[u8]) -> Option<Packed> {
     if format.is_quantised() {
         return None;
@@ -252,8 +255,8 @@ fn pack_row(to: PlaneFormat, from: WeightFormat, cols: usize, file: &[u8], plane
             put(scales, 16 * s, &block[192..208]);
             put(supers, 2 * s, &block[208..]);
             for sub in 0..8 {
-                // Halves of 128: quarter `sub % 4` has its low bits in nibble `quarter / 2` of 32 bytes, its upper ones at bit
-                // `2 quarter` of 32 others.
+                // Halves of 128: quarter `sub % 4` has its low bits in nibble `quarter / 2` of 32 bytes, its
+                // upper ones at bit `2 quarter` of 32 others.
                 let (half, quarter) = (sub / 4, sub % 4);
                 let low = |c| two_fours(&block[64 * half + 32 * (quarter % 2) + 4 * c..]);
                 put_nibbles(elements, 8 * s + sub, |c| low(c) >> (4 * (quarter / 2)) & 0x0f0f_0f0f_0f0f_0f0f);
@@ -307,7 +310,8 @@ fn nibbles(from: &[u8], high: usize) -> u64 {
     eight(from) >> (4 * high) & 0x0f0f_0f0f_0f0f_0f0f
 }
 
-/// A lane's eight elements of some bits each, as bytes, made a word: `e(2j)` at bit `bits j`, `e(2j + 1)` 16 bits further up.
+/// A lane's eight elements of some bits each, as bytes, made a word: `e(2j)` at bit `bits j`, `e(2j + 1)` 16
+/// bits further up.
 fn pairs(elements: u64, bits: u32) -> u32 {
     let mask = 0x0001_0001_0001_0001 * ((1 << bits) - 1);
     let gather = |e: u64| {
@@ -364,7 +368,8 @@ fn put_bytes(elements: &mut [u8], block: usize, lane: impl Fn(usize) -> u64) {
 fn e4m3_of(v: f32) -> u8 {
     let sign = if v.is_sign_negative() { 0x80 } else { 0 };
     let magnitude = v.abs().min(E4M3_MAX);
-    // Below 2^-6 numbers are multiples of 2^-9; above, three bits of the fraction are left, and the exponent's bias is 7.
+    // Below 2^-6 numbers are multiples of 2^-9; above, three bits of the fraction are left, and the
+    // exponent's bias is 7.
     let bits = if magnitude < 0.015_625 {
         (magnitude * 512.0).round_ties_even() as u32
     } else {
@@ -409,7 +414,8 @@ fn half_at(from: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([byte(from, at), byte(from, at + 1)]).to_f32()
 }
 
-/// Dequantises a row from its bytes in each plane (see [`Layout::ranges`]): the very values that ggml's definitions give.
+/// Dequantises a row from its bytes in each plane (see [`Layout::ranges`]): the very values that ggml's
+/// definitions give.
 pub fn dequantise_row(layout: &Layout, planes: [&[u8]; PLANES], out: &mut [f32]) {
     let [elements, scales, high, supers] = planes;
     let nibbles = |b: usize, c: usize| {

@@ -7,7 +7,7 @@ void run_transpose(int rows, int cols, unsigned seed) {
     auto x = random_floats<float>(random, size_t(rows) * cols);
     Buffer<float> out(size_t(rows) * cols);
     TransposeArgs args{x.get(), out.get(), rows, cols};
-    transpose(Dim3{unsigned(cols + 31) / 32, unsigned(rows + 31) / 32}, Dim3{32, 8}, 0, &args, seed);
+    transpose(Dim3{unsigned(cols + 31) / 32, unsigned(rows + 31) / 32}, Dim3{256}, 0, &args, seed);
     for (int r = 0; r < rows; r++) {
         for (int c = 0; c < cols; c++) check("transpose", size_t(c) * rows + r, out[c * rows + r], x[r * cols + c], 0.0);
     }

@@ -32,21 +32,26 @@ void run(const HostWeight& w, int first, int count, unsigned seed) {
             } else if (sizeof(Out) == 2) {
                 want = 0xffff;  // not written
             }
-            if (got != want) fail(std::string("dequantise ") + w.info.name + ": row " + std::to_string(r) + ", column " + std::to_string(c));
+            if (got != want)
+                fail(std::string("dequantise ") + w.info.name + ": row " + std::to_string(r) + ", column " +
+                     std::to_string(c));
         }
     }
 }
 
 // A packing that Rust's has to agree with: planes.rs has the same numbers.
 static void packing() {
-    const uint64_t hashes[] = {0xaf8c286ad90bd32d, 0x5c85e0ee515da9d5, 0xfcd3ade315aef90d, 0x931ea0bb24833608, 0x07e4c7d419102c0b, 0x791e9913ee9c7e39, 0x24a33953e4fbefd8, 0x28e10910949110f9, 0x221dd561b7097f80};
+    const uint64_t hashes[] = {0xaf8c286ad90bd32d, 0x5c85e0ee515da9d5, 0xfcd3ade315aef90d,
+                               0x931ea0bb24833608, 0x07e4c7d419102c0b, 0x791e9913ee9c7e39,
+                               0x24a33953e4fbefd8, 0x28e10910949110f9, 0x221dd561b7097f80};
     for (const FormatInfo& info : FORMATS) {
         Random random(7 + uint64_t(info.format));
         int rows = 3, cols = info.block_len == 1 ? 203 : info.block_len == 32 ? 416 : 512;
         uint64_t hash = hash_of(*pack(HostWeight(info, rows, cols, random_bytes(random, info, rows, cols))));
         if (hash != hashes[info.format]) {
             char text[80];
-            snprintf(text, sizeof(text), "packing of %s has hash 0x%016llx", info.name, static_cast<unsigned long long>(hash));
+            snprintf(text, sizeof(text), "packing of %s has hash 0x%016llx", info.name,
+                     static_cast<unsigned long long>(hash));
             fail(text);
         }
     }

@@ -15,7 +15,8 @@ static void run(const HostWeight& table, const std::vector<u32>& ids, unsigned s
         for (int c = 0; c < table.cols; c++) {
             float want = table.value(int(ids[size_t(r)]), c);
             if (f32_to_bits(out[size_t(r) * table.cols + c]) != f32_to_bits(want)) {
-                fail(std::string("embed ") + table.info.name + ": row " + std::to_string(r) + ", column " + std::to_string(c));
+                fail(std::string("embed ") + table.info.name + ": row " + std::to_string(r) + ", column " +
+                     std::to_string(c));
             }
         }
     }
@@ -24,7 +25,9 @@ static void run(const HostWeight& table, const std::vector<u32>& ids, unsigned s
 int main() {
     for_orders([](unsigned seed) {
         for (const FormatInfo& info : FORMATS) {
-            for (int cols : info.block_len == 1 ? std::vector<int>{1, 7, 64, 203} : info.block_len == 32 ? std::vector<int>{32, 416} : std::vector<int>{256, 512}) {
+            for (int cols : info.block_len == 1    ? std::vector<int>{1, 7, 64, 203}
+                            : info.block_len == 32 ? std::vector<int>{32, 416}
+                                                   : std::vector<int>{256, 512}) {
                 Random random(uint64_t(cols * 10 + info.format));
                 HostWeight table = random_weight(random, info, 11, cols);
                 run(table, {10, 0, 3, 3, 7}, seed);

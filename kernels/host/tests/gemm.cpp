@@ -11,7 +11,14 @@ struct Variant {
     Kernel bf16_kernel, f16_kernel, nn_bf16_kernel, nn_f16_kernel;
 };
 #define VARIANT(rows, cols, threads, bytes) \
-    {rows, cols, threads, bytes, gemm_bf16_##rows##x##cols, gemm_f16_##rows##x##cols, gemm_nn_bf16_##rows##x##cols, gemm_nn_f16_##rows##x##cols}
+    {rows,                                  \
+     cols,                                  \
+     threads,                               \
+     bytes,                                 \
+     gemm_bf16_##rows##x##cols,             \
+     gemm_f16_##rows##x##cols,              \
+     gemm_nn_bf16_##rows##x##cols,          \
+     gemm_nn_f16_##rows##x##cols}
 static const Variant VARIANTS[] = {VARIANT(32, 64, 128, 24576), VARIANT(64, 64, 128, 32768), VARIANT(128, 128, 256, 65536)};
 
 struct Shape {
@@ -27,7 +34,8 @@ struct Matrix {
     Matrix(Random& random, int rows, int cols)
         : rows(rows), cols(cols), stride((cols + 7) / 8 * 8 + 8), at(size_t(rows - 1) * stride + size_t(cols + 7) / 8 * 8) {
         for (int r = 0; r < rows; r++) {
-            for (int c = 0; c < (cols + 7) / 8 * 8; c++) at[size_t(r) * stride + c] = from_f32<T>(c < cols ? random.range(-1.0f, 1.0f) : 0.0f);
+            for (int c = 0; c < (cols + 7) / 8 * 8; c++)
+                at[size_t(r) * stride + c] = from_f32<T>(c < cols ? random.range(-1.0f, 1.0f) : 0.0f);
         }
     }
     double value(int row, int col) const { return to_f32(at[size_t(row) * stride + col]); }
@@ -47,12 +55,27 @@ Buffer<Out> run(const Variant& variant, Shape shape, Adds adds, unsigned seed) {
     Buffer<Out> out(out_len);
     if (adds == Adds::Itself) memcpy(static_cast<void*>(out.get()), residual.get(), out_len * sizeof(Out));
     bool has_bias = adds == Adds::Bias || adds == Adds::BiasAndResidual;
-    const void* added = adds == Adds::Itself ? static_cast<const void*>(out.get()) : adds == Adds::BiasAndResidual ? residual.get() : nullptr;
-    GemmArgs args{x.at.get(), w.at.get(), has_bias ? bias.get() : nullptr, static_cast<const float*>(added), out.get(), shape.rows,
-                  shape.n, shape.k, x.stride, w.stride, out_stride, element_type<Out>(), 0};
+    const void* added = adds == Adds::Itself            ? static_cast<const void*>(out.get())
+                        : adds == Adds::BiasAndResidual ? residual.get()
+                                                        : nullptr;
+    GemmArgs args{x.at.get(),
+                  w.at.get(),
+                  has_bias ? bias.get() : nullptr,
+                  static_cast<const float*>(added),
+                  out.get(),
+                  shape.rows,
+                  shape.n,
+                  shape.k,
+                  x.stride,
+                  w.stride,
+                  out_stride,
+                  element_type<Out>(),
+                  0};
     bool is_bf16 = std::is_same<T, bf16>::value;
-    Kernel kernel = NN ? (is_bf16 ? variant.nn_bf16_kernel : variant.nn_f16_kernel) : (is_bf16 ? variant.bf16_kernel : variant.f16_kernel);
-    unsigned blocks = unsigned(((shape.rows + variant.rows - 1) / variant.rows) * ((shape.n + variant.cols - 1) / variant.cols));
+    Kernel kernel = NN ? (is_bf16 ? variant.nn_bf16_kernel : variant.nn_f16_kernel)
+                       : (is_bf16 ? variant.bf16_kernel : variant.f16_kernel);
+    unsigned blocks =
+        unsigned(((shape.rows + variant.rows - 1) / variant.rows) * ((shape.n + variant.cols - 1) / variant.cols));
     kernel(Dim3{blocks}, Dim3{variant.threads}, variant.shared_bytes, &args, seed);
     for (int r = 0; r < shape.rows; r++) {
         for (int c = 0; c < out_stride; c++) {
@@ -61,15 +84,17 @@ Buffer<Out> run(const Variant& variant, Shape shape, Adds adds, unsigned seed) {
                 uint32_t bits = 0, unwritten = 0xffffffff;
                 memcpy(&bits, &out[at], sizeof(Out));
                 if (adds == Adds::Itself) memcpy(&unwritten, &residual[at], 4);
-                if (bits << (32 - 8 * sizeof(Out)) != unwritten << (32 - 8 * sizeof(Out))) fail("gemm writes past a row's end");
+                if (bits << (32 - 8 * sizeof(Out)) != unwritten << (32 - 8 * sizeof(Out)))
+                    fail("gemm writes past a row's end");
                 continue;
             }
             Sum want;
             for (int k = 0; k < shape.k; k++) want.add(x.value(r, k) * (NN ? w.value(k, c) : w.value(c, k)));
             if (has_bias) want.add(bias[c]);
             if (added) want.add(residual[at]);
-            std::string what = "gemm " + std::to_string(variant.rows) + "x" + std::to_string(variant.cols) + (NN ? " nn " : " ") +
-                               std::to_string(shape.rows) + " " + std::to_string(shape.n) + " " + std::to_string(shape.k);
+            std::string what = "gemm " + std::to_string(variant.rows) + "x" + std::to_string(variant.cols) +
+                               (NN ? " nn " : " ") + std::to_string(shape.rows) + " " + std::to_string(shape.n) + " " +
+                               std::to_string(shape.k);
             double bound = 2e-6 * want.magnitude;
             if (sizeof(Out) == 2) bound += rounding<Out>(want.value);
             check(what, at, to_f32(out[at]), want.value, bound);
@@ -80,7 +105,8 @@ Buffer<Out> run(const Variant& variant, Shape shape, Adds adds, unsigned seed) {
 
 template <bool NN>
 void all(unsigned seed) {
-    const Shape shapes[] = {{1, 8, 8}, {5, 33, 40}, {63, 64, 64}, {64, 65, 96}, {65, 8, 7}, {130, 200, 72}, {31, 200, 33}, {2, 3, 320}};
+    const Shape shapes[] = {{1, 8, 8},  {5, 33, 40},    {63, 64, 64},  {64, 65, 96},
+                            {65, 8, 7}, {130, 200, 72}, {31, 200, 33}, {2, 3, 320}};
     int i = int(seed);
     for (Shape shape : shapes) {
         const Variant& variant = VARIANTS[i++ % 3];

@@ -8,10 +8,13 @@ struct Variant {
     int features, rows;
     Kernel kernels[9];  // by WeightFormat
 };
-#define VARIANT(features, rows, f32, suffix)                                                                                   \
-    {features, rows,                                                                                                           \
-     {f32, gemv_f16_##suffix, gemv_bf16_##suffix, gemv_q4_0_##suffix, gemv_q4_1_##suffix, gemv_q8_0_##suffix, gemv_q4_k_##suffix, \
-      gemv_q6_k_##suffix, gemv_f8_##suffix}}
+#define VARIANT(features, rows, f32, suffix)                                                                        \
+    {                                                                                                               \
+        features, rows, {                                                                                           \
+            f32, gemv_f16_##suffix, gemv_bf16_##suffix, gemv_q4_0_##suffix, gemv_q4_1_##suffix, gemv_q8_0_##suffix, \
+                gemv_q4_k_##suffix, gemv_q6_k_##suffix, gemv_f8_##suffix                                            \
+        }                                                                                                           \
+    }
 static const Variant VARIANTS[] = {
     VARIANT(16, 8, gemv_f32_4x8, 16x8),
     VARIANT(32, 8, nullptr, 32x8),
@@ -34,8 +37,8 @@ struct Layers {
             HostWeight weight = random_weight(random, info, features[i], cols);
             auto planes = pack(weight);
             size_t n = size_t(features[i]);
-            all.push_back({std::move(weight), std::move(planes), random_floats<float>(random, n), random_floats<float>(random, n * size_t(rows)),
-                           i != 1, i != 0});
+            all.push_back({std::move(weight), std::move(planes), random_floats<float>(random, n),
+                           random_floats<float>(random, n * size_t(rows)), i != 1, i != 0});
         }
     }
 };
@@ -45,14 +48,15 @@ template <class T>
 Buffer<T> random_x(Random& random, int rows, int cols, int stride) {
     Buffer<T> x(size_t(rows) * stride);
     for (int r = 0; r < rows; r++) {
-        for (int c = 0; c < (cols + 7) / 8 * 8; c++) x[size_t(r) * stride + c] = from_f32<T>(c < cols ? random.range(-2.0f, 2.0f) : 0.0f);
+        for (int c = 0; c < (cols + 7) / 8 * 8; c++)
+            x[size_t(r) * stride + c] = from_f32<T>(c < cols ? random.range(-2.0f, 2.0f) : 0.0f);
     }
     return x;
 }
 
 template <class T>
-std::vector<Buffer<float>> launch(const Variant& variant, const Layers& layers, const Buffer<T>& x, int stride, int rows, unsigned seed,
-                                  bool in_place = false) {
+std::vector<Buffer<float>> launch(const Variant& variant, const Layers& layers, const Buffer<T>& x, int stride, int rows,
+                                  unsigned seed, bool in_place = false) {
     GemvArgs args{};
     std::vector<Buffer<float>> outs;
     const FormatInfo& info = layers.all[0].weight.info;
@@ -66,7 +70,8 @@ std::vector<Buffer<float>> launch(const Variant& variant, const Layers& layers, 
             memcpy(outs.back().get(), residual, outs.back().size() * sizeof(float));
             residual = outs.back().get();
         }
-        args.targets[args.num_targets++] = {layer.planes->weight, layer.has_bias ? layer.bias.get() : nullptr, residual, outs.back().get()};
+        args.targets[args.num_targets++] = {layer.planes->weight, layer.has_bias ? layer.bias.get() : nullptr, residual,
+                                            outs.back().get()};
         blocks += unsigned((n + features - 1) / features);
     }
     args.x = x.get();
@@ -96,15 +101,18 @@ void run(const Variant& variant, const FormatInfo& info, std::vector<int> featur
         for (int r = 0; r < rows; r++) {
             for (int f = 0; f < n; f++) {
                 Sum want;
-                for (int c = 0; c < cols; c++) want.add(double(to_f32(x[size_t(r) * stride + c])) * layer.weight.value(f, c));
+                for (int c = 0; c < cols; c++)
+                    want.add(double(to_f32(x[size_t(r) * stride + c])) * layer.weight.value(f, c));
                 if (layer.has_bias) want.add(layer.bias[f]);
                 if (layer.has_residual) want.add(layer.residual[size_t(r) * n + f]);
                 // Minima and quants cancel in a weight, not in what is added up.
                 double magnitude = want.magnitude;
                 if (info.format == WEIGHT_Q4_1 || info.format == WEIGHT_Q4_K) magnitude *= 4.0;
                 std::string what = std::string("gemv ") + info.name + " " + std::to_string(variant.features) + "x" +
-                                   std::to_string(variant.rows) + ", " + std::to_string(cols) + " columns, target " + std::to_string(i);
-                check(what, size_t(r) * n + f, outs[i][size_t(r) * n + f], want.value, tolerance<T>(info) * magnitude + 1e-37);
+                                   std::to_string(variant.rows) + ", " + std::to_string(cols) + " columns, target " +
+                                   std::to_string(i);
+                check(what, size_t(r) * n + f, outs[i][size_t(r) * n + f], want.value,
+                      tolerance<T>(info) * magnitude + 1e-37);
             }
         }
     }
@@ -122,7 +130,8 @@ static void same_bits(const FormatInfo& info, int cols) {
             if (rows > variant.rows) continue;
             auto few = launch(variant, layers, x, cols, rows, 3);
             for (size_t i = 21; i < few[0].size(); i++) {
-                if (f32_to_bits(few[0][i]) != f32_to_bits(many[0][i])) fail(std::string("gemv ") + info.name + ": rows depend on others");
+                if (f32_to_bits(few[0][i]) != f32_to_bits(many[0][i]))
+                    fail(std::string("gemv ") + info.name + ": rows depend on others");
             }
         }
     }

@@ -10,13 +10,16 @@ void launch(LoraCase& c, unsigned blocks, unsigned seed) {
 }
 
 std::string name(const char* what, int rows, int cols, int x_type) {
-    return std::string(what) + " of " + std::to_string(rows) + " rows, " + std::to_string(cols) + " inputs of type " + std::to_string(x_type);
+    return std::string(what) + " of " + std::to_string(rows) + " rows, " + std::to_string(cols) + " inputs of type " +
+           std::to_string(x_type);
 }
 
-void all_rows(int rows, int cols, std::vector<TargetSpec> specs, const std::vector<int>& ranks, int x_type, int split_len, unsigned seed) {
+void all_rows(int rows, int cols, std::vector<TargetSpec> specs, const std::vector<int>& ranks, int x_type,
+              int split_len, unsigned seed) {
     Random random(uint64_t(rows) * 7 + uint64_t(cols) + seed);
     bool own_x = random.below(2) == 0;
-    LoraCase c(random.bits() % 1000, cols, specs, random_slots(random, rows, 5, 3), 5, ranks, x_type, own_x, cols + random.below(2) * 3, split_len);
+    std::vector<u32> slots = random_slots(random, rows, 5, 3);
+    LoraCase c(random.bits() % 1000, cols, specs, slots, 5, ranks, x_type, own_x, cols + random.below(2) * 3, split_len);
     launch(c, unsigned(rows), seed);
     c.verify(name("lora", rows, cols, x_type), 1e-6, [](int) { return true; });
 }
@@ -24,7 +27,9 @@ void all_rows(int rows, int cols, std::vector<TargetSpec> specs, const std::vect
 // Fewer blocks than listed rows, and rows that are not listed.
 void listed_only(int rows, int max_blocks, unsigned seed) {
     Random random(uint64_t(rows) + seed);
-    LoraCase c(random.bits() % 1000, 70, {{40, true, true}, {270, false, true}}, random_slots(random, rows, 4, 2), 4, {8, 5, 16}, F32, false, 70, 64);
+    std::vector<TargetSpec> specs{{40, true, true}, {270, false, true}};
+    std::vector<u32> slots = random_slots(random, rows, 4, 2);
+    LoraCase c(random.bits() % 1000, 70, specs, slots, 4, {8, 5, 16}, F32, false, 70, 64);
     Buffer<u32> list(1 + size_t(rows), 0xffffffffu);
     std::vector<bool> is_listed(size_t(rows), false);
     list[0] = 0;

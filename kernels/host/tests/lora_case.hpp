@@ -1,4 +1,5 @@
-// Adapters in slots, rows that use them, and what the layers then give, in f64: for the tests of lora.cu and lora_mma.cu.
+// Adapters in slots, rows that use them, and what the layers then give, in f64: for the tests of lora.cu and
+// lora_mma.cu.
 #pragma once
 
 #include <cstring>
@@ -6,7 +7,8 @@
 
 #include "check.hpp"
 
-// Numbers of an element type that is known at run time, as the device has them; they may begin off a multiple of 16 bytes.
+// Numbers of an element type that is known at run time, as the device has them; they may begin off a multiple of 16
+// bytes.
 class Elements {
 public:
     Elements(const std::vector<float>& values, int type, bool off)
@@ -58,8 +60,8 @@ inline Factors random_factors(Random& random, int rank, int cols, int features, 
     f.packed_a = std::make_unique<Elements>(a, type, off);
     f.packed_b = std::make_unique<Elements>(b, type, off);
     if (dora) f.packed_scale = std::make_unique<Buffer<float>>(random_floats<float>(random, features, 2.0f));
-    f.entry = LoraEntry{f.packed_a->get(), f.packed_b->get(), dora ? f.packed_scale->get() : nullptr, random.range(0.5f, 2.0f),
-                        u32(rank), u32(type), 0};
+    const float* out_scale = dora ? f.packed_scale->get() : nullptr;
+    f.entry = LoraEntry{f.packed_a->get(), f.packed_b->get(), out_scale, random.range(0.5f, 2.0f), u32(rank), u32(type), 0};
     return f;
 }
 
@@ -83,7 +85,8 @@ public:
     std::vector<std::vector<float>> before;
     LoraArgs args{};
 
-    // Targets use modules 1, 2, ... of `specs.size() + 1`. An x a target if `own_x`, else one for all; rows are `x_stride` apart.
+    // Targets use modules 1, 2, ... of `specs.size() + 1`. An x a target if `own_x`, else one for all; rows are
+    // `x_stride` apart.
     LoraCase(uint64_t seed, int cols, std::vector<TargetSpec> specs, std::vector<u32> row_slots, int num_slots,
              const std::vector<int>& ranks, int x_type, bool own_x, int x_stride, int split_len)
         : rows(int(row_slots.size())), cols(cols), specs(specs), num_slots(num_slots), num_modules(int(specs.size()) + 1),
@@ -96,7 +99,8 @@ public:
                 int features = module == 0 ? 1 : specs[size_t(module) - 1].features;
                 // Some slots leave some modules alone.
                 if (module > 0 && turn % 7 != 3) {
-                    f = random_factors(random, ranks[size_t(turn) % ranks.size()], cols, features, turn % 3, random.below(4) == 0);
+                    int rank = ranks[size_t(turn) % ranks.size()];
+                    f = random_factors(random, rank, cols, features, turn % 3, random.below(4) == 0);
                 }
                 max_rank = std::max(max_rank, f.rank);
                 entries[size_t(slot) * num_modules + module] = f.entry;
@@ -110,7 +114,8 @@ public:
         for (size_t t = 0; t < specs.size(); t++) {
             if (t == 0 || own_x) {
                 int type = own_x ? int(t + size_t(x_type)) % 3 : x_type;
-                x.push_back(std::make_unique<Elements>(rounded_numbers(random, size_t(rows - 1) * x_stride + cols, type), type, own_x && t == 1));
+                std::vector<float> numbers = rounded_numbers(random, size_t(rows - 1) * x_stride + cols, type);
+                x.push_back(std::make_unique<Elements>(numbers, type, own_x && t == 1));
             }
             size_t len = size_t(rows) * specs[t].features;
             out.push_back(random_floats<float>(random, len, 3.0f));
@@ -135,7 +140,8 @@ public:
         args.low = low->get();
     }
 
-    // Checks every element of `out`, within `bound` of the magnitudes; rows that `is_done` leaves out are to be as before.
+    // Checks every element of `out`, within `bound` of the magnitudes; rows that `is_done` leaves out are to be as
+    // before.
     template <class IsDone>
     void verify(const std::string& what, double bound, IsDone is_done) {
         for (int row = 0; row < rows; row++) {
@@ -162,7 +168,8 @@ private:
         std::vector<Sum> products(size_t(f.rank));
         for (int r = 0; r < f.rank; r++) {
             for (int k = 0; k < cols; k++) {
-                products[size_t(r)].add(double(xs.at(size_t(row) * args.targets[t].x_stride + k)) * f.a[size_t(r) * cols + k]);
+                double xk = xs.at(size_t(row) * args.targets[t].x_stride + k);
+                products[size_t(r)].add(xk * f.a[size_t(r) * cols + k]);
             }
         }
         for (int o = 0; o < specs[t].features; o++) {
@@ -181,8 +188,8 @@ private:
                 want.value = s * want.value + unscaled;
                 want.magnitude = std::fabs(s) * want.magnitude + std::fabs(unscaled);
             }
-            check(what + ", row " + std::to_string(row) + ", target " + std::to_string(t), size_t(o), out[t][at], want.value,
-                  bound * want.magnitude);
+            std::string where = what + ", row " + std::to_string(row) + ", target " + std::to_string(t);
+            check(where, size_t(o), out[t][at], want.value, bound * want.magnitude);
         }
     }
 };

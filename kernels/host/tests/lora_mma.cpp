@@ -35,8 +35,10 @@ constexpr double BOUND = 0x1.8p-16;
 
 void run(const Spec& spec, unsigned seed) {
     Random random(uint64_t(spec.rows) * 7 + uint64_t(spec.cols) + seed);
-    LoraCase c(random.bits() % 1000, spec.cols, spec.targets, random_slots(random, spec.rows, 5, spec.longest), 5, spec.ranks, spec.x_type, false,
-               spec.cols + random.below(2) * 8, spec.split_len);
+    std::vector<u32> slots = random_slots(random, spec.rows, 5, spec.longest);
+    int x_stride = spec.cols + random.below(2) * 8;
+    LoraCase c(random.bits() % 1000, spec.cols, spec.targets, slots, 5, spec.ranks, spec.x_type, false, x_stride,
+               spec.split_len);
     c.args.long_run = spec.long_run;
     std::vector<int> lengths = run_lengths(c.slots);
     launch(c, seed);
@@ -49,11 +51,7 @@ void short_rows(int rows, int longest, int long_run, unsigned seed) {
     std::vector<u32> row_slots = random_slots(random, rows, 3, longest);
     Buffer<u32> slots(row_slots.size()), list(row_slots.size() + 1);
     for (size_t i = 0; i < row_slots.size(); i++) slots[i] = row_slots[i];
-    ShortRowsArgs args{};
-    args.lora.slots = slots.get();
-    args.lora.rows = rows;
-    args.lora.long_run = long_run;
-    args.list = list.get();
+    ShortRowsArgs args{slots.get(), list.get(), rows, long_run};
     lora_short_rows(Dim3{1}, Dim3{1024}, 0, &args, seed);
     std::vector<int> lengths = run_lengths(slots);
     size_t count = 0;

@@ -59,8 +59,11 @@ double uniform(const SampleParams& p) {
     uint64_t c[4] = {p.position & 0xffffffff, p.position >> 32, p.choice, 0}, k[2] = {p.seed & 0xffffffff, p.seed >> 32};
     for (int round = 0; round < 10; round++) {
         uint64_t left = 0xd2511f53 * c[0], right = 0xcd9e8d57 * c[2];
-        uint64_t next[4] = {(right >> 32) ^ c[1] ^ k[0], right & 0xffffffff, (left >> 32) ^ c[3] ^ k[1], left & 0xffffffff};
-        for (int i = 0; i < 4; i++) c[i] = next[i];
+        uint64_t first = (right >> 32) ^ c[1] ^ k[0], third = (left >> 32) ^ c[3] ^ k[1];
+        c[0] = first;
+        c[1] = right & 0xffffffff;
+        c[2] = third;
+        c[3] = left & 0xffffffff;
         k[0] = (k[0] + 0x9e3779b9) & 0xffffffff;
         k[1] = (k[1] + 0xbb67ae85) & 0xffffffff;
     }
@@ -102,7 +105,8 @@ std::vector<SampleResult> run(const std::vector<Row>& rows, unsigned seed) {
     auto device_masks = copy_of(masks);
     Buffer<float> edited(rows.size() * size_t(stride));
     Buffer<SampleResult> results(rows.size());
-    SampleArgs args{device_logits.get(), params.get(), device_edits.get(), device_masks.get(), edited.get(), results.get(), vocab, stride};
+    SampleArgs args{device_logits.get(), params.get(), device_edits.get(), device_masks.get(),
+                    edited.get(),        results.get(), vocab,             stride};
     sample(Dim3{unsigned(rows.size())}, Dim3{1024}, 0, &args, seed);
     if (memcmp(device_logits.get(), logits.data(), logits.size() * 4)) fail("sample changes its logits");
     return {results.get(), results.get() + rows.size()};
@@ -111,19 +115,22 @@ std::vector<SampleResult> run(const std::vector<Row>& rows, unsigned seed) {
 std::string describe(const Row& row) {
     const SampleParams& p = row.params;
     char text[200];
-    snprintf(text, sizeof(text), "vocabulary %zu, temperature %g, top_k %u, top_p %g, min_p %g, %zu edits, mask %d", row.logits.size(), p.temperature,
-             p.top_k, p.top_p, p.min_p, row.edits.size(), int(!row.mask.empty()));
+    snprintf(text, sizeof(text), "vocabulary %zu, temperature %g, top_k %u, top_p %g, min_p %g, %zu edits, mask %d",
+             row.logits.size(), p.temperature, p.top_k, p.top_p, p.min_p, row.edits.size(), int(!row.mask.empty()));
     return text;
 }
 
 void verify(const Row& row, const SampleResult& got, double slack = 2e-6) {
     bool hopeless = true;
     for (double p : probabilities(row, row.params.top_p, row.params.min_p)) hopeless &= p == 0.0;
-    if (got.token >= row.logits.size() || got.has_candidate != u32(!hopeless)) fail("sample: no result for " + describe(row));
+    if (got.token >= row.logits.size() || got.has_candidate != u32(!hopeless)) {
+        fail("sample: no result for " + describe(row));
+    }
     if (hopeless) {
         u32 lowest = 0;
         while (lowest < row.logits.size() && (!row.allows(int(lowest)) || row.is_banned(int(lowest)))) lowest++;
-        if (got.token != (lowest < row.logits.size() ? lowest : 0)) fail("sample: not the lowest token: " + describe(row));
+        if (lowest == row.logits.size()) lowest = 0;
+        if (got.token != lowest) fail("sample: not the lowest token: " + describe(row));
     } else if (!fits(row, got.token, slack)) {
         fail("sample: token " + std::to_string(got.token) + " for " + describe(row));
     }
@@ -142,7 +149,8 @@ Row random_row(Random& random, int vocab) {
     row.params.choice = u32(random.below(3));
     if (random.below(2) == 0) {
         for (int token = 0; token < vocab; token += 1 + random.below(1 + vocab / 10)) {
-            row.edits.push_back({u32(token), random.range(-2.0f, 2.0f), pick({1.0f, 1.3f}), pick({0.0f, 0.7f}), u32(random.below(5) == 0)});
+            float bias = random.range(-2.0f, 2.0f), repetition = pick({1.0f, 1.3f}), subtract = pick({0.0f, 0.7f});
+            row.edits.push_back({u32(token), bias, repetition, subtract, u32(random.below(5) == 0)});
         }
     }
     if (random.below(3) == 0) {
@@ -210,8 +218,9 @@ void flat() {
     std::vector<float> logits(9001);
     for (float& v : logits) v = random.range(-0.5f, 0.5f);
     std::vector<float> equal(9001, 0.25f);
-    std::vector<Row> rows{with(logits, 50.0f, 0, 0.7f, 0.0f), with(logits, 1.0f, 6000, 1.0f, 0.0f), with(logits, 1.0f, 7000, 0.9f, 0.9f),
-                          with(equal, 1.0f, 0, 0.3f, 0.0f, 3), with(equal, 1.0f, 5000, 1.0f, 0.0f, 4)};
+    std::vector<Row> rows{with(logits, 50.0f, 0, 0.7f, 0.0f), with(logits, 1.0f, 6000, 1.0f, 0.0f),
+                          with(logits, 1.0f, 7000, 0.9f, 0.9f), with(equal, 1.0f, 0, 0.3f, 0.0f, 3),
+                          with(equal, 1.0f, 5000, 1.0f, 0.0f, 4)};
     std::vector<SampleResult> got = run(rows, 1);
     for (size_t i = 0; i < rows.size(); i++) verify(rows[i], got[i]);
 }

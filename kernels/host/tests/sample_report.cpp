@@ -38,8 +38,9 @@ void run(const std::vector<Row>& rows, int max_top, unsigned seed) {
     Buffer<ReportResult> results(rows.size());
     Buffer<TopToken> top(rows.size() * size_t(max_top));
     Buffer<float> asked_logprobs(asked.size());
-    ReportArgs args{device_logits.get(), tokens.get(), params.get(), device_masks.get(), device_asked.get(), results.get(), top.get(),
-                    asked_logprobs.get(), vocab, 2, max_top};
+    ReportArgs args{device_logits.get(), tokens.get(), params.get(),         device_masks.get(), device_asked.get(),
+                    results.get(),       top.get(),    asked_logprobs.get(), vocab,              2,
+                    max_top};
     token_logprobs(Dim3{unsigned(rows.size())}, Dim3{1024}, 0, &args, seed);
 
     size_t asked_at = 0;
@@ -61,7 +62,8 @@ void run(const std::vector<Row>& rows, int max_top, unsigned seed) {
         for (int t : order) total += std::exp(values[size_t(t)] - values[size_t(order[0])]);
         verify_logprob(what, values, std::log(total), row.token, results[i].logprob);
         u32 rank = 1;
-        for (u32 t = 0; t < values.size(); t++) rank += values[t] > values[row.token] || (values[t] == values[row.token] && t < row.token);
+        double own = values[row.token];
+        for (u32 t = 0; t < values.size(); t++) rank += values[t] > own || (values[t] == own && t < row.token);
         check(what + ": rank", i, results[i].rank, rank, 0.0);
         size_t len = std::min({size_t(row.top), order.size(), size_t(MAX_TOP)});
         check(what + ": number of the best", i, results[i].top_len, double(len), 0.0);
@@ -79,7 +81,11 @@ void random_rows(int vocab, int count, unsigned seed) {
     std::vector<Row> rows;
     for (int i = 0; i < count; i++) {
         const u32 tops[] = {0, 1, 5, 20, 128, 1000};
-        Row row{random_logits(random, vocab), u32(random.below(vocab)), u32(random.below(5) > 0), tops[random.below(6)], {}, {}};
+        Row row;
+        row.logits = random_logits(random, vocab);
+        row.token = u32(random.below(vocab));
+        row.is_wanted = u32(random.below(5) > 0);
+        row.top = tops[random.below(6)];
         for (int j = random.below(4); j > 0; j--) row.asked.push_back(u32(random.below(vocab)));
         if (random.below(3) == 0) {
             for (int word = 0; word < (vocab + 31) / 32; word++) row.mask.push_back(u32(random.bits() & random.bits()));
@@ -96,7 +102,11 @@ void special() {
     infinite[50] = F32_MAX;
     std::vector<u32> nothing(188, 0), many(1500, 3);
     many[1400] = 5999;
-    run({{equal, 4000, 1, 7, many, {}}, {hopeless, 3, 1, 7, {2, 5}, {}}, {infinite, 100, 1, 3, {7, 8}, {}}, {equal, 1, 1, 2, {1}, nothing}}, 7, 1);
+    std::vector<Row> rows{{equal, 4000, 1, 7, many, {}},
+                          {hopeless, 3, 1, 7, {2, 5}, {}},
+                          {infinite, 100, 1, 3, {7, 8}, {}},
+                          {equal, 1, 1, 2, {1}, nothing}};
+    run(rows, 7, 1);
 }
 
 int main() {

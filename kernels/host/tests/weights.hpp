@@ -12,8 +12,8 @@ struct FormatInfo {
 };
 // F8 is made of rows of bf16.
 static const FormatInfo FORMATS[] = {
-    {WEIGHT_F32, "f32", 1, 4},     {WEIGHT_F16, "f16", 1, 2},       {WEIGHT_BF16, "bf16", 1, 2},
-    {WEIGHT_Q4_0, "q4_0", 32, 18}, {WEIGHT_Q4_1, "q4_1", 32, 20},   {WEIGHT_Q8_0, "q8_0", 32, 34},
+    {WEIGHT_F32, "f32", 1, 4},       {WEIGHT_F16, "f16", 1, 2},       {WEIGHT_BF16, "bf16", 1, 2},
+    {WEIGHT_Q4_0, "q4_0", 32, 18},   {WEIGHT_Q4_1, "q4_1", 32, 20},   {WEIGHT_Q8_0, "q8_0", 32, 34},
     {WEIGHT_Q4_K, "q4_k", 256, 144}, {WEIGHT_Q6_K, "q6_k", 256, 210}, {WEIGHT_F8, "f8", 1, 2},
 };
 
@@ -86,7 +86,8 @@ inline double e4m3_value(int bits) {
 inline int e4m3_of(float v) {
     int best = 0;
     for (int bits = 0; bits < 127; bits++) {
-        double distance = std::fabs(std::fabs(double(v)) - e4m3_value(bits)), least = std::fabs(std::fabs(double(v)) - e4m3_value(best));
+        double distance = std::fabs(std::fabs(double(v)) - e4m3_value(bits)),
+               least = std::fabs(std::fabs(double(v)) - e4m3_value(best));
         if (distance < least || (distance == least && bits % 2 == 0)) best = bits;
     }
     return best | (std::signbit(v) ? 128 : 0);
@@ -114,7 +115,8 @@ struct HostWeight {
     }
     float value(int row, int col) const { return values[size_t(row) * cols + col]; }
 
-    HostWeight(FormatInfo info, int rows, int cols, std::vector<uint8_t> from) : info(info), rows(rows), cols(cols), bytes(std::move(from)) {
+    HostWeight(FormatInfo info, int rows, int cols, std::vector<uint8_t> from)
+        : info(info), rows(rows), cols(cols), bytes(std::move(from)) {
         for (int r = 0; r < rows; r++) {
             for (int c = 0; c < cols; c++) {
                 int format = info.format == WEIGHT_F8 ? int(WEIGHT_BF16) : info.format;
@@ -136,7 +138,9 @@ private:
     }
 };
 
-inline size_t file_bytes(const FormatInfo& info, int rows, int cols) { return size_t(rows) * (cols / info.block_len) * info.block_bytes; }
+inline size_t file_bytes(const FormatInfo& info, int rows, int cols) {
+    return size_t(rows) * (cols / info.block_len) * info.block_bytes;
+}
 
 // Any bytes; floats that F8 is made of are below 2.
 inline std::vector<uint8_t> random_bytes(Random& random, const FormatInfo& info, int rows, int cols) {
@@ -171,8 +175,14 @@ inline HostWeight random_weight(Random& random, const FormatInfo& info, int rows
             case WEIGHT_F16: put(b, random.below(8) ? f32_to_f16(v) : random_scale(random, 1.0f), 2); break;
             case WEIGHT_BF16: put(b, f32_to_bf16(v), 2); break;
             case WEIGHT_F8: put(b, f32_to_bf16(random.below(8) ? v : v * 0.01f), 2); break;
-            case WEIGHT_Q4_1: put(b + 2, random_scale(random, 0.3f), 2); put(b, random_scale(random, 0.05f), 2); break;
-            case WEIGHT_Q4_K: put(b + 2, random_scale(random, 0.005f), 2); put(b, random_scale(random, 0.001f), 2); break;
+            case WEIGHT_Q4_1:
+                put(b + 2, random_scale(random, 0.3f), 2);
+                put(b, random_scale(random, 0.05f), 2);
+                break;
+            case WEIGHT_Q4_K:
+                put(b + 2, random_scale(random, 0.005f), 2);
+                put(b, random_scale(random, 0.001f), 2);
+                break;
             case WEIGHT_Q6_K: put(b + 208, random_scale(random, 1e-4f), 2); break;
             default: put(b, random_scale(random, 0.05f), 2); break;
         }
@@ -189,15 +199,20 @@ struct Planes {
     const Buffer<uint8_t>* all[4] = {&elements, &scales, &high, &supers};
     Planes(const HostWeight& w, size_t elements, size_t scales, size_t high, size_t supers)
         : elements(elements, 0), scales(scales, 0), high(high, 0), supers(supers, 0) {
-        weight = {this->elements.get(), this->scales.get(), this->high.get(), this->supers.get(), w.rows, w.cols, w.info.format, 0};
+        weight = {this->elements.get(),
+                  this->scales.get(),
+                  this->high.get(),
+                  this->supers.get(),
+                  w.rows,
+                  w.cols,
+                  w.info.format,
+                  0};
     }
     Planes(const Planes&) = delete;
 };
 
 // Columns of e0 .. e7 of lane c in a block of 32.
-inline int lane_col(int format, int c, int i) {
-    return format == WEIGHT_Q6_K ? 16 * (i / 4) + 4 * c + i % 4 : 8 * c + i;
-}
+inline int lane_col(int format, int c, int i) { return format == WEIGHT_Q6_K ? 16 * (i / 4) + 4 * c + i % 4 : 8 * c + i; }
 
 inline std::unique_ptr<Planes> pack(const HostWeight& w) {
     int format = w.info.format;
@@ -205,13 +220,15 @@ inline std::unique_ptr<Planes> pack(const HostWeight& w) {
     if (format <= WEIGHT_BF16) {
         size_t bytes = size_t(w.info.block_bytes), row_bytes = size_t(w.cols + 7) / 8 * 8 * bytes;
         auto planes = std::make_unique<Planes>(w, rows * row_bytes, 0, 0, 0);
-        for (size_t r = 0; r < rows; r++) memcpy(planes->elements.get() + r * row_bytes, w.block(int(r), 0), size_t(w.cols) * bytes);
+        for (size_t r = 0; r < rows; r++)
+            memcpy(planes->elements.get() + r * row_bytes, w.block(int(r), 0), size_t(w.cols) * bytes);
         return planes;
     }
     bool is_byte = format == WEIGHT_Q8_0 || format == WEIGHT_F8;
     size_t scale_bytes = format == WEIGHT_F8 ? rows * 4 : rows * blocks * (format == WEIGHT_Q4_1 ? 4 : 2);
     size_t high_bytes = format == WEIGHT_Q6_K ? rows * blocks * 8 : 0;
-    auto planes = std::make_unique<Planes>(w, rows * blocks * (is_byte ? 32 : 16), scale_bytes, high_bytes, high_bytes / 32);
+    auto planes =
+        std::make_unique<Planes>(w, rows * blocks * (is_byte ? 32 : 16), scale_bytes, high_bytes, high_bytes / 32);
     for (size_t r = 0; r < rows; r++) {
         if (format == WEIGHT_F8) memcpy(planes->scales.get() + 4 * r, &w.f8_scales[r], 4);
         for (int col = 0; col < w.cols; col++) {

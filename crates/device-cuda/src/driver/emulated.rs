@@ -17,7 +17,7 @@ use wardrobe_device::{DeviceError, Result};
 use super::{
     Card, DevicePtr, Driver, Event, Function, Gemm, GemmOperands, Graph, Image, Launch, MemoryInfo, Stream,
 };
-use crate::source;
+use crate::source::{self, Source};
 
 /// What [`Driver::launch`] calls.
 type Kernel = unsafe extern "C" fn(Dim3, Dim3, usize, *const c_void, u32);
@@ -34,10 +34,10 @@ struct Dim3 {
 const GUARD_BYTES: usize = 64;
 const GUARD: u8 = 0xA5;
 
-/// The kernels, compiled for the CPU.
+/// The kernels, compiled for the CPU: a library for each file, since what files call by one name need not be the same.
 #[derive(Debug)]
 pub struct HostKernels {
-    library: libloading::Library,
+    libraries: Vec<(&'static str, libloading::Library)>,
 }
 
 impl HostKernels {
@@ -60,53 +60,51 @@ impl HostKernels {
         for file in ["host/simt.hpp", "host/fiber.hpp"] {
             common.update(std::fs::read(kernels.join(file)).map_err(|e| format!("{file}: {e}"))?);
         }
-        let mut all = common.clone();
-        let mut objects = Vec::new();
-        let mut missing = Vec::new();
-        for file in source::FILES {
-            all.update(file.text);
-            let digest = digest(common.clone().chain_update(file.text));
-            let object = folder.join(format!("{}-{digest}.o", file.name.replace('/', "-")));
-            if !object.exists() {
-                missing.push((kernels.join(format!("{}.cu", file.name)), object.clone()));
-            }
-            objects.push(object);
-        }
-        let compile = |(file, object): &(PathBuf, PathBuf)| -> std::result::Result<(), String> {
+        let libraries: Vec<(&Source, PathBuf)> = source::FILES
+            .iter()
+            .map(|file| {
+                let digest = digest(common.clone().chain_update(file.text));
+                (file, folder.join(format!("{}-{digest}.so", file.name.replace('/', "-"))))
+            })
+            .collect();
+        let missing: Vec<&(&Source, PathBuf)> = libraries.iter().filter(|(_, path)| !path.exists()).collect();
+        let compile = |(file, library): &(&Source, PathBuf)| -> std::result::Result<(), String> {
             // Under a name of its own, and renamed when it is whole: tests of several programs may come here at once.
-            let partial = object.with_extension(format!("{}.partial", std::process::id()));
+            let partial = library.with_extension(format!("{}.partial", std::process::id()));
             let mut command = Command::new(&compiler);
-            command.args(["-x", "c++", "-std=c++17", "-O2", "-fPIC", "-DWARDROBE_HOST", "-c"]);
-            run(command.arg(file).arg("-o").arg(&partial))?;
-            std::fs::rename(&partial, object).map_err(|e| e.to_string())
+            command.args(["-x", "c++", "-std=c++17", "-O2", "-fPIC", "-fno-gnu-unique", "-shared"]);
+            command.arg("-DWARDROBE_HOST").arg(kernels.join(format!("{}.cu", file.name)));
+            run(command.arg("-o").arg(&partial))?;
+            std::fs::rename(&partial, library).map_err(|e| e.to_string())
         };
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let chunks: Vec<Vec<&(PathBuf, PathBuf)>> =
-            (0..threads).map(|t| missing.iter().skip(t).step_by(threads).collect()).collect();
         std::thread::scope(|scope| {
-            let workers: Vec<_> = chunks
-                .iter()
-                .map(|chunk| scope.spawn(move || chunk.iter().try_for_each(|job| compile(job))))
+            let workers: Vec<_> = (0..threads)
+                .map(|t| {
+                    let jobs = missing.iter().skip(t).step_by(threads);
+                    scope.spawn(move || jobs.copied().try_for_each(compile))
+                })
                 .collect();
             workers.into_iter().try_for_each(|w| w.join().unwrap_or_else(|_| Err("a worker panicked".into())))
         })?;
-        let library = folder.join(format!("kernels-{}.so", digest(all)));
-        if !library.exists() {
-            let partial = library.with_extension(format!("{}.partial", std::process::id()));
-            run(Command::new(&compiler).arg("-shared").args(&objects).arg("-o").arg(&partial))?;
-            std::fs::rename(&partial, &library).map_err(|e| e.to_string())?;
-        }
-        // SAFETY: the library is ours; loading it runs constructors of empty containers only.
-        let library = unsafe { libloading::Library::new(&library) }.map_err(|e| e.to_string())?;
-        Ok(Some(Arc::new(HostKernels { library })))
+        let libraries = libraries
+            .iter()
+            .map(|(file, path)| {
+                // SAFETY: the library is ours; loading it runs constructors of empty containers only.
+                let library = unsafe { libloading::Library::new(path) }.map_err(|e| e.to_string())?;
+                Ok((file.name, library))
+            })
+            .collect::<std::result::Result<_, String>>()?;
+        Ok(Some(Arc::new(HostKernels { libraries })))
     }
 
-    fn kernel(&self, name: &str) -> Option<(Kernel, usize)> {
+    fn kernel(&self, file: &str, name: &str) -> Option<(Kernel, usize)> {
+        let (_, library) = self.libraries.iter().find(|(of, _)| *of == file)?;
         let args_bytes = format!("{name}_args_bytes");
         // SAFETY: `KERNEL` in simt.hpp defines both with these types.
         unsafe {
-            let kernel = self.library.get::<Kernel>(name.as_bytes()).ok()?;
-            let args_bytes = self.library.get::<extern "C" fn() -> usize>(args_bytes.as_bytes()).ok()?;
+            let kernel = library.get::<Kernel>(name.as_bytes()).ok()?;
+            let args_bytes = library.get::<extern "C" fn() -> usize>(args_bytes.as_bytes()).ok()?;
             Some((*kernel, args_bytes()))
         }
     }
@@ -410,9 +408,9 @@ impl Driver for EmulatedDriver {
         Ok(())
     }
 
-    fn function(&self, _: &str, name: &str, args_bytes: usize, max_shared_bytes: u32) -> Result<Function> {
-        let Some((kernel, own_bytes)) = self.kernels.kernel(name) else {
-            return refuse("function", format!("there is no kernel {name}"));
+    fn function(&self, file: &str, name: &str, args_bytes: usize, max_shared_bytes: u32) -> Result<Function> {
+        let Some((kernel, own_bytes)) = self.kernels.kernel(file, name) else {
+            return refuse("function", format!("there is no kernel {name} in {file}"));
         };
         if own_bytes != args_bytes {
             let sizes = format!("{own_bytes} bytes of arguments, and is given {args_bytes}");
