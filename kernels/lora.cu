@@ -10,10 +10,11 @@
 // lora_expand: a block takes 256 outputs of one row and target. Eight lanes share a panel of 16 outputs and read 128
 // bytes of it at once, different ranks of it in different lanes, and add up by shuffles.
 //
-// Entry points: lora_shrink, lora_expand.
-// Launch, both block 128, no dynamic shared memory:
-//   lora_shrink grid (n, splits, num_targets)
-//   lora_expand grid (n, ceil(largest features / 256), num_targets)
+// Entry points: lora_shrink, lora_expand, lora_short_rows.
+// Launch, no dynamic shared memory:
+//   lora_shrink grid (n, splits, num_targets), block 128
+//   lora_expand grid (n, ceil(largest features / 256), num_targets), block 128
+//   lora_short_rows grid 1, block 1024: makes the list of rows that lora_mma.cu leaves; once for each table of slots
 //   n = rows; or with `list` any number, best about as many as the list will have, since blocks go through it in turn.
 // split_len 512 gives 8 blocks a row and target of 4096 inputs, which fills an H100 from few rows on.
 #include "lib/lora.cuh"
@@ -303,4 +304,55 @@ KERNEL(lora_expand, LoraArgs, THREADS) {
         else if (entry.type == BF16) expand<bf16>(args, target, entry, row, room);
         else expand<f16>(args, target, entry, row, room);
     }
+}
+
+// --- The rows that lora_mma.cu leaves.
+
+struct ShortRowsArgs {
+    const u32* slots;  // [rows]
+    u32* list;         // [1 + rows]: how many, then the rows, ascending
+    int rows;
+    int long_run;  // as in LoraArgs
+};
+
+struct ShortRowsRoom {
+    int counts[WARP_LANES];
+};
+
+DEVICE int count_bits(u64 v) { return __popc(u32(v)) + __popc(u32(v >> 32)); }
+// The lowest `count` bits, up to all 64.
+DEVICE u64 low_bits(int count) { return count < 64 ? (u64(1) << count) - 1 : ~u64(0); }
+
+// Bit i: whether row i of the tile has an adapter and is in a short run.
+DEVICE u64 short_rows(const ShortRowsArgs& args, int first) {
+    u64 starts = run_starts(args.slots, args.rows, first), rows = 0;
+    for (int start = 0; start < TILE_ROWS && first + start < args.rows;) {
+        int stop = run_end(starts, start);
+        bool is_short = stop - start < args.long_run && args.slots[first + start] != NO_SLOT;
+        if (is_short) rows |= low_bits(stop - start) << start;
+        start = stop;
+    }
+    return rows;
+}
+
+// Each warp takes every 32nd tile.
+KERNEL(lora_short_rows, ShortRowsArgs, 1024) {
+    SHARED(ShortRowsRoom, room);
+    int listed = 0, lane = lane_idx();
+    for (int first = 0; first < args.rows; first += WARP_LANES * TILE_ROWS) {
+        int tile = first + warp_idx() * TILE_ROWS;
+        u64 rows = short_rows(args, tile);
+        __syncthreads();
+        if (lane == 0) room.counts[warp_idx()] = count_bits(rows);
+        __syncthreads();
+        int at = listed;
+        for (int warp = 0; warp < WARP_LANES; warp++) {
+            if (warp < warp_idx()) at += room.counts[warp];
+            listed += room.counts[warp];
+        }
+        for (int row = lane; row < TILE_ROWS; row += WARP_LANES) {
+            if (rows >> row & 1) args.list[1 + at + count_bits(rows & low_bits(row))] = u32(tile + row);
+        }
+    }
+    if (threadIdx.x == 0) args.list[0] = u32(listed);
 }

@@ -14,13 +14,12 @@
 // lora_expand_mma: a block takes a tile and 256 outputs of one target. 8 warps have 16 rows by 128 outputs each, and
 // begin with loading these. Low-rank products are added up over the splits and staged 32 ranks at a time, with B's.
 //
-// Entry points: lora_shrink_mma, lora_expand_mma, lora_short_rows.
+// Entry points: lora_shrink_mma, lora_expand_mma.
 // Launch, no dynamic shared memory; tiles = ceil(rows / 64), slabs = num_targets * ceil(max_rank / 16):
 //   lora_shrink_mma grid (tiles, splits, ceil(slabs / 4)), block 128. All targets have the x, x_stride and x_type of the
 //     first one (if not: a launch a target, with a `low` of its own). Rows of x and of A are read by 16 bytes if size
 //     and address allow; x_stride * element size should be a multiple of 16.
 //   lora_expand_mma grid (tiles, ceil(largest features / 256), num_targets), block 256.
-//   lora_short_rows grid 1, block 1024: the list for lora.cu, once for each table of slots.
 // Splits cost time in expand, which adds them up: take just enough for about two shrink blocks a multiprocessor. `low`
 // may be the one of lora.cu's launches over the same step, whose splits may differ: no row is in both.
 #include "lib/lora.cuh"
@@ -452,55 +451,4 @@ KERNEL_RESIDENT(lora_expand_mma, LoraArgs, EXPAND_THREADS, 2) {
         }
         start = stop;
     }
-}
-
-// --- The rows that are left to lora.cu.
-
-struct ShortRowsArgs {
-    const u32* slots;  // [rows]
-    u32* list;         // [1 + rows]: how many, then the rows, ascending
-    int rows;
-    int long_run;  // as in LoraArgs
-};
-
-struct ShortRowsRoom {
-    int counts[WARP_LANES];
-};
-
-DEVICE int count_bits(u64 v) { return __popc(u32(v)) + __popc(u32(v >> 32)); }
-// The lowest `count` bits, up to all 64.
-DEVICE u64 low_bits(int count) { return count < 64 ? (u64(1) << count) - 1 : ~u64(0); }
-
-// Bit i: whether row i of the tile has an adapter and is in a short run.
-DEVICE u64 short_rows(const ShortRowsArgs& args, int first) {
-    u64 starts = run_starts(args.slots, args.rows, first), rows = 0;
-    for (int start = 0; start < TILE_ROWS && first + start < args.rows;) {
-        int stop = run_end(starts, start);
-        bool is_short = stop - start < args.long_run && args.slots[first + start] != NO_SLOT;
-        if (is_short) rows |= low_bits(stop - start) << start;
-        start = stop;
-    }
-    return rows;
-}
-
-// Each warp takes every 32nd tile.
-KERNEL(lora_short_rows, ShortRowsArgs, 1024) {
-    SHARED(ShortRowsRoom, room);
-    int listed = 0, lane = lane_idx();
-    for (int first = 0; first < args.rows; first += WARP_LANES * TILE_ROWS) {
-        int tile = first + warp_idx() * TILE_ROWS;
-        u64 rows = short_rows(args, tile);
-        __syncthreads();
-        if (lane == 0) room.counts[warp_idx()] = count_bits(rows);
-        __syncthreads();
-        int at = listed;
-        for (int warp = 0; warp < WARP_LANES; warp++) {
-            if (warp < warp_idx()) at += room.counts[warp];
-            listed += room.counts[warp];
-        }
-        for (int row = lane; row < TILE_ROWS; row += WARP_LANES) {
-            if (rows >> row & 1) args.list[1 + at + count_bits(rows & low_bits(row))] = u32(tile + row);
-        }
-    }
-    if (threadIdx.x == 0) args.list[0] = u32(listed);
 }

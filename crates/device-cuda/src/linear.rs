@@ -121,10 +121,11 @@ impl CudaOps {
         let format = CudaWeight::of(first.weight)?.format();
         let is_f32 = format == PlaneFormat::F32;
         // Beyond 8 rows, x has to be BF16.
-        let (matrix, x_type) = if is_f32 || rows <= 8 {
-            (Matrix { at: addr(op, "x", x)?, stride: cols }, x.dtype())
+        let x_type = if is_f32 || rows <= 8 { x.dtype() } else { DType::BF16 };
+        let matrix = if is_f32 {
+            Matrix { at: addr(op, "x", x)?, stride: cols }
         } else {
-            (self.matrix_of(x, DType::BF16)?, DType::BF16)
+            self.matrix_of(x, x_type)?
         };
         let none = GemvTarget {
             weight: WeightArg::NONE,
@@ -270,7 +271,7 @@ impl CudaOps {
     fn matrix_of(&mut self, x: &Tensor, dtype: DType) -> Result<Matrix> {
         let (rows, cols) = (x.shape().rows(), x.shape().row_len());
         let at = addr("linear", "x", x)?;
-        if x.dtype() == dtype && (cols.is_multiple_of(8) || dtype == DType::F32) {
+        if x.dtype() == dtype && cols.is_multiple_of(8) {
             return Ok(Matrix { at, stride: cols });
         }
         let stride = cols.next_multiple_of(8);

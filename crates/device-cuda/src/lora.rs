@@ -132,7 +132,7 @@ impl CudaOps {
             block: 256,
             shared_bytes: 0,
         };
-        let short_args = ShortRowsArgs { lora: *args, list };
+        let short_args = ShortRowsArgs { slots: args.slots, list, rows: args.rows, long_run: args.long_run };
         let (driver, stream) = (self.driver().as_ref(), self.stream());
         // SAFETY: as above.
         unsafe {

@@ -249,7 +249,7 @@ impl Ops for CudaOps {
         };
         let kernel = self.kernels().get::<SiluMulArgs>("silu_mul", "silu_mul", 0)?;
         // SAFETY: see above.
-        unsafe { kernel.launch(self.driver().as_ref(), self.stream, blocks(len.div_ceil(1024), 256), &args) }
+        unsafe { kernel.launch(self.driver().as_ref(), self.stream, blocks(len.div_ceil(2048), 256), &args) }
     }
 
     unsafe fn gather_rows(&mut self, x: &Tensor, rows: &Tensor, out: &Tensor) -> Result<()> {
@@ -261,7 +261,7 @@ impl Ops for CudaOps {
             out: addr(op, "out", out)?,
             row_bytes: (x.shape().row_len() * x.dtype().size_bytes()) as u64,
         };
-        let kernel = self.kernels().get::<GatherArgs>("gather", "gather", 0)?;
+        let kernel = self.kernels().get::<GatherArgs>("gather", "gather_rows", 0)?;
         // SAFETY: see above.
         unsafe { kernel.launch(self.driver().as_ref(), self.stream, blocks(out.shape().rows(), 256), &args) }
     }

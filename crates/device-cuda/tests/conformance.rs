@@ -28,10 +28,10 @@ fn subject(deterministic: bool, order: u32) -> Option<Subject> {
     driver.set_order(order);
     let options = CudaOptions { deterministic, ..CudaOptions::default() };
     let device = CudaDevice::over(Arc::new(driver), &options).unwrap();
-    // Inputs of linear layers are rounded to bf16, 2^-9 of each; keys and values as the cache has them.
+    // What enters a product on tensor cores is rounded to bf16, by 2^-8 at most; both factors of some.
     let promises = Promises {
         activation_steps: None,
-        tolerance: 6e-3,
+        tolerance: 8.5e-3,
         batch_invariant: deterministic,
         trains: true,
     };

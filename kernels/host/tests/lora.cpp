@@ -43,6 +43,24 @@ void listed_only(int rows, int max_blocks, unsigned seed) {
     c.verify(name("listed lora", rows, 70, F32), 1e-6, [&](int row) { return is_listed[size_t(row)]; });
 }
 
+void short_rows(int rows, int longest, int long_run, unsigned seed) {
+    Random random(uint64_t(rows) + seed);
+    std::vector<u32> row_slots = random_slots(random, rows, 3, longest);
+    Buffer<u32> slots(row_slots.size()), list(row_slots.size() + 1);
+    for (size_t i = 0; i < row_slots.size(); i++) slots[i] = row_slots[i];
+    ShortRowsArgs args{slots.get(), list.get(), rows, long_run};
+    lora_short_rows(Dim3{1}, Dim3{1024}, 0, &args, seed);
+    std::vector<int> lengths = run_lengths(slots);
+    size_t count = 0;
+    for (int row = 0; row < rows; row++) {
+        if (slots[size_t(row)] == NO_SLOT || lengths[size_t(row)] >= long_run) continue;
+        count++;
+        check("short row", count, list[count], row, 0.0);
+    }
+    check("number of short rows", 0, list[0], double(count), 0.0);
+    for (size_t i = count + 1; i < list.size(); i++) check("rest of the list", i, list[i], 0xffffffffu, 0.0);
+}
+
 int main() {
     for_orders([](unsigned seed) {
         all_rows(1, 1, {{1, false, false}}, {1, 3}, F32, 512, seed);
@@ -53,6 +71,10 @@ int main() {
         all_rows(2, 33, {{31, false, false}, {17, true, true}}, {135, 257, 2}, F32, 32, seed);
         listed_only(9, 2, seed);
         listed_only(1, 3, seed);
+        short_rows(1, 1, 2, seed);
+        short_rows(200, 30, 16, seed);
     });
     all_rows(200, 96, {{24, false, true}, {47, true, true}}, {3, 8, 16}, F16, 32, 1);
+    short_rows(5000, 50, 16, 1);
+    short_rows(2049, 3, 65, 1);
 }

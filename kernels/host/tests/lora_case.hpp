@@ -205,3 +205,16 @@ inline std::vector<u32> random_slots(Random& random, int rows, int num_slots, in
     }
     return slots;
 }
+
+// Runs of one slot within tiles of 64 rows, from the definition.
+inline std::vector<int> run_lengths(const Buffer<u32>& slots) {
+    int rows = int(slots.size());
+    std::vector<int> lengths(slots.size());
+    for (int row = 0; row < rows; row++) {
+        int first = row, last = row;
+        while (first % 64 > 0 && slots[size_t(first) - 1] == slots[size_t(row)]) first--;
+        while (last + 1 < rows && (last + 1) % 64 > 0 && slots[size_t(last) + 1] == slots[size_t(row)]) last++;
+        lengths[size_t(row)] = last - first + 1;
+    }
+    return lengths;
+}

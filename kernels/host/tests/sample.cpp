@@ -256,12 +256,12 @@ void hopeless() {
 
 int main() {
     for_orders([](unsigned seed) {
-        for (int vocab : {5, 1000}) random_rows(vocab, 3, seed);
+        for (int vocab : {5, 1000}) random_rows(vocab, 2, seed);
     });
     random_rows(1, 2, 3);
-    random_rows(33, 8, 4);
-    random_rows(4999, 6, 5);
-    random_rows(50000, 5, 6);
+    random_rows(33, 6, 4);
+    random_rows(4999, 5, 5);
+    random_rows(50000, 3, 6);
     ties();
     flat();
     wide();

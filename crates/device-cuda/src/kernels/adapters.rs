@@ -37,7 +37,9 @@ kernel_args! {
 
     /// `ShortRowsArgs`.
     struct ShortRowsArgs {
-        lora: LoraArgs,
+        slots: DevicePtr,
         list: DevicePtr,
+        rows: i32,
+        long_run: i32,
     }
 }

@@ -1,8 +1,8 @@
 //! Memory: what goes in comes out, fresh memory is zero, and a scope's result outlives it.
 
 use super::random::Random;
-use super::{Subject, bits, upload};
-use crate::{DType, DeviceError};
+use super::{Subject, bits, upload, upload_u32};
+use crate::{DType, DeviceError, HostTensor, Projection, WeightFormat};
 
 pub(super) fn uploads_and_reads(subject: &Subject) {
     let mut random = Random::new(31);
@@ -26,16 +26,22 @@ pub(super) fn scopes_keep_their_result(subject: &Subject) {
     let mut random = Random::new(32);
     for (rows, len) in [(1, 1), (3, 100), (33, 70)] {
         let mut ctx = subject.ctx(1 << 16);
-        let (x, ones) = (random.normals(rows * len), vec![1.0; len]);
-        let (source, unit) = (upload(&mut ctx, [rows, len], &x), upload(&mut ctx, [len], &ones));
-        let x = ctx.rms_norm(&source, &unit, 1e-5).unwrap();
+        let mut weight = |rows: usize| {
+            let bytes: Vec<u8> = random.normals(rows * len).iter().flat_map(|v| v.to_le_bytes()).collect();
+            let host = HostTensor { format: WeightFormat::F32, rows, cols: len, bytes: &bytes };
+            ctx.load_weight(&host).unwrap()
+        };
+        let (table, layer) = (weight(rows), weight(len));
+        let ids = upload_u32(&mut ctx, &(0..rows as u32).collect::<Vec<_>>());
+        let layer = [Projection { weight: &layer, bias: None, module: None, residual: None }];
+        let x = ctx.embed(&ids, &table).unwrap();
         let used_bytes = ctx.arena_used_bytes();
         let mut want = None;
         let mut inner = None;
         let kept = ctx
             .scope_into(x, |ctx, x| {
-                let between = ctx.silu_mul(x, x)?;
-                let result = ctx.silu_mul(&between, x)?;
+                let [between] = ctx.linear(x, layer, None)?;
+                let [result] = ctx.linear(&between, layer, None)?;
                 want = Some(ctx.read_f32(&result)?);
                 inner = Some(result.clone());
                 Ok(result)
@@ -47,7 +53,7 @@ pub(super) fn scopes_keep_their_result(subject: &Subject) {
             "a scope's result of {rows} by {len}"
         );
         assert_eq!(ctx.arena_used_bytes(), used_bytes);
-        let stale = ctx.silu_mul(&inner.unwrap(), &kept);
+        let stale = ctx.linear(&inner.unwrap(), layer, None);
         assert!(matches!(stale, Err(DeviceError::Stale { .. })), "{stale:?}");
     }
 }
