@@ -148,19 +148,12 @@ mod tests {
     #[test]
     fn weights_have_to_fit_where_they_go() {
         let size = DummySize { weight_bytes: 100, staging_bytes: 10 };
-        for (device, host) in [
-            (None, None),
-            (None, Some(110)),
-            (Some(100), Some(10)),
-            (Some(100), None),
-        ] {
+        for (device, host) in [(None, None), (None, Some(110)), (Some(100), Some(10)), (Some(100), None)] {
             check_memory(&size, device, host).unwrap();
         }
-        for (device, host, free) in [
-            (None, Some(109), 109),
-            (Some(99), Some(1000), 99),
-            (Some(1000), Some(9), 9),
-        ] {
+        for (device, host, free) in
+            [(None, Some(109), 109), (Some(99), Some(1000), 99), (Some(1000), Some(9), 9)]
+        {
             let refused = check_memory(&size, device, host).unwrap_err();
             assert!(
                 matches!(refused, Error::WeightMemory { weight_bytes: 100, available_bytes, .. } if available_bytes == free),

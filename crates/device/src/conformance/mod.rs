@@ -147,6 +147,9 @@ macro_rules! cases {
             }
         )*
 
+        /// All cases by name.
+        pub const CASES: &[(&str, fn(&Subject))] = &[$((stringify!($name), $name),)*];
+
         /// Expands to one `#[test]` a case, each run on every subject of the expression: an
         /// `IntoIterator<Item = Subject>`.
         #[macro_export]

@@ -72,7 +72,8 @@ const SECOND: &str = "model.layers.1.self_attn.q_proj";
 #[test]
 fn numbers_follow_from_configuration_type_and_seed() {
     for storage in HELD {
-        let (one, again) = (Loaded::of(&config(), storage, 7).unwrap(), Loaded::of(&config(), storage, 7).unwrap());
+        let (one, again) =
+            (Loaded::of(&config(), storage, 7).unwrap(), Loaded::of(&config(), storage, 7).unwrap());
         assert_eq!(one.module(FIRST), again.module(FIRST), "{storage}");
         assert_eq!(one.decoder.content_digest(), again.decoder.content_digest(), "{storage}");
         assert_ne!(one.module(FIRST), one.module(SECOND), "{storage}");
@@ -80,7 +81,8 @@ fn numbers_follow_from_configuration_type_and_seed() {
         assert_ne!(one.module(FIRST), other.module(FIRST), "{storage}");
         assert_ne!(one.decoder.content_digest(), other.decoder.content_digest(), "{storage}");
     }
-    let digest = |config: &ModelConfig, storage| Loaded::of(config, storage, 7).unwrap().decoder.content_digest();
+    let digest =
+        |config: &ModelConfig, storage| Loaded::of(config, storage, 7).unwrap().decoder.content_digest();
     let first = digest(&config(), StorageType::BF16);
     assert_ne!(first, digest(&config(), StorageType::F16));
     assert_ne!(first, digest(&ModelConfig { rope_theta: 20_000.0, ..config() }, StorageType::BF16));
@@ -106,12 +108,8 @@ fn sizes_are_known_before() {
         [WeightPrecision::AsStored, WeightPrecision::F32].map(|p| (StorageType::BF16, p, biased, tied))
     });
     for (storage, precision, biased, tied) in stored.into_iter().chain(others.into_iter().flatten()) {
-        let config = ModelConfig {
-            tie_word_embeddings: tied,
-            attention_bias: biased,
-            mlp_bias: biased,
-            ..config()
-        };
+        let config =
+            ModelConfig { tie_word_embeddings: tied, attention_bias: biased, mlp_bias: biased, ..config() };
         let (read, total) = (Cell::new(0), Cell::new(0));
         let progress = |_: &str, read_bytes, total_bytes| {
             read.set(read_bytes);
@@ -186,7 +184,8 @@ fn a_tensor_larger_than_the_pattern_begins_it_again() {
 #[test]
 fn rows_of_a_matrix_differ() {
     // A row for each number of the pattern's length and more: none is another one.
-    let mut weights = DummyWeights::new(&config(), &DummySpec { storage: StorageType::Q8_0, seed: 0 }).unwrap();
+    let mut weights =
+        DummyWeights::new(&config(), &DummySpec { storage: StorageType::Q8_0, seed: 0 }).unwrap();
     let (rows, cols) = (100_000, 128);
     let (info, bytes) = weights.read("model.embed_tokens.weight", &[rows, cols]).unwrap();
     let rows: std::collections::HashSet<&[u8]> = bytes.chunks(info.row_bytes().unwrap()).collect();
@@ -195,14 +194,49 @@ fn rows_of_a_matrix_differ() {
 
 #[test]
 fn what_cannot_be_made_up_is_said() {
-    let refused = |config: &ModelConfig, storage| Loaded::of(config, storage, 0).map(|_| ()).unwrap_err().to_string();
+    let refused =
+        |config: &ModelConfig, storage| Loaded::of(config, storage, 0).map(|_| ()).unwrap_err().to_string();
     let narrow = ModelConfig { intermediate_size: 100, ..config() };
     let said = refused(&narrow, StorageType::Q4_0);
-    assert!(said.contains("model.layers.0.mlp.down_proj.weight") && said.contains("100") && said.contains("Q4_0"), "{said}");
+    assert!(
+        said.contains("model.layers.0.mlp.down_proj.weight") && said.contains("100") && said.contains("Q4_0"),
+        "{said}"
+    );
     assert!(Loaded::of(&narrow, StorageType::BF16, 0).is_ok());
     let said = refused(&config(), StorageType::Q5_0);
     assert!(said.contains("Q5_0"), "{said}");
     let other = ModelConfig { architecture: "GPT2LMHeadModel".to_owned(), ..config() };
     let said = refused(&other, StorageType::BF16);
     assert!(said.contains("GPT2LMHeadModel") && said.contains("LlamaForCausalLM"), "{said}");
+}
+
+#[test]
+#[ignore = "measures the time that making up takes; for a machine at rest"]
+fn time_of_making_up() {
+    for storage in [StorageType::BF16, StorageType::Q4_0] {
+        let started = std::time::Instant::now();
+        let mut weights = DummyWeights::new(&config(), &DummySpec { storage, seed: 0 }).unwrap();
+        println!("{storage}: the pattern in {:?}", started.elapsed());
+        // The matrices of Llama-3.1-8B, but for all but two of its blocks.
+        let block = [
+            (4096, 4096),
+            (1024, 4096),
+            (1024, 4096),
+            (4096, 4096),
+            (14336, 4096),
+            (14336, 4096),
+            (4096, 14336),
+        ];
+        let (started, mut made_bytes) = (std::time::Instant::now(), 0);
+        for (i, (rows, cols)) in [(128_256, 4096)].into_iter().chain(block).chain(block).enumerate() {
+            let (info, bytes) = weights.read(&format!("{i}.weight"), &[rows, cols]).unwrap();
+            made_bytes += bytes.len();
+            weights.used(info, bytes);
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        println!(
+            "{storage}: {made_bytes} bytes in {seconds:.2} s, {:.1} GB/s",
+            made_bytes as f64 / seconds / 1e9
+        );
+    }
 }

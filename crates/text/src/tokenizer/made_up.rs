@@ -24,7 +24,8 @@ impl Tokenizer {
         let names = ends.iter().enumerate().map(|(i, id)| (*id, format!("<|end_{i}|>")));
         // A token that begins texts and ends them keeps the latter name.
         for (id, name) in bos.map(|id| (id, "<|begin|>".to_owned())).into_iter().chain(names) {
-            let (Some(token), Some(kind)) = (tokens.get_mut(id.index()), token_types.get_mut(id.index())) else {
+            let (Some(token), Some(kind)) = (tokens.get_mut(id.index()), token_types.get_mut(id.index()))
+            else {
                 return Err(vocabulary(format!("special token {id} of a vocabulary of {vocab_size}")));
             };
             (*token, *kind) = (name, CONTROL);
@@ -79,7 +80,8 @@ mod tests {
         for vocab_size in [258, 320, 5_000, 49_152] {
             let tokenizer = Tokenizer::made_up(vocab_size, Some(TokenId(1)), &ids(&[2])).unwrap();
             assert_eq!(tokenizer.vocab_size(), vocab_size);
-            let distinct: std::collections::BTreeSet<&[u8]> = tokenizer.tokens().map(|(_, bytes)| bytes).collect();
+            let distinct: std::collections::BTreeSet<&[u8]> =
+                tokenizer.tokens().map(|(_, bytes)| bytes).collect();
             assert_eq!(distinct.len(), vocab_size);
             let special: Vec<u32> =
                 (0..vocab_size as u32).filter(|id| tokenizer.is_special(TokenId(*id))).collect();

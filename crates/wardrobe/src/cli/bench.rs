@@ -112,9 +112,11 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
         }
         (None, Some(chosen)) => {
             let path = chosen.find()?.path;
+            let context =
+                || format!("cannot measure {}", args.target.clone().unwrap_or(path.display().to_string()));
             bench::run_local(&path, &local_options(args, &chosen), &mut progress)
                 .map_err(dummy::too_large)
-                .with_context(|| format!("cannot measure {}", args.target.as_deref().unwrap_or("the dummy model")))?
+                .with_context(context)?
         }
         (None, None) => {
             let error = "give a MODEL, --url or --load-format dummy, to say what to measure";

@@ -110,7 +110,8 @@ impl DummyArgs {
     /// Which model these and MODEL ask for.
     pub fn choose(&self, model: Option<&str>) -> anyhow::Result<Option<Chosen>> {
         let config = self.model_config.as_deref();
-        Asked { model, format: self.load_format, config, dtype: self.dummy_dtype, seed: self.dummy_seed }.choose()
+        Asked { model, format: self.load_format, config, dtype: self.dummy_dtype, seed: self.dummy_seed }
+            .choose()
     }
 }
 
@@ -159,7 +160,10 @@ impl Asked<'_> {
         }
         if let Some(model) = self.model {
             let error = UsageError(format!("--load-format dummy takes no MODEL, and {model} is given"));
-            return Err(with_hint(error, "--model-config FILE describes the model whose weights are made up"));
+            return Err(with_hint(
+                error,
+                "--model-config FILE describes the model whose weights are made up",
+            ));
         }
         let Some(config) = self.config else {
             let error = UsageError("--load-format dummy needs --model-config FILE".to_owned());

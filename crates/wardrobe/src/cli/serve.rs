@@ -125,7 +125,9 @@ fn settings_file(config: Option<PathBuf>, flags: &mut Settings) -> anyhow::Resul
     let Some(path) = config.as_ref().filter(|path| is_json(path)) else { return Ok(config) };
     if let Some(other) = &flags.model_config {
         let (path, other) = (path.display(), other.display());
-        return Err(UsageError(format!("--config {path} and --model-config {other}: which model is it?")).into());
+        return Err(
+            UsageError(format!("--config {path} and --model-config {other}: which model is it?")).into()
+        );
     }
     flags.model_config = config;
     Ok(None)
