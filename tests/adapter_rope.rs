@@ -55,8 +55,8 @@ fn open(max_context_tokens: usize) -> (TempDir, Model, Engine) {
     let model = Model::open(dir.path(), &ModelOptions::default()).unwrap();
     let engine = model
         .engine(&EngineOptions {
-            kv_bytes: 16 << 20,
-            kv_dtype: DType::F32,
+            kv_bytes: Some(16 << 20),
+            kv_dtype: Some(DType::F32),
             num_slots: 3,
             max_context_tokens: Some(max_context_tokens),
             ..EngineOptions::default()

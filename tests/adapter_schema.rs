@@ -35,7 +35,7 @@ fn fits(text: &str) -> bool {
 fn open() -> (TempDir, Model, Engine) {
     let dir = TinyModel::default().write();
     let model = Model::open(dir.path(), &ModelOptions::default()).unwrap();
-    let options = EngineOptions { kv_bytes: 16 << 20, num_slots: 3, ..EngineOptions::default() };
+    let options = EngineOptions { kv_bytes: Some(16 << 20), num_slots: 3, ..EngineOptions::default() };
     let engine = model.engine(&options).unwrap();
     (dir, model, engine)
 }

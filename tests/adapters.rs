@@ -31,8 +31,8 @@ fn tiny() -> (TempDir, Model) {
 
 fn engine(model: &Model, lora: LoraOptions) -> Engine {
     let options = EngineOptions {
-        kv_bytes: 16 << 20,
-        kv_dtype: DType::F32,
+        kv_bytes: Some(16 << 20),
+        kv_dtype: Some(DType::F32),
         num_slots: 3,
         lora,
         ..EngineOptions::default()

@@ -83,8 +83,8 @@ impl Subject {
     fn options(&self, config: EngineConfig) -> EngineOptions {
         EngineOptions {
             config,
-            kv_bytes: 32 << 20,
-            kv_dtype: self.kv_dtype,
+            kv_bytes: Some(32 << 20),
+            kv_dtype: Some(self.kv_dtype),
             max_context_tokens: Some(192),
             ..EngineOptions::default()
         }
@@ -212,7 +212,7 @@ fn schedules(subject: &Subject) {
     let block_bytes =
         2 * c.num_layers * c.num_kv_heads * c.head_dim * element * wardrobe_engine::BLOCK_SIZE_TOKENS;
     let config = EngineConfig { prefix_cache: false, ..EngineConfig::default() };
-    let options = EngineOptions { kv_bytes: blocks * block_bytes, ..subject.options(config) };
+    let options = EngineOptions { kv_bytes: Some(blocks * block_bytes), ..subject.options(config) };
     let engine = subject.engine(&model, &options);
     check("preempted", &together(&engine, &requests), &alone);
     assert!(engine.stats().preemptions > 0, "nothing was preempted: {:?}", engine.stats());

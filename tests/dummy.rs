@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use command::*;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use wardrobe::{DummyOptions, EngineOptions, Error, Message, Model, ModelOptions, Request, StorageType};
+use wardrobe::{
+    DummyOptions, EngineOptions, Error, Message, Model, ModelOptions, Request, SamplingParams, StorageType,
+};
 
 /// Two small layers.
 fn tiny() -> Value {
@@ -73,8 +75,12 @@ fn a_configuration_and_a_seed_make_one_model() {
     // A conversation can be asked for, and tokens of a text are its bytes.
     let prompt = one.chat_prompt(&[Message::text("user", "Hello")]).unwrap();
     assert_eq!(prompt.len(), "user: Hello\nassistant:".len());
-    let engine = one.engine(&EngineOptions { kv_bytes: 1 << 20, ..EngineOptions::default() }).unwrap();
-    let request = || Request { ignore_eos: true, ..Request::new(prompt.clone()).with_max_tokens(8) };
+    let engine = one.engine(&EngineOptions { kv_bytes: Some(1 << 20), ..EngineOptions::default() }).unwrap();
+    let request = || Request {
+        ignore_eos: true,
+        sampling: SamplingParams::greedy(),
+        ..Request::new(prompt.clone()).with_max_tokens(8)
+    };
     let answer = engine.generate(request()).unwrap();
     assert_eq!(answer.choices[0].token_ids.len(), 8);
     assert_eq!(answer.choices[0].token_ids, engine.generate(request()).unwrap().choices[0].token_ids);
@@ -204,7 +210,7 @@ fn options_that_do_not_go_together_are_refused() {
         let said = fails(&mut wardrobe(&args), 2);
         assert!(said.contains(named), "{args:?}: {said}");
     }
-    for args in [["--load-format", "fake"], ["--dummy-dtype", "q5_0"], ["--dummy-seed", "-1"]] {
+    for args in [["--load-format", "fake"], ["--dummy-dtype", "q5_0"], ["--dummy-seed", "x"]] {
         let output = output(&mut wardrobe(&["bench", args[0], args[1]]));
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         assert!(stderr(&output).contains(args[0]), "{args:?}: {}", stderr(&output));
@@ -258,6 +264,7 @@ fn what_memory_does_not_hold_is_refused_before_it_is_taken() {
         tiny(),
         &[
             ("hidden_size", json!(1 << 16)),
+            ("head_dim", json!(128)),
             ("intermediate_size", json!(1 << 18)),
             ("num_hidden_layers", json!(500)),
         ],

@@ -99,7 +99,7 @@ impl Proof {
 
     fn engine(&self) -> Engine {
         let options = EngineOptions {
-            kv_bytes: 64 << 20,
+            kv_bytes: Some(64 << 20),
             num_slots: NUM_SLOTS,
             max_context_tokens: Some(256),
             ..EngineOptions::default()

@@ -110,7 +110,7 @@ fn the_loss_goes_down_and_the_adapter_serves_without_touching_the_disk() {
     let (before, after) = (mean(&losses.steps[..5]), mean(&losses.steps[35..]));
     assert!(after < 0.8 * before, "from {before} to {after}");
 
-    let engine = tiny.model.engine(&EngineOptions { kv_bytes: 1 << 22, ..EngineOptions::default() }).unwrap();
+    let engine = tiny.model.engine(&EngineOptions { kv_bytes: Some(1 << 22), ..EngineOptions::default() }).unwrap();
     let info = engine.train(&tiny.trainer(config()), &data, "counting", LoadOptions::default()).unwrap();
     assert_eq!((info.name.as_str(), info.rank, info.num_modules), ("counting", 8, 14));
     let prompt: Vec<TokenId> = (7..20).map(TokenId).collect();
@@ -353,7 +353,7 @@ fn training_beside_an_engine_disturbs_no_answer() {
     let data = counting(tiny.vocab, 30, 40);
     let engine = tiny
         .model
-        .engine(&EngineOptions { kv_bytes: 1 << 22, kv_dtype: DType::F32, ..EngineOptions::default() })
+        .engine(&EngineOptions { kv_bytes: Some(1 << 22), kv_dtype: Some(DType::F32), ..EngineOptions::default() })
         .unwrap();
     let request = |seed: u64| {
         let prompt: Vec<TokenId> = (0..20).map(|i| TokenId((seed as u32 * 7 + i) % 300)).collect();
@@ -394,7 +394,7 @@ fn a_trained_adapter_is_held_against_its_record() {
     assert!(!canary.token_ids.is_empty() && canary.log_probs.iter().all(|p| p.is_finite() && *p <= 0.0));
 
     let load = |model: &Model| {
-        let options = EngineOptions { kv_bytes: 1 << 22, ..EngineOptions::default() };
+        let options = EngineOptions { kv_bytes: Some(1 << 22), ..EngineOptions::default() };
         let engine = model.engine(&options).unwrap();
         engine.load_adapter("tuned", AdapterSource::Path(dir.clone()), LoadOptions::default()).map(|_| ())
     };

@@ -165,6 +165,19 @@ impl Device for CudaDevice {
         DType::BF16
     }
 
+    fn kv_dtype(&self) -> DType {
+        DType::BF16
+    }
+
+    fn holds_kv(&self, dtype: DType) -> bool {
+        dtype != DType::U32
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        // A card that does not answer has nothing to give.
+        Some(self.memory_info().map_or(0, |memory| memory.free_bytes as u64))
+    }
+
     fn pads_steps(&self) -> bool {
         true
     }

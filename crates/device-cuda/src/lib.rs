@@ -24,7 +24,9 @@ mod planes;
 mod sample;
 pub mod source;
 mod steps;
+mod survey;
 mod weight;
 
 pub use device::{CudaDevice, CudaOptions};
 pub use libraries::ENV as LIBRARIES_ENV;
+pub use survey::Survey;

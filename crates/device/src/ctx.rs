@@ -213,7 +213,7 @@ impl Ctx {
 
     /// A zeroed key-value cache.
     pub fn kv_cache(&self, config: KvConfig) -> Result<KvCache> {
-        if config.dtype == DType::U32 {
+        if !self.device.holds_kv(config.dtype) {
             return invalid("KvCache", format!("element type {:?}", config.dtype));
         }
         // Padding reads and writes the block after the last.

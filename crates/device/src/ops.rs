@@ -26,6 +26,16 @@ pub trait Device: Send + Sync + fmt::Debug {
         DType::F32
     }
 
+    /// Element type of keys and values, unless another is asked for.
+    fn kv_dtype(&self) -> DType {
+        DType::F16
+    }
+
+    /// Whether keys and values can be held in this type.
+    fn holds_kv(&self, dtype: DType) -> bool {
+        matches!(dtype, DType::F16 | DType::F32)
+    }
+
     /// Whether steps are padded to few shapes ([`Ops::padded`]), for which the key-value cache has a block that belongs to nobody.
     fn pads_steps(&self) -> bool {
         false

@@ -9,7 +9,6 @@ use wardrobe_formats::{HfConfigFile, StorageType};
 use wardrobe_models::{DummySize, DummySpec, LoadOptions, ModelConfig};
 use wardrobe_text::{ChatTemplate, TemplateLimits, Tokenizer};
 
-use crate::device::open_device;
 use crate::error::{Error, Result};
 use crate::memory::available_memory_bytes;
 use crate::model::{Model, ModelOptions, OpenProgress, loading_context};
@@ -52,7 +51,7 @@ impl DummyModel {
     }
 
     pub(crate) fn open(&self, options: &ModelOptions, progress: &OpenProgress<'_>) -> Result<Model> {
-        let device = open_device(options.device, options.cpu)?;
+        let device = options.open_device()?;
         let size = self.spec.size(&self.config, options.precision);
         check_memory(&size, device.free_bytes(), available_memory_bytes())?;
         let text = self.text()?;

@@ -74,7 +74,8 @@ mod training;
 mod typed;
 
 pub use candle::{adapter_from_tensors, adapter_source, adapter_tensors};
-pub use device::{CpuOptions, DeviceSpec, Isa, open_device};
+pub use device::{CpuOptions, DeviceOptions, DeviceSpec, Isa, open_device};
+pub use wardrobe_device_cuda::{LIBRARIES_ENV as CUDA_LIBRARIES_ENV, Survey};
 pub use dummy::DummyOptions;
 pub use error::{Error, Result};
 pub use fine_tuning::ModelFineTuner;

@@ -6,6 +6,9 @@ use wardrobe_models::arena_bytes;
 use crate::error::{Error, Result};
 use crate::model::{EngineOptions, Model};
 
+/// Keys and values where they share the host's memory with all else.
+const DEFAULT_KV_BYTES: usize = 512 << 20;
+
 /// Memory of a model and an engine over it. Tokenizer, tables and the program itself come on top: some ten MiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -67,6 +70,21 @@ impl MemoryPlan {
 }
 
 impl Model {
+    /// Bytes for keys and values in an engine with these options.
+    pub(crate) fn kv_bytes(&self, options: &EngineOptions) -> usize {
+        let chosen = || match self.device().free_bytes() {
+            None => DEFAULT_KV_BYTES,
+            Some(free) => {
+                let max_rows = options.config.max_batch_tokens;
+                // What ops need while they run is taken later, as they need it; adapters as they come.
+                let others = arena_bytes(self.decoder().as_ref(), max_rows) as u64
+                    + options.config.max_adapters_device_bytes.unwrap_or(0);
+                usize::try_from(free.saturating_sub(others) / 10 * 9).unwrap_or(usize::MAX)
+            }
+        };
+        options.kv_bytes.unwrap_or_else(chosen)
+    }
+
     /// What [`Model::engine`] with these options would take.
     pub fn memory_plan(&self, options: &EngineOptions) -> MemoryPlan {
         let config = self.config();
@@ -75,9 +93,9 @@ impl Model {
             num_blocks: 1,
             num_kv_heads: config.num_kv_heads,
             head_dim: config.head_dim,
-            dtype: options.kv_dtype,
+            dtype: self.kv_dtype(options),
         };
-        let num_blocks = options.kv_bytes / kv.block_bytes().max(1);
+        let num_blocks = self.kv_bytes(options) / kv.block_bytes().max(1);
         let max_rows = options.config.max_batch_tokens;
         MemoryPlan {
             weight_bytes: self.decoder().weight_bytes() as u64,

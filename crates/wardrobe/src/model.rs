@@ -11,7 +11,7 @@ use wardrobe_grammar::{Compiler, Limits};
 use wardrobe_models::{Decoder, LoadOptions, LoraOptions, ModelConfig, WeightPrecision};
 use wardrobe_text::{ChatTemplate, Message, Tokenizer};
 
-use crate::device::{CpuOptions, DeviceSpec, open_device};
+use crate::device::{CpuOptions, DeviceOptions, DeviceSpec, open_device};
 use crate::error::Result;
 use crate::memory::available_memory_bytes;
 use crate::model_text::ModelText;
@@ -23,8 +23,22 @@ pub struct ModelOptions {
     pub device: DeviceSpec,
     /// The CPU's settings.
     pub cpu: CpuOptions,
+    /// On a GPU: see [`DeviceOptions::deterministic`].
+    pub deterministic: bool,
     /// Precision of the weights.
     pub precision: WeightPrecision,
+}
+
+impl ModelOptions {
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// Those of [`open_device`].
+    pub fn open_device(&self) -> Result<Arc<dyn Device>> {
+        let options =
+            DeviceOptions { cpu: self.cpu, deterministic: self.deterministic, ..DeviceOptions::default() };
+        open_device(self.device, &options)
+    }
 }
 
 /// Hears of a model that is being opened: bytes of weights read so far, of all.
@@ -35,10 +49,11 @@ pub type OpenProgress<'a> = dyn Fn(u64, u64) + 'a;
 pub struct EngineOptions {
     /// Scheduling, limits, adapters. `eos_token_ids` is filled from the model if it is empty.
     pub config: EngineConfig,
-    /// Bytes for keys and values.
-    pub kv_bytes: usize,
-    /// Their element type: F16 or F32.
-    pub kv_dtype: DType,
+    /// Bytes for keys and values; `None` takes 512 MiB, or, on a device with memory of its own, nine tenths of what is free there
+    /// beside everything else.
+    pub kv_bytes: Option<usize>,
+    /// Their element type: F16, BF16 or F32; `None` takes the device's own.
+    pub kv_dtype: Option<DType>,
     /// Adapters that can be used in one step.
     pub num_slots: usize,
     /// Longest context, in tokens; `None` takes the model's. More than that is for adapters that bring RoPE scaling.
@@ -51,8 +66,8 @@ impl Default for EngineOptions {
     fn default() -> Self {
         EngineOptions {
             config: EngineConfig::default(),
-            kv_bytes: 512 << 20,
-            kv_dtype: DType::F16,
+            kv_bytes: None,
+            kv_dtype: None,
             num_slots: 16,
             max_context_tokens: None,
             lora: LoraOptions::default(),
@@ -96,7 +111,7 @@ impl Model {
         progress: &OpenProgress<'_>,
     ) -> Result<Self> {
         let files = ModelFiles::open(path.as_ref())?;
-        let device = open_device(options.device, options.cpu)?;
+        let device = options.open_device()?;
         let mut ctx = loading_context(&device)?;
         let load = LoadOptions {
             precision: options.precision,
@@ -161,31 +176,37 @@ impl Model {
         self.text.chat_prompt(messages)
     }
 
+    /// The element type of keys and values in an engine with these options.
+    pub fn kv_dtype(&self, options: &EngineOptions) -> DType {
+        options.kv_dtype.unwrap_or_else(|| self.device.kv_dtype())
+    }
+
     /// Starts an engine over this model.
     ///
     /// # Errors
     /// [`Error::Engine`] naming the setting at fault, [`Error::Memory`] for more memory than is free.
     pub fn engine(&self, options: &EngineOptions) -> Result<Engine> {
-        self.memory_plan(options).check(available_memory_bytes())?;
+        self.memory_plan(options).check(self.device.free_bytes().or_else(available_memory_bytes))?;
         let mut config = options.config.clone();
         if config.eos_token_ids.is_empty() {
             config.eos_token_ids = self.config().eos_token_ids.iter().map(|&id| TokenId(id)).collect();
         }
+        let kv_dtype = self.kv_dtype(options);
         let model_context = self.config().max_position_embeddings;
         let executor = ModelExecutor::new(
             self.device.clone(),
             self.decoder.clone(),
             *self.decoder.content_digest().as_bytes(),
             &ModelExecutorConfig {
-                kv_bytes: options.kv_bytes,
-                kv_dtype: options.kv_dtype,
+                kv_bytes: self.kv_bytes(options),
+                kv_dtype,
                 num_slots: options.num_slots,
                 max_batch_tokens: config.max_batch_tokens,
                 max_num_sequences: config.max_num_sequences,
                 max_context_tokens: options.max_context_tokens.unwrap_or(model_context),
             },
         )?;
-        let lora = LoraOptions { precision: options.lora.precision.beside(options.kv_dtype), ..options.lora };
+        let lora = LoraOptions { precision: options.lora.precision.beside(kv_dtype), ..options.lora };
         let loader = PeftLoader::new(self.device.clone(), self.decoder.clone(), lora)
             .with_model_names(self.names.clone())
             .with_compiler(self.compiler.clone())

@@ -153,6 +153,22 @@ pub fn num_cards() -> std::result::Result<usize, Absent> {
     }
 }
 
+/// All cards.
+///
+/// # Errors
+/// [`Absent`]
+pub fn cards() -> std::result::Result<Vec<Card>, Absent> {
+    let broken = |error: DeviceError| Absent::BrokenDriver(error.to_string());
+    (0..num_cards()?)
+        .map(|ordinal| {
+            let mut device = 0;
+            // SAFETY: the driver was initialised; writes a handle.
+            unsafe { call!(cuDeviceGet(&raw mut device, ordinal as c_int)) }.map_err(broken)?;
+            card(device).map_err(broken)
+        })
+        .collect()
+}
+
 /// The version of CUDA that the driver has, such as 13000.
 pub fn driver_version() -> Option<u32> {
     let mut version = 0;
@@ -184,6 +200,14 @@ impl CudaDriver {
             call!(cuCtxSetCurrent(context))?;
         }
         let card = card(device)?;
+        if card.capability < MIN_CAPABILITY {
+            let ((major, minor), (least_major, least_minor)) = (card.capability, MIN_CAPABILITY);
+            let least = format!("{least_major}.{least_minor} is the least");
+            return Err(DeviceError::Unsupported {
+                device: card.name,
+                what: format!("the kernels: compute capability {major}.{minor}, and {least}"),
+            });
+        }
         let mut stream = std::ptr::null_mut();
         // SAFETY: as above; the attribute is a 64-bit number (cuMemPoolSetAttribute).
         unsafe {
@@ -217,6 +241,9 @@ impl CudaDriver {
     }
 }
 
+/// The oldest cards that the kernels are written for: Ampere.
+pub const MIN_CAPABILITY: (u32, u32) = (8, 0);
+
 /// A stream that does not wait for the default one.
 const NON_BLOCKING: u32 = 1;
 
@@ -245,13 +272,6 @@ fn card(device: sys::CUdevice) -> Result<Card> {
         max_shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         memory_bytes,
     };
-    if card.capability < (8, 0) {
-        let (major, minor) = card.capability;
-        return Err(DeviceError::Unsupported {
-            device: card.name,
-            what: format!("the kernels: compute capability {major}.{minor}, and 8.0 is the least"),
-        });
-    }
     Ok(card)
 }
 

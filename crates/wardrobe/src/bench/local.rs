@@ -146,7 +146,7 @@ pub fn run_local(path: &Path, options: &LocalOptions, progress: &mut dyn FnMut(&
             rounds: options.rounds,
             num_adapters: max_adapters,
             rank: options.rank,
-            kv_dtype: options.engine.kv_dtype,
+            kv_dtype: model.kv_dtype(&options.engine),
         };
         let (steps, adapters) = steps::measure(&model, &step_options, progress)?;
         report.steps = steps;

@@ -47,9 +47,9 @@ pub struct BenchArgs {
     /// What to measure: steps, serving, swaps, limits (of an endpoint serving, and limits if it is on this machine)
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "steps,serving,swaps,limits")]
     parts: Vec<Part>,
-    /// Element type of keys and values: f16 or f32
-    #[arg(long, value_name = "TYPE", default_value = "f16", conflicts_with = "url")]
-    kv_dtype: KvDtype,
+    /// Element type of keys and values: f16, bf16 or f32 [default: f16, on a GPU bf16]
+    #[arg(long, value_name = "TYPE", conflicts_with = "url")]
+    kv_dtype: Option<KvDtype>,
     /// Write the results as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -139,7 +139,7 @@ fn load(args: &BenchArgs) -> Load {
 fn local_options(args: &BenchArgs, chosen: &Chosen) -> LocalOptions {
     let has = |part| args.parts.contains(&part);
     let mut engine = args.compute.engine_options();
-    engine.kv_dtype = args.kv_dtype.0;
+    engine.kv_dtype = args.kv_dtype.map(|dtype| dtype.0);
     engine.config.max_num_sequences = wardrobe::EngineConfig::default().max_num_sequences;
     LocalOptions {
         model: args.compute.model_options(),

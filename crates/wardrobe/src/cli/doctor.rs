@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use wardrobe::{EngineOptions, Isa, Message, Request, SamplingParams, open_device};
+use wardrobe::{
+    DeviceOptions, DeviceSpec, EngineOptions, Isa, Message, Request, SamplingParams, Survey, open_device,
+};
 use wardrobe_hub::{CATALOGUE, Cache, ModelKind};
 
 use super::log;
@@ -89,7 +91,7 @@ fn processor() -> Check {
 
 fn instructions() -> Check {
     let available: Vec<String> = Isa::available().iter().map(Isa::to_string).collect();
-    match open_device(Default::default(), Default::default()) {
+    match open_device(DeviceSpec::Cpu, &DeviceOptions::default()) {
         Ok(device) => {
             let forced = std::env::var("WARDROBE_ISA").ok().filter(|v| !v.is_empty());
             let forced = forced.map_or_else(String::new, |isa| format!("; WARDROBE_ISA forces {isa}"));
@@ -124,9 +126,34 @@ fn memory() -> Check {
 }
 
 fn gpu() -> Check {
-    let card = Path::new("/proc/driver/nvidia/version").exists();
-    let seen = if card { "an NVIDIA driver is here, but " } else { "" };
-    note("gpu", format!("{seen}this build has no CUDA device; the CPU computes"))
+    let survey = Survey::new();
+    let (cards, nvrtc) = (&survey.cards, survey.nvrtc);
+    let cards = match cards {
+        Ok(cards) => cards,
+        Err(absent) => return note("gpu", format!("{absent}; the CPU computes")),
+    };
+    let cards = cards.iter().map(|card| {
+        let (major, minor) = card.capability;
+        format!("{} ({}, compute capability {major}.{minor})", card.name, output::size(card.memory_bytes as u64))
+    });
+    let mut found = vec![cards.collect::<Vec<_>>().join(", ")];
+    found.extend(survey.driver_cuda.map(|v| format!("driver of CUDA {}.{}", v / 1000, v % 1000 / 10)));
+    found.extend(survey.has_kernels.then(|| "kernels built in".to_owned()));
+    found.extend(nvrtc.map(|(major, minor)| format!("NVRTC {major}.{minor}")));
+    found.push(if survey.has_blas { "cuBLASLt" } else { "no cuBLASLt, so long prompts are slower" }.to_owned());
+    found.extend(survey.failed_libraries.iter().map(|(file, why)| format!("{} did not load: {why}", file.display())));
+    if !survey.has_kernels && nvrtc.is_none() {
+        found.push(format!(
+            "but neither kernels nor NVRTC, without which it cannot be used: install NVRTC (the Python package \
+             nvidia-cuda-nvrtc has it) and name its folder in {}",
+            wardrobe::CUDA_LIBRARIES_ENV
+        ));
+        return bad("gpu", found.join(", "));
+    }
+    match open_device(DeviceSpec::Cuda { ordinal: 0 }, &DeviceOptions::default()) {
+        Ok(_) => good("gpu", found.join(", ")),
+        Err(error) => bad("gpu", format!("{}, but {error}", found.join(", "))),
+    }
 }
 
 fn cache() -> Vec<Check> {
@@ -256,7 +283,7 @@ fn cached_model() -> Option<Found> {
 fn answer(found: &Found, compute: &ComputeArgs) -> anyhow::Result<(std::time::Duration, usize, String)> {
     let started = Instant::now();
     let model = open::open(found, &compute.model_options())?;
-    let engine = model.engine(&EngineOptions { kv_bytes: 64 << 20, ..EngineOptions::default() })?;
+    let engine = model.engine(&EngineOptions { kv_bytes: Some(64 << 20), ..EngineOptions::default() })?;
     let opened = started.elapsed();
     let prompt = match model.chat_template() {
         Some(_) => model.chat_prompt(&[Message::text("user", "Say hello.")])?,

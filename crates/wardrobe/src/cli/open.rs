@@ -22,12 +22,15 @@ const MAX_SCHEMA_BYTES: u64 = 4 << 20;
 /// Where and how to compute, for commands that open a model.
 #[derive(Debug, clap::Args)]
 pub struct ComputeArgs {
-    /// Where to compute: auto or cpu
+    /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", env = "WARDROBE_DEVICE", hide_env = true, default_value = "auto")]
     pub device: Device,
     /// Threads that compute [default: all that the machine has]
     #[arg(long, value_name = "N", env = "WARDROBE_THREADS", hide_env = true)]
     pub threads: Option<usize>,
+    /// On a GPU: what is computed beside a request changes no bit of its answer, at the price of speed
+    #[arg(long, env = "WARDROBE_DETERMINISTIC", hide_env = true)]
+    pub deterministic: bool,
     /// Precision of the weights: as-stored, or f32 for comparisons
     #[arg(
         long,
@@ -44,7 +47,7 @@ pub struct ComputeArgs {
 pub struct ModelArgs {
     #[command(flatten)]
     pub compute: ComputeArgs,
-    /// Memory for keys and values [default: 512MiB, and 256MiB for the quickstart]
+    /// Memory for keys and values [default: 512MiB, 256MiB for the quickstart, on a GPU what is free]
     #[arg(long, value_name = "SIZE", env = "WARDROBE_KV_MEMORY", hide_env = true)]
     pub kv_memory: Option<ByteSize>,
 }
@@ -55,6 +58,7 @@ impl ComputeArgs {
         ModelOptions {
             device: self.device.0,
             cpu: CpuOptions { threads: self.threads, ..Default::default() },
+            deterministic: self.deterministic,
             precision: self.weights.0,
         }
     }
@@ -72,8 +76,8 @@ impl ModelArgs {
     }
 
     /// Bytes for keys and values, unless others were asked for.
-    pub fn kv_bytes(&self, default: usize) -> usize {
-        self.kv_memory.map_or(default, ByteSize::to_usize)
+    pub fn kv_bytes(&self, default: Option<usize>) -> Option<usize> {
+        self.kv_memory.map(ByteSize::to_usize).or(default)
     }
 
     /// An engine for one conversation.

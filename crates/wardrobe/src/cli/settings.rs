@@ -211,7 +211,7 @@ pub struct Settings {
         require_equals = true, default_missing_value = "true", help_heading = "Adapters")]
     pub allow_noop: Option<bool>,
 
-    /// Where to compute: auto or cpu [default: auto]
+    /// Where to compute: auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long, value_name = "DEVICE", env = "WARDROBE_DEVICE", hide_env = true, help_heading = "Engine")]
     pub device: Option<Device>,
     /// Threads that compute [default: all that the machine has]
@@ -226,10 +226,14 @@ pub struct Settings {
         help_heading = "Engine"
     )]
     pub weights: Option<Weights>,
-    /// Memory for keys and values [default: 512MiB]
+    /// On a GPU: what is computed beside a request changes no bit of its answer, at the price of speed [default: false]
+    #[arg(long, value_name = "BOOL", env = "WARDROBE_DETERMINISTIC", hide_env = true, num_args = 0..=1,
+        require_equals = true, default_missing_value = "true", help_heading = "Engine")]
+    pub deterministic: Option<bool>,
+    /// Memory for keys and values [default: 512MiB, on a GPU what is free]
     #[arg(long, value_name = "SIZE", env = "WARDROBE_KV_MEMORY", hide_env = true, help_heading = "Engine")]
     pub kv_memory: Option<ByteSize>,
-    /// Element type of keys and values: f16 or f32 [default: f16]
+    /// Element type of keys and values: f16, bf16 or f32 [default: f16, on a GPU bf16]
     #[arg(long, value_name = "TYPE", env = "WARDROBE_KV_DTYPE", hide_env = true, help_heading = "Engine")]
     pub kv_dtype: Option<KvDtype>,
     /// Longest context, prompt and answer together; beyond the model's for adapters with RoPE scaling [default: the model's]
@@ -331,6 +335,7 @@ impl Settings {
             allow_noop: self.allow_noop.or(other.allow_noop),
             device: self.device.or(other.device),
             threads: self.threads.or(other.threads),
+            deterministic: self.deterministic.or(other.deterministic),
             weights: self.weights.or(other.weights),
             kv_memory: self.kv_memory.or(other.kv_memory),
             kv_dtype: self.kv_dtype.or(other.kv_dtype),
@@ -362,9 +367,10 @@ impl Settings {
             adapter_precision: Some(Adapters(engine.lora.precision)),
             allow_noop: Some(engine.lora.allow_noop),
             device: Some(Device::default()),
+            deterministic: Some(false),
             weights: Some(Weights::default()),
-            kv_memory: Some(ByteSize(engine.kv_bytes as u64)),
-            kv_dtype: Some(KvDtype(engine.kv_dtype)),
+            kv_memory: engine.kv_bytes.map(|bytes| ByteSize(bytes as u64)),
+            kv_dtype: engine.kv_dtype.map(KvDtype),
             max_num_seqs: Some(config.max_num_sequences),
             max_batch_tokens: Some(config.max_batch_tokens),
             prefix_cache: Some(config.prefix_cache),
@@ -395,6 +401,7 @@ impl Settings {
         ModelOptions {
             device: self.device.unwrap_or_default().0,
             cpu: CpuOptions { threads: self.threads, ..Default::default() },
+            deterministic: self.deterministic.unwrap_or_default(),
             precision: self.weights.unwrap_or_default().0,
         }
     }
@@ -415,8 +422,8 @@ impl Settings {
                 max_adapters_device_bytes: self.max_adapters_device_memory.map(|s| s.0),
                 ..config
             },
-            kv_bytes: self.kv_memory.map_or(base.kv_bytes, ByteSize::to_usize),
-            kv_dtype: self.kv_dtype.map_or(base.kv_dtype, |dtype| dtype.0),
+            kv_bytes: self.kv_memory.map(ByteSize::to_usize).or(base.kv_bytes),
+            kv_dtype: self.kv_dtype.map(|dtype| dtype.0).or(base.kv_dtype),
             num_slots: self.max_slots.unwrap_or(base.num_slots),
             max_context_tokens: self.max_context,
             lora: LoraOptions {
@@ -501,7 +508,7 @@ mod tests {
             .unwrap();
         let all = flags.resolve(file);
         assert_eq!((all.port, all.queue, all.host.as_deref()), (Some(1), Some(3), Some("127.0.0.1")));
-        assert_eq!(all.engine_options().kv_bytes, 64 << 20);
+        assert_eq!(all.engine_options().kv_bytes, Some(64 << 20));
         assert_eq!(all.engine_options().config.queue_capacity, 3);
         assert_eq!(all.engine_options().config.max_adapters_device_bytes, Some(2 << 20));
     }

@@ -153,10 +153,7 @@ impl FromStr for Device {
 
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0 {
-            DeviceSpec::Cpu => "cpu",
-            _ => "auto",
-        })
+        self.0.fmt(f)
     }
 }
 
@@ -170,15 +167,20 @@ impl FromStr for KvDtype {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "f16" => Ok(KvDtype(DType::F16)),
+            "bf16" => Ok(KvDtype(DType::BF16)),
             "f32" => Ok(KvDtype(DType::F32)),
-            _ => Err(format!("unknown element type {text:?}: f16 or f32")),
+            _ => Err(format!("unknown element type {text:?}: f16, bf16 or f32")),
         }
     }
 }
 
 impl fmt::Display for KvDtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0 == DType::F32 { "f32" } else { "f16" })
+        f.write_str(match self.0 {
+            DType::F32 => "f32",
+            DType::BF16 => "bf16",
+            DType::F16 | DType::U32 => "f16",
+        })
     }
 }
 
