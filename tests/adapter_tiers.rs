@@ -18,7 +18,8 @@ fn a_limit_in_bytes_on_the_device_changes_no_answer() {
     let model = Model::open(folder.path(), &ModelOptions::default()).unwrap();
     let start = |max_adapters_device_bytes| {
         let config = EngineConfig { max_adapters_device_bytes, ..EngineConfig::default() };
-        let options = EngineOptions { config, kv_bytes: Some(16 << 20), num_slots: 3, ..EngineOptions::default() };
+        let options =
+            EngineOptions { config, kv_bytes: Some(16 << 20), num_slots: 3, ..EngineOptions::default() };
         model.engine(&options).unwrap()
     };
     let names = ["a", "b", "c"];

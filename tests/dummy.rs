@@ -151,7 +151,8 @@ fn complete(serving: &Serving, body: Value) -> (u16, Value) {
 
 #[test]
 fn a_made_up_model_is_served() {
-    let (folder, path) = write(&tiny());
+    // A tied head mostly repeats the token that it reads.
+    let (folder, path) = write(&with(tiny(), &[("tie_word_embeddings", json!(false))]));
     let path = path.to_str().unwrap();
     // The settings file may say it as well, relative to its own folder.
     let settings = folder.path().join("wardrobe.toml");
@@ -168,7 +169,8 @@ fn a_made_up_model_is_served() {
             let body = json!({"model": "tiny", "prompt": "Once upon", "max_tokens": 16, "temperature": 0, "ignore_eos": true});
             let (status, answer) = complete(&serving, body);
             assert_eq!(status, 200, "{answer}");
-            assert_eq!(answer["usage"], json!({"prompt_tokens": 9, "completion_tokens": 16, "total_tokens": 25}), "{answer}");
+            let usage = |key: &str| answer["usage"][key].as_u64().unwrap();
+            assert_eq!((usage("prompt_tokens"), usage("completion_tokens")), (9, 16), "{answer}");
             let (status, chat) = serving.chat("tiny", "Hello", "");
             assert_eq!(status, 200, "{chat}");
             // Answers are held to schemas as of any model.
@@ -221,7 +223,10 @@ fn options_that_do_not_go_together_are_refused() {
 fn configurations_that_cannot_be_are_refused_by_what_is_wrong() {
     let bench = |path: &Path, more: &[&str]| {
         let mut command = wardrobe(&["bench", "--load-format", "dummy"]);
-        fails(command.args(more).arg("--config").arg(path), 1)
+        let output = output(command.args(more).arg("--config").arg(path));
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        said
     };
     for (changes, named) in [
         (&[("architectures", json!(["GPT2LMHeadModel"]))][..], "GPT2LMHeadModel"),

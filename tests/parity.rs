@@ -117,7 +117,13 @@ fn open(path: &Path, precision: WeightPrecision) -> Model {
 }
 
 fn engine(model: &Model, kv_dtype: DType) -> Engine {
-    model.engine(&EngineOptions { kv_dtype: Some(kv_dtype), kv_bytes: Some(128 << 20), ..EngineOptions::default() }).unwrap()
+    model
+        .engine(&EngineOptions {
+            kv_dtype: Some(kv_dtype),
+            kv_bytes: Some(128 << 20),
+            ..EngineOptions::default()
+        })
+        .unwrap()
 }
 
 /// Random texts of lengths around a block and a chunk.

@@ -110,7 +110,8 @@ fn the_loss_goes_down_and_the_adapter_serves_without_touching_the_disk() {
     let (before, after) = (mean(&losses.steps[..5]), mean(&losses.steps[35..]));
     assert!(after < 0.8 * before, "from {before} to {after}");
 
-    let engine = tiny.model.engine(&EngineOptions { kv_bytes: Some(1 << 22), ..EngineOptions::default() }).unwrap();
+    let engine =
+        tiny.model.engine(&EngineOptions { kv_bytes: Some(1 << 22), ..EngineOptions::default() }).unwrap();
     let info = engine.train(&tiny.trainer(config()), &data, "counting", LoadOptions::default()).unwrap();
     assert_eq!((info.name.as_str(), info.rank, info.num_modules), ("counting", 8, 14));
     let prompt: Vec<TokenId> = (7..20).map(TokenId).collect();
@@ -353,7 +354,11 @@ fn training_beside_an_engine_disturbs_no_answer() {
     let data = counting(tiny.vocab, 30, 40);
     let engine = tiny
         .model
-        .engine(&EngineOptions { kv_bytes: Some(1 << 22), kv_dtype: Some(DType::F32), ..EngineOptions::default() })
+        .engine(&EngineOptions {
+            kv_bytes: Some(1 << 22),
+            kv_dtype: Some(DType::F32),
+            ..EngineOptions::default()
+        })
         .unwrap();
     let request = |seed: u64| {
         let prompt: Vec<TokenId> = (0..20).map(|i| TokenId((seed as u32 * 7 + i) % 300)).collect();

@@ -98,6 +98,14 @@ impl CudaDevice {
         self.cuda.driver.card()
     }
 
+    pub(crate) fn driver(&self) -> &Arc<dyn Driver> {
+        &self.cuda.driver
+    }
+
+    pub(crate) fn with_stream<R>(&self, f: impl FnOnce(Stream) -> Result<R>) -> Result<R> {
+        self.cuda.with_stream(f)
+    }
+
     /// How much memory there is.
     ///
     /// # Errors

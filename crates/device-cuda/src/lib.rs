@@ -18,6 +18,7 @@ mod libraries;
 mod linear;
 pub mod loader;
 mod lora;
+mod measure;
 mod memory;
 mod ops;
 mod planes;
@@ -28,5 +29,6 @@ mod survey;
 mod weight;
 
 pub use device::{CudaDevice, CudaOptions};
+pub use measure::CardLimits;
 pub use libraries::ENV as LIBRARIES_ENV;
 pub use survey::Survey;

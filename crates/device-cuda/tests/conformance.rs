@@ -28,13 +28,7 @@ fn subject(deterministic: bool, order: u32) -> Option<Subject> {
     driver.set_order(order);
     let options = CudaOptions { deterministic, ..CudaOptions::default() };
     let device = CudaDevice::over(Arc::new(driver), &options).unwrap();
-    // What enters a product on tensor cores is rounded to bf16, by 2^-8 at most; both factors of some.
-    let promises = Promises {
-        activation_steps: None,
-        tolerance: 8.5e-3,
-        batch_invariant: deterministic,
-        trains: true,
-    };
+    let promises = Promises { batch_invariant: deterministic, ..Promises::CUDA };
     Some(Subject { device: Arc::new(device), promises })
 }
 

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use wardrobe_device::Device;
 use wardrobe_engine::TokenId;
 use wardrobe_formats::{HfConfigFile, StorageType};
 use wardrobe_models::{DummySize, DummySpec, LoadOptions, ModelConfig};
@@ -51,7 +52,16 @@ impl DummyModel {
     }
 
     pub(crate) fn open(&self, options: &ModelOptions, progress: &OpenProgress<'_>) -> Result<Model> {
-        let device = options.open_device()?;
+        self.open_on(options.open_device()?, options, progress)
+    }
+
+    /// The same on a device that is open.
+    pub(crate) fn open_on(
+        &self,
+        device: Arc<dyn Device>,
+        options: &ModelOptions,
+        progress: &OpenProgress<'_>,
+    ) -> Result<Model> {
         let size = self.spec.size(&self.config, options.precision);
         check_memory(&size, device.free_bytes(), available_memory_bytes())?;
         let text = self.text()?;

@@ -65,6 +65,7 @@ mod device;
 mod dummy;
 mod error;
 mod fine_tuning;
+pub mod gpu_check;
 pub mod label;
 mod memory;
 mod merge;
@@ -75,7 +76,6 @@ mod typed;
 
 pub use candle::{adapter_from_tensors, adapter_source, adapter_tensors};
 pub use device::{CpuOptions, DeviceOptions, DeviceSpec, Isa, open_device};
-pub use wardrobe_device_cuda::{LIBRARIES_ENV as CUDA_LIBRARIES_ENV, Survey};
 pub use dummy::DummyOptions;
 pub use error::{Error, Result};
 pub use fine_tuning::ModelFineTuner;
@@ -87,6 +87,7 @@ pub use training::{Sharing, TrainInto, Trainer, in_process};
 pub use typed::{schema_of, value_of};
 pub use wardrobe_data as data;
 pub use wardrobe_device::DType;
+pub use wardrobe_device_cuda::{LIBRARIES_ENV as CUDA_LIBRARIES_ENV, Survey};
 pub use wardrobe_engine::{
     AdapterError, AdapterInfo, AdapterSource, Choice, Completion, Constraint, Engine, EngineConfig,
     EngineStats, Event, Finish, GenerationId, LoadOptions, Request, ResponseStream, SamplingParams,

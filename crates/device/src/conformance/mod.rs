@@ -31,6 +31,7 @@ use crate::{Ctx, CtxConfig, DType, Device, Result, Step, StepInputs, StepLimits,
 pub use invariance::fingerprint;
 #[cfg(test)]
 pub(crate) use sampling::{probabilities, token_fits};
+pub use random::with_seed;
 pub use tiny_model::{Chunk, TinyBatch, TinyModel};
 
 /// What a device claims, and is held to.
@@ -44,6 +45,13 @@ pub struct Promises {
     pub batch_invariant: bool,
     /// It has backward ops.
     pub trains: bool,
+}
+
+impl Promises {
+    /// What the CUDA device promises: what enters a product on tensor cores is rounded to bf16, by 2^-8 at most, both factors of
+    /// some; keys and values as the cache has them.
+    pub const CUDA: Promises =
+        Promises { activation_steps: None, tolerance: 8.5e-3, batch_invariant: false, trains: true };
 }
 
 /// A device under test.

@@ -1,6 +1,19 @@
 //! Reproducible random operands.
 
+use std::cell::Cell;
 use std::ops::Range;
+
+thread_local! {
+    static SEED: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Runs `f` with other operands than those of the tests: all that is random in a case follows from this number too.
+pub fn with_seed<R>(seed: u64, f: impl FnOnce() -> R) -> R {
+    let before = SEED.replace(seed);
+    let result = f();
+    SEED.set(before);
+    result
+}
 
 /// SplitMix64 (Steele et al., OOPSLA 2014).
 #[derive(Debug, Clone)]
@@ -8,7 +21,7 @@ pub(super) struct Random(u64);
 
 impl Random {
     pub(super) fn new(seed: u64) -> Self {
-        Random(seed)
+        Random(seed ^ SEED.get().rotate_left(32))
     }
 
     pub(super) fn bits(&mut self) -> u64 {

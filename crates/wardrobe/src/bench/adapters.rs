@@ -9,7 +9,7 @@ use wardrobe_models::Decoder;
 use crate::error::{Error, Result};
 
 /// An adapter of rank `rank` for every linear layer but the head ("all-linear"), in f32 as PEFT saves it.
-pub(super) fn random_adapter(decoder: &dyn Decoder, rank: usize, seed: u64) -> Result<PeftAdapter> {
+pub(crate) fn random_adapter(decoder: &dyn Decoder, rank: usize, seed: u64) -> Result<PeftAdapter> {
     let (config, modules) = random_contents(decoder, rank, seed)?;
     let contents = contents(&config, &modules);
     let limits = PeftLimits { max_rank: rank.max(PeftLimits::default().max_rank), ..PeftLimits::default() };
@@ -85,11 +85,11 @@ impl Random {
 
 /// A folder of this process that is removed in the end.
 #[derive(Debug)]
-pub(super) struct TemporaryFolder(PathBuf);
+pub(crate) struct TemporaryFolder(PathBuf);
 
 impl TemporaryFolder {
     /// A new folder where the system keeps temporary files.
-    pub(super) fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         use std::sync::atomic::{AtomicU64, Ordering};
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -100,7 +100,7 @@ impl TemporaryFolder {
     }
 
     /// Its path.
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.0
     }
 }

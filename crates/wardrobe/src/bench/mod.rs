@@ -8,7 +8,7 @@
 //! State: none beyond the run; adapters are written to a temporary folder that is removed at the end.
 //! Deliberately not here: judging. Nothing passes or fails by its time.
 
-mod adapters;
+pub(crate) mod adapters;
 mod html;
 mod load;
 mod local;
@@ -17,8 +17,8 @@ mod memory;
 mod remote;
 mod report;
 mod sse;
-mod stats;
-mod steps;
+pub(crate) mod stats;
+pub(crate) mod steps;
 mod svg;
 mod text;
 

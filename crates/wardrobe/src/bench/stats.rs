@@ -36,7 +36,7 @@ pub fn percentile(values: &[f64], percent: f64) -> f64 {
 }
 
 /// The middle value.
-pub(super) fn median(values: &[f64]) -> f64 {
+pub(crate) fn median(values: &[f64]) -> f64 {
     percentile(values, 50.0)
 }
 

@@ -139,7 +139,7 @@ fn decode(num_sequences: usize, num_adapters: usize) -> StepPlan {
     StepPlan { chunks: chunks.collect() }
 }
 
-fn chunk(
+pub(crate) fn chunk(
     sequence: usize,
     start: usize,
     len: usize,
@@ -321,7 +321,7 @@ impl StepBench {
     }
 }
 
-fn failed(error: ExecutorError) -> Error {
+pub(crate) fn failed(error: ExecutorError) -> Error {
     Error::Setting(format!("a step failed: {error}"))
 }
 

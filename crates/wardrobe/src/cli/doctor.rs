@@ -134,14 +134,22 @@ fn gpu() -> Check {
     };
     let cards = cards.iter().map(|card| {
         let (major, minor) = card.capability;
-        format!("{} ({}, compute capability {major}.{minor})", card.name, output::size(card.memory_bytes as u64))
+        format!(
+            "{} ({}, compute capability {major}.{minor})",
+            card.name,
+            output::size(card.memory_bytes as u64)
+        )
     });
     let mut found = vec![cards.collect::<Vec<_>>().join(", ")];
     found.extend(survey.driver_cuda.map(|v| format!("driver of CUDA {}.{}", v / 1000, v % 1000 / 10)));
     found.extend(survey.has_kernels.then(|| "kernels built in".to_owned()));
     found.extend(nvrtc.map(|(major, minor)| format!("NVRTC {major}.{minor}")));
-    found.push(if survey.has_blas { "cuBLASLt" } else { "no cuBLASLt, so long prompts are slower" }.to_owned());
-    found.extend(survey.failed_libraries.iter().map(|(file, why)| format!("{} did not load: {why}", file.display())));
+    found.push(
+        if survey.has_blas { "cuBLASLt" } else { "no cuBLASLt, so long prompts are slower" }.to_owned(),
+    );
+    found.extend(
+        survey.failed_libraries.iter().map(|(file, why)| format!("{} did not load: {why}", file.display())),
+    );
     if !survey.has_kernels && nvrtc.is_none() {
         found.push(format!(
             "but neither kernels nor NVRTC, without which it cannot be used: install NVRTC (the Python package \

@@ -12,6 +12,7 @@ mod doctor;
 mod dummy;
 mod eval;
 mod failure;
+mod gpu_check;
 mod http;
 mod jobs;
 mod label;
@@ -95,6 +96,8 @@ enum Command {
     Bench(Box<bench::BenchArgs>),
     /// Check what this machine offers and whether everything is in place
     Doctor(doctor::DoctorArgs),
+    /// Check a GPU: does it compute what the CPU does, and how fast?
+    GpuCheck(gpu_check::GpuCheckArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
 }
@@ -133,6 +136,7 @@ pub fn main() -> ExitCode {
         Command::Jobs(command) => jobs::run(&command),
         Command::Bench(args) => bench::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::GpuCheck(args) => gpu_check::run(&args),
         Command::Completions(args) => completions(args.shell),
     };
     match result {

@@ -68,7 +68,8 @@ pub fn run(args: &QuickstartArgs) -> anyhow::Result<()> {
     let found = open::find(MODEL)?;
     let opening = Instant::now();
     let model = open::open(&found, &args.compute.model_options())?;
-    let options = EngineOptions { kv_bytes: args.compute.kv_bytes(Some(KV_BYTES)), ..EngineOptions::default() };
+    let options =
+        EngineOptions { kv_bytes: args.compute.kv_bytes(Some(KV_BYTES)), ..EngineOptions::default() };
     let engine = open::engine(&model, &options)?;
     let names = [MODEL.to_owned()];
     let served = serve::served_model(&model, &engine, &names, &found.path)?;
