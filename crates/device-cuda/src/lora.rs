@@ -123,7 +123,7 @@ impl CudaOps {
         let tiles = (args.rows as usize).div_ceil(TILE_ROWS);
         let shrink = self.kernels().get::<LoraArgs>(file, "lora_shrink_mma", 0)?;
         let expand = self.kernels().get::<LoraArgs>(file, "lora_expand_mma", 0)?;
-        let short = self.kernels().get::<ShortRowsArgs>(file, "lora_short_rows", 0)?;
+        let short = self.kernels().get::<ShortRowsArgs>("lora", "lora_short_rows", 0)?;
         let slabs = (run_blocks(args) / tiles.max(1)) as u32;
         let shrink_launch =
             Launch { grid: [tiles as u32, args.splits as u32, slabs], block: 128, shared_bytes: 0 };

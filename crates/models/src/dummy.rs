@@ -64,7 +64,7 @@ fn bytes_of(storage: StorageType, numel: u64) -> u64 {
     numel.div_ceil(storage.block_size() as u64).saturating_mul(storage.block_bytes() as u64)
 }
 
-/// How many matrices there are, of how many numbers each.
+/// How many matrices there are, of how many numbers each. An architecture that has others is to be counted here.
 fn matrices(config: &ModelConfig) -> [(u64, u64); 4] {
     let layers = config.num_layers as u64;
     let of = |rows: usize| (rows as u64).saturating_mul(config.hidden_size as u64);
@@ -152,6 +152,7 @@ impl DummyWeights {
 }
 
 impl WeightSource for DummyWeights {
+    /// What a configuration asks for, of what a model may lack.
     fn has(&self, name: &str) -> bool {
         match name.strip_suffix(".bias") {
             Some(module) if module.contains(".self_attn.") => self.config.attention_bias,

@@ -195,7 +195,10 @@ pub(super) fn awkward_activations(subject: &Subject) {
         }
         x
     };
-    each_shape(subject, (3, &[1, 13]), make, |_, what, got, want| {
+    each_shape(subject, (3, &[1, 13]), make, |format, what, got, want| {
+        if format == WeightFormat::F16 && subject.promises.f16_saturates {
+            return;
+        }
         let expected: Vec<Expected> = want.iter().map(|w| w.0).collect();
         subject.check(what, got, &expected);
     });

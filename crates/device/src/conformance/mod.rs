@@ -45,13 +45,20 @@ pub struct Promises {
     pub batch_invariant: bool,
     /// It has backward ops.
     pub trains: bool,
+    /// A layer of F16 weights may take what lies beyond binary16 as its largest number.
+    pub f16_saturates: bool,
 }
 
 impl Promises {
     /// What the CUDA device promises: what enters a product on tensor cores is rounded to bf16, by 2^-8 at most, both factors of
     /// some; keys and values as the cache has them.
-    pub const CUDA: Promises =
-        Promises { activation_steps: None, tolerance: 8.5e-3, batch_invariant: false, trains: true };
+    pub const CUDA: Promises = Promises {
+        activation_steps: None,
+        tolerance: 8.5e-3,
+        batch_invariant: false,
+        trains: true,
+        f16_saturates: true,
+    };
 }
 
 /// A device under test.

@@ -64,6 +64,8 @@ pub struct GpuReport {
     pub gemm_ops_per_second: Option<f64>,
     /// Times of steps.
     pub speed: Vec<SpeedResult>,
+    /// Why there are no more of them.
+    pub speed_error: Option<String>,
 }
 
 impl GpuReport {
@@ -77,7 +79,7 @@ impl GpuReport {
                 if case.deterministic { " (deterministic)" } else { "" }
             ))
         });
-        cases.chain(self.goldens.failures()).chain(self.swaps.failures()).collect()
+        cases.chain(self.goldens.failures()).chain(self.swaps.failures()).chain(self.speed_error.clone()).collect()
     }
 }
 
@@ -119,14 +121,15 @@ pub fn gpu_check(options: &GpuCheckOptions, progress: &mut dyn FnMut(&str)) -> R
     let swaps = swaps::run(&small, Arc::new(deterministic), options.seed)?;
     progress("the card's limits");
     let CardLimits { copy_bytes_per_second, gemm_ops_per_second } = fast.limits()?;
-    let mut speed = Vec::new();
+    let (mut speed, mut speed_error) = (Vec::new(), None);
     if options.speed {
         let path = match &options.config {
             Some(path) => path.clone(),
             None => config("llama-3.1-8b.json", LLAMA_8B)?,
         };
         let limits = CardLimits { copy_bytes_per_second, gemm_ops_per_second };
-        speed = speed::run(&path, Arc::new(fast.clone()), limits, progress)?;
+        let timed = speed::run(&path, Arc::new(fast.clone()), limits, &mut speed, progress);
+        speed_error = timed.err().map(|error| format!("timing steps: {error}"));
     }
     let card = fast.card();
     Ok(GpuReport {
@@ -144,5 +147,47 @@ pub fn gpu_check(options: &GpuCheckOptions, progress: &mut dyn FnMut(&str)) -> R
         copy_bytes_per_second,
         gemm_ops_per_second,
         speed,
+        speed_error,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::DeviceSpec;
+    use crate::model::ModelOptions;
+
+    /// What is asked of a card holds for the CPU too, which is all that can be seen where there is none.
+    #[test]
+    fn the_checks_pass_on_the_cpu() {
+        let folder = TemporaryFolder::new().unwrap();
+        let small = folder.path().join("small.json");
+        std::fs::write(&small, SMALL).unwrap();
+        let options = ModelOptions { device: DeviceSpec::Cpu, ..ModelOptions::default() };
+        let cpu = options.open_device().unwrap();
+        let goldens = goldens::run(&small, cpu.clone(), 5).unwrap();
+        assert_eq!(goldens.failures(), None);
+        assert_eq!(goldens.same_choice, 1.0);
+        let swaps = swaps::run(&small, cpu, 5).unwrap();
+        assert_eq!(swaps.failures(), None);
+        assert!(swaps.num_answers > 6, "{swaps:?}");
+    }
+
+    #[test]
+    fn what_does_not_hold_is_a_failure() {
+        let goldens = |largest_difference| Goldens {
+            num_positions: 1,
+            largest_difference,
+            mean_difference: 0.0,
+            same_choice: 1.0,
+            bound: 0.1,
+        };
+        assert_eq!(goldens(0.05).failures(), None);
+        assert!(goldens(0.2).failures().is_some() && goldens(f64::NAN).failures().is_some());
+        let swaps = |num_answers, num_wrong, num_failed| {
+            Swaps { num_replacements: 1, num_answers, num_wrong, num_failed, first_failure: None }.failures()
+        };
+        assert_eq!(swaps(9, 0, 0), None);
+        assert!(swaps(9, 1, 0).is_some() && swaps(9, 0, 1).is_some() && swaps(0, 0, 0).is_some());
+    }
 }

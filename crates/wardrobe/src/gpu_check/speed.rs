@@ -54,7 +54,7 @@ pub struct SpeedResult {
     pub share_of_gemm: Option<f64>,
 }
 
-struct Bench {
+struct Bench<'a> {
     executor: ModelExecutor,
     limits: CardLimits,
     /// Of a step that reads all weights once.
@@ -63,18 +63,19 @@ struct Bench {
     kv_token_bytes: f64,
     /// Weights of linear layers but the head, and of the head.
     linears: [f64; 2],
-    results: Vec<SpeedResult>,
+    results: &'a mut Vec<SpeedResult>,
 }
 
 pub(super) fn run(
     config: &Path,
     device: Arc<dyn Device>,
     limits: CardLimits,
+    results: &mut Vec<SpeedResult>,
     progress: &mut dyn FnMut(&str),
-) -> Result<Vec<SpeedResult>> {
+) -> Result<()> {
     progress("making up the model");
     let model = open(config, device, 1)?;
-    let mut bench = Bench::new(&model, limits)?;
+    let mut bench = Bench::new(&model, limits, results)?;
     for n in DECODE {
         progress(&format!("decoding, {n} at once"));
         bench.decode(&format!("decode, {n} at {CONTEXT} tokens"), &decode(n, 0))?;
@@ -89,8 +90,7 @@ pub(super) fn run(
         let ops = 2.0 * (bench.linears[0] * n as f64 + bench.linears[1]) + attention;
         bench.push(&format!("prefill, {n}"), n, &times, None, Some(ops));
     }
-    bench.adapters(&model, progress)?;
-    Ok(bench.results)
+    bench.adapters(&model, progress)
 }
 
 /// One token of each sequence, with `num_adapters` spread over them; 0 is the base model.
@@ -103,8 +103,8 @@ fn decode(num_sequences: usize, num_adapters: usize) -> StepPlan {
     StepPlan { chunks: chunks.collect() }
 }
 
-impl Bench {
-    fn new(model: &Model, limits: CardLimits) -> Result<Self> {
+impl<'a> Bench<'a> {
+    fn new(model: &Model, limits: CardLimits, results: &'a mut Vec<SpeedResult>) -> Result<Self> {
         let c = model.config();
         let kv = KvConfig {
             num_layers: c.num_layers,
@@ -139,7 +139,7 @@ impl Bench {
             weight_bytes: modules.iter().map(|m| m.weight.size_bytes() as f64).sum(),
             kv_token_bytes: kv.block_bytes() as f64 / BLOCK_SIZE_TOKENS as f64,
             linears: [weights(false), weights(true)],
-            results: Vec::new(),
+            results,
         })
     }
 

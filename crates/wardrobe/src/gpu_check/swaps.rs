@@ -2,11 +2,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use serde::Serialize;
 use wardrobe_device::Device;
-use wardrobe_engine::{AdapterSource, Engine, Request, SamplingParams, TokenId};
+use wardrobe_engine::{AdapterSource, Engine, LoadOptions, Request, SamplingParams, TokenId};
 
 use super::goldens::open;
 use crate::bench::adapters::random_adapter;
@@ -15,8 +15,9 @@ use crate::model::{EngineOptions, Model};
 
 /// Threads that ask.
 const ASKING: usize = 6;
-/// Replacements meanwhile.
+/// Replacements meanwhile, and answers, at least.
 const REPLACEMENTS: usize = 40;
+const ANSWERS: usize = 4 * ASKING;
 const NAME: &str = "swapped";
 const ANSWER_TOKENS: usize = 24;
 
@@ -61,29 +62,37 @@ pub(super) fn run(config: &Path, device: Arc<dyn Device>, seed: u64) -> Result<S
         load(which)?;
         wanted.push(answer(&engine)?);
     }
-    let is_over = AtomicBool::new(false);
-    let answers = std::thread::scope(|scope| {
+    let (is_over, num_done) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let (num_replacements, answers) = std::thread::scope(|scope| {
         let asking: Vec<_> = (0..ASKING)
             .map(|_| {
                 scope.spawn(|| {
                     let mut answers = Vec::new();
                     while !is_over.load(Ordering::Relaxed) {
                         answers.push(answer(&engine));
+                        num_done.fetch_add(1, Ordering::Relaxed);
                     }
                     answers
                 })
             })
             .collect();
-        let replaced = (0..REPLACEMENTS).try_for_each(|i| load(i as u64 % 2));
+        let mut num_replacements = 0;
+        let mut replaced = Ok(());
+        while replaced.is_ok()
+            && (num_replacements < REPLACEMENTS || num_done.load(Ordering::Relaxed) < ANSWERS)
+        {
+            replaced = load(num_replacements as u64 % 2);
+            num_replacements += 1;
+        }
         is_over.store(true, Ordering::Relaxed);
         let answers: Vec<_> = asking.into_iter().flat_map(|t| t.join().unwrap_or_default()).collect();
-        replaced.map(|()| answers)
+        replaced.map(|()| (num_replacements, answers))
     })?;
     let failed: Vec<String> =
         answers.iter().filter_map(|a| a.as_ref().err().map(ToString::to_string)).collect();
     let num_wrong = answers.iter().flatten().filter(|answer| !wanted.contains(answer)).count();
     Ok(Swaps {
-        num_replacements: REPLACEMENTS,
+        num_replacements,
         num_answers: answers.len(),
         num_wrong,
         num_failed: failed.len(),
@@ -94,7 +103,7 @@ pub(super) fn run(config: &Path, device: Arc<dyn Device>, seed: u64) -> Result<S
 fn load(engine: &Engine, model: &Model, seed: u64, rank: usize) -> Result<()> {
     let payload = Arc::new(random_adapter(model.decoder().as_ref(), rank, seed + 1)?);
     let source = AdapterSource::InProcess { label: format!("random adapter {seed}"), payload };
-    engine.load_adapter(NAME, source, wardrobe_engine::LoadOptions::default())?;
+    engine.load_adapter(NAME, source, LoadOptions { replace: true, ..LoadOptions::default() })?;
     Ok(())
 }
 
