@@ -62,18 +62,19 @@ DEVICE void store_output(const GemvTarget& target, int row, int feature, float s
 // pairs.
 
 #ifndef WARDROBE_HOST
-// The 16 or 8 bytes at `from`, or zeros; without a branch, so that all loads of a unit go out before any is waited for.
+// The 16 or 8 bytes at `from`, or zeros; without a branch, so that all loads of a unit go out before any is waited for. Volatile, so
+// that none comes before wait_for_inputs; and through no read-only path, since x may be written when this kernel is on the card.
 DEVICE Packed<u32> load16_if(bool wanted, const void* from) {
     Packed<u32> r;
-    asm("{\n.reg .pred p;\nsetp.ne.u32 p, %5, 0;\nmov.u32 %0, 0;\nmov.u32 %1, 0;\nmov.u32 %2, 0;\nmov.u32 %3, 0;\n"
-        "@p ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
+    asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %5, 0;\nmov.u32 %0, 0;\nmov.u32 %1, 0;\nmov.u32 %2, 0;\nmov.u32 %3, 0;\n"
+        "@p ld.global.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
         : "=&r"(r.at[0]), "=&r"(r.at[1]), "=&r"(r.at[2]), "=&r"(r.at[3])
         : "l"(from), "r"(u32(wanted)));
     return r;
 }
 DEVICE Words2 load8_if(bool wanted, const void* from) {
     Words2 r;
-    asm("{\n.reg .pred p;\nsetp.ne.u32 p, %3, 0;\nmov.u32 %0, 0;\nmov.u32 %1, 0;\n@p ld.global.nc.v2.u32 {%0, %1}, [%2];\n}"
+    asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %3, 0;\nmov.u32 %0, 0;\nmov.u32 %1, 0;\n@p ld.global.v2.u32 {%0, %1}, [%2];\n}"
         : "=&r"(r.at[0]), "=&r"(r.at[1])
         : "l"(from), "r"(u32(wanted)));
     return r;
@@ -244,6 +245,7 @@ DEVICE void add_units(float (&acc)[TILES][ROW_TILES][4], const Weight& w, const 
         for (int i = 0; i < 2 * TILES; i++) next[i / 2][i % 2] = F::load(w, rows.starts[i / 2][i % 2], unit, c);
     };
     if (AHEAD && warp_idx() < units) load(warp_idx());
+    wait_for_inputs();
     for (int unit = warp_idx(); unit < units; unit += WARPS) {
         typename X::Piece x[X_BLOCKS][ROW_TILES];
         auto load_x = [&](int first) {
@@ -314,11 +316,28 @@ DEVICE void store_outputs(const GemvArgs& args, const GemvTarget& target, int fi
     }
 }
 
+// Bytes of a row in the plane of elements.
+DEVICE u32 element_row_bytes(const Weight& w) {
+    u32 cols = u32(w.cols);
+    if (w.format == WEIGHT_F16 || w.format == WEIGHT_BF16) return (cols + 7) / 8 * 16;
+    u32 units = (cols + 127) / 128;
+    return w.format == WEIGHT_Q8_0 || w.format == WEIGHT_F8 ? 128 * units : 64 * units;
+}
+
+// Asks for the first lines of a block's rows, one a thread: the memory is busy while the kernels ahead end.
+template <int FEATURES>
+DEVICE void prefetch_rows(const Weight& w, int first) {
+    constexpr int LINES = THREADS / FEATURES;
+    u32 row = u32(first) + threadIdx.x / LINES, at = threadIdx.x % LINES * LINE_BYTES, row_bytes = element_row_bytes(w);
+    if (row < u32(w.rows) && at < row_bytes) prefetch_line(w.elements + u64(row) * row_bytes + at);
+}
+
 template <class F, int TILES, int ROW_TILES>
 DEVICE void gemv(const GemvArgs& args) {
     Place place = place_of_block(args, 16 * TILES);
     const GemvTarget& target = args.targets[place.target];
     const Weight w = target.weight;
+    prefetch_rows<16 * TILES>(w, place.first);
     LaneRows<TILES, ROW_TILES> rows = lane_rows<F, TILES, ROW_TILES>(args, w, place.first);
     float acc[TILES][ROW_TILES][4] = {};
     if (ROW_TILES > 1 || args.x_type == BF16) {
@@ -341,10 +360,10 @@ DEVICE void gemv(const GemvArgs& args) {
 }
 
 #define GEMV(name, Format)                                                                   \
-    KERNEL_RESIDENT(gemv_##name##_16x8, GemvArgs, THREADS, 3) { gemv<Format, 1, 1>(args); }  \
-    KERNEL_RESIDENT(gemv_##name##_32x8, GemvArgs, THREADS, 2) { gemv<Format, 2, 1>(args); }  \
-    KERNEL_RESIDENT(gemv_##name##_32x16, GemvArgs, THREADS, 2) { gemv<Format, 2, 2>(args); } \
-    KERNEL_RESIDENT(gemv_##name##_64x32, GemvArgs, THREADS, 1) { gemv<Format, 4, 4>(args); }
+    KERNEL_EARLY(gemv_##name##_16x8, GemvArgs, THREADS, 3) { gemv<Format, 1, 1>(args); }  \
+    KERNEL_EARLY(gemv_##name##_32x8, GemvArgs, THREADS, 2) { gemv<Format, 2, 1>(args); }  \
+    KERNEL_EARLY(gemv_##name##_32x16, GemvArgs, THREADS, 2) { gemv<Format, 2, 2>(args); } \
+    KERNEL_EARLY(gemv_##name##_64x32, GemvArgs, THREADS, 1) { gemv<Format, 4, 4>(args); }
 // All formats, or one: -DGEMV_FORMAT=number (WeightFormat), which takes an eighth of the time to compile.
 #ifndef GEMV_FORMAT
 #define GEMV_FORMAT -1

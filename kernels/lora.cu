@@ -152,10 +152,23 @@ DEVICE void load_inputs(float (&x)[INPUTS_PER_THREAD], const X* from, int len) {
     for (int i = 0; i < INPUTS_PER_THREAD; i++) x[i] = to_f32(from[min(int(threadIdx.x) + i * THREADS, len - 1)]);
 }
 
-KERNEL(lora_shrink, LoraArgs, THREADS) {
+// Asks for the lines of a part of a factor, all threads together.
+DEVICE void prefetch_part(const void* factor, u64 first_byte, u64 bytes) {
+    const u8* part = in_global(static_cast<const u8*>(factor)) + first_byte;
+    for (u64 at = threadIdx.x * LINE_BYTES; at < bytes; at += THREADS * LINE_BYTES) prefetch_line(part + at);
+}
+DEVICE u32 element_bytes(const LoraEntry& entry) { return entry.type == F32 ? 4 : 2; }
+
+KERNEL_EARLY(lora_shrink, LoraArgs, THREADS, 1) {
     SHARED(ShrinkRoom, room);
     const LoraTarget& target = args.targets[blockIdx.z];
     int begin = int(blockIdx.y) * args.split_len, len = min(args.cols - begin, args.split_len);
+    if (!args.list && blockIdx.x < u32(args.rows)) {
+        LoraEntry entry = lora_entry(args, target, args.slots[blockIdx.x]);
+        u64 input_bytes = u64(entry.rank) * element_bytes(entry);
+        if (entry.rank != 0) prefetch_part(entry.a, u32(begin) * input_bytes, u32(len) * input_bytes);
+    }
+    wait_for_inputs();
     int count = listed_rows(args);
     for (int i = blockIdx.x; i < count; i += gridDim.x) {
         int row = listed_row(args, i);
@@ -291,10 +304,17 @@ DEVICE void expand(const LoraArgs& args, const LoraTarget& target, const LoraEnt
     store_outputs(target, row, feature, out);
 }
 
-KERNEL(lora_expand, LoraArgs, THREADS) {
+KERNEL_EARLY(lora_expand, LoraArgs, THREADS, 1) {
     SHARED(ExpandRoom, room);
     const LoraTarget& target = args.targets[blockIdx.z];
-    if (int(blockIdx.y) * OUTPUTS >= target.features) return;
+    int first_output = int(blockIdx.y) * OUTPUTS, num_outputs = min(target.features - first_output, OUTPUTS);
+    if (!args.list && blockIdx.x < u32(args.rows) && num_outputs > 0) {
+        LoraEntry entry = lora_entry(args, target, args.slots[blockIdx.x]);
+        u64 output_bytes = u64(entry.rank) * element_bytes(entry);
+        if (entry.rank != 0) prefetch_part(entry.b, u32(first_output) * output_bytes, u32(num_outputs) * output_bytes);
+    }
+    wait_for_inputs();
+    if (num_outputs <= 0) return;
     int count = listed_rows(args);
     for (int i = blockIdx.x; i < count; i += gridDim.x) {
         int row = listed_row(args, i);

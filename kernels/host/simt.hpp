@@ -365,6 +365,11 @@ T max(T a, T b) {
     extern "C" size_t name##_args_bytes() { return sizeof(Args); }                                               \
     static void name##_body(const Args& args)
 #define KERNEL_RESIDENT(name, Args, threads, blocks) KERNEL(name, Args, threads)
+#define KERNEL_EARLY(name, Args, threads, blocks) KERNEL(name, Args, threads)
+// Kernels run one after the other here.
+inline void wait_for_inputs() {}
+// What is asked for ahead has to exist here: AddressSanitizer looks.
+inline void prefetch_line(const void* at) { (void)*static_cast<const volatile unsigned char*>(at); }
 
 inline float bits_to_f32(uint32_t bits) {
     float v;

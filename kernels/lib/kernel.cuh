@@ -13,12 +13,38 @@ typedef long long i64;
 #include "../host/simt.hpp"
 #else
 
+// From sm_90 on a kernel is on the card before those ahead of it in the stream have ended (programmatic dependent launch, CUDA C++
+// programming guide). It lets the next one come when all of its blocks run, and touches nothing that others write before
+// wait_for_inputs. Every kernel has to wait, if only at its end: who comes after it relies on that.
+__device__ __forceinline__ void wait_for_inputs() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+#define ENTRY_POINT(name, Args, bounds, begin)                              \
+    static __device__ __forceinline__ void name##_body(const Args& args);   \
+    extern "C" __global__ void bounds name(const __grid_constant__ Args args) { \
+        begin;                                                              \
+        name##_body(args);                                                  \
+    }                                                                       \
+    static __device__ __forceinline__ void name##_body(const Args& args)
 // KERNEL(name, Args, threads) { ... }: an entry point over one struct of arguments, `args`, for blocks of at most `threads`.
 #define KERNEL(name, Args, threads) \
-    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Args args)
+    ENTRY_POINT(name, Args, __launch_bounds__(threads), (let_next_begin(), wait_for_inputs()))
 // The same with no more registers than let `blocks` blocks be on a multiprocessor together.
 #define KERNEL_RESIDENT(name, Args, threads, blocks) \
-    extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Args args)
+    ENTRY_POINT(name, Args, __launch_bounds__(threads COMMA blocks), (let_next_begin(), wait_for_inputs()))
+// The same, but all of its threads call wait_for_inputs themselves, after what they can do before: a step's inputs, weights and
+// adapters are there all along.
+#define KERNEL_EARLY(name, Args, threads, blocks) \
+    ENTRY_POINT(name, Args, __launch_bounds__(threads COMMA blocks), let_next_begin())
+#define COMMA ,
 
 // A struct in the block's shared memory, whose contents are anything at first.
 #define SHARED(T, name)                                           \
@@ -47,6 +73,8 @@ DEVICE u16 f32_to_bf16(float v) {
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(v));
     return bits;
 }
+// Asks for a line of memory ahead, to the L2 cache. Never a fault; the address has to be the weight's or factor's own all the same.
+DEVICE void prefetch_line(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
 // exp2 of the special function unit; 2 ulp (PTX ISA, ex2.approx).
 DEVICE float exp2_fast(float v) {
     float r;
@@ -55,6 +83,7 @@ DEVICE float exp2_fast(float v) {
 }
 #endif
 
+#define LINE_BYTES 128
 #define WARP_LANES 32
 #define FULL_WARP 0xffffffffu
 #define INFINITY_F32 bits_to_f32(0x7f800000u)

@@ -14,7 +14,7 @@ const TARGETS: usize = 3;
 /// Inputs of a split where rows go one by one.
 const SPLIT_LEN: usize = 512;
 /// Rows of a step from which on runs are looked for.
-const MIN_ROWS_WITH_RUNS: usize = 64;
+const MIN_ROWS_WITH_RUNS: usize = 160;
 /// Rows from which on a run is worth a tile of its own.
 const LONG_RUN: usize = 8;
 /// Rows of a tile, and ranks of a slab, of `lora_mma.cu`.
@@ -25,17 +25,26 @@ const BLOCK_FEATURES: usize = 256;
 /// Blocks for rows in the list, of which nobody knows how many there are.
 const LISTED_ROWS: usize = 64;
 
+/// Layers whose products with A are queued: what is to be queued once the layers themselves are.
+#[derive(Debug)]
+pub(crate) struct Shrunk {
+    by_row: LoraArgs,
+    by_run: Option<LoraArgs>,
+    num_rows: usize,
+}
+
 impl CudaOps {
-    /// Adds the adapters' part to what the layers gave.
-    pub(crate) fn queue_lora(
+    /// Queues the products with A. They need nothing of the layers, and go first: while they run, the layers' kernels come to the
+    /// card and ask for their weights.
+    pub(crate) fn queue_shrink(
         &mut self,
         x: &Tensor,
         targets: &[LinearTarget<'_>],
         lora: &LoraBatch<'_>,
-    ) -> Result<()> {
+    ) -> Result<Vec<Shrunk>> {
         let adapted: Vec<&LinearTarget<'_>> = targets.iter().filter(|t| t.module.is_some()).collect();
         if adapted.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let (driver, stream) = (self.driver().clone(), self.stream());
         let is_recording = self.is_recording();
@@ -43,6 +52,7 @@ impl CudaOps {
         if entries.has_grown {
             self.forget();
         }
+        let mut groups = Vec::new();
         let mut rest = adapted.as_slice();
         while let Some(first) = rest.first() {
             // What reads the same goes together.
@@ -69,12 +79,24 @@ impl CudaOps {
                 max_rank: int(entries.max_rank),
                 long_run: int(LONG_RUN),
             };
-            self.queue_group(args)?;
+            groups.push(args);
         }
-        Ok(())
+        let mut start = 0;
+        let plans: Vec<(Shrunk, usize)> = groups
+            .into_iter()
+            .map(|args| {
+                let (shrunk, bytes) = self.plan_group(args);
+                let at = start;
+                start += bytes.next_multiple_of(256);
+                (shrunk, at)
+            })
+            .collect();
+        let room = self.room(Room::Lora, start)?;
+        plans.into_iter().map(|(shrunk, at)| self.shrink_group(shrunk.at(room.offset(at)))).collect()
     }
 
-    fn queue_group(&mut self, args: LoraArgs) -> Result<()> {
+    /// How a group is cut, and the bytes of room that it needs.
+    fn plan_group(&self, args: LoraArgs) -> (Shrunk, usize) {
         let (rows, cols) = (args.rows as usize, args.cols as usize);
         let (num_targets, max_rank) = (args.num_targets as usize, args.max_rank as usize);
         let by_row = LoraArgs {
@@ -83,27 +105,53 @@ impl CudaOps {
             ..args
         };
         let with_runs = rows >= MIN_ROWS_WITH_RUNS && !self.is_deterministic();
-        let by_run = if with_runs { self.cut_runs(args) } else { by_row };
-        let splits = by_row.splits.max(by_run.splits) as usize;
-        let low_bytes = 4 * splits * rows * num_targets * max_rank;
-        let room = self.room(Room::Lora, low_bytes + 4 * (1 + rows))?;
-        let list = if with_runs { room.offset(low_bytes) } else { DevicePtr::NULL };
-        let by_row = LoraArgs { low: room, list, ..by_row };
-        let mut num_rows = rows;
-        if with_runs {
-            self.queue_runs(&LoraArgs { low: room, ..by_run }, list)?;
-            num_rows = rows.min(LISTED_ROWS);
+        let by_run = with_runs.then(|| self.cut_runs(args));
+        let splits = by_run.map_or(0, |by_run| by_run.splits).max(by_row.splits) as usize;
+        let num_rows = if with_runs { rows.min(LISTED_ROWS) } else { rows };
+        (Shrunk { by_row, by_run, num_rows }, 4 * splits * rows * num_targets * max_rank + 4 * (1 + rows))
+    }
+
+    fn shrink_group(&mut self, shrunk: Shrunk) -> Result<Shrunk> {
+        let Shrunk { by_row, by_run, .. } = &shrunk;
+        if let Some(by_run) = by_run {
+            let tiles = (by_run.rows as usize).div_ceil(TILE_ROWS);
+            let shrink = self.kernels().get::<LoraArgs>("lora_mma", "lora_shrink_mma", 0)?;
+            let short = self.kernels().get::<ShortRowsArgs>("lora", "lora_short_rows", 0)?;
+            let slabs = (run_blocks(by_run) / tiles.max(1)) as u32;
+            let launch =
+                Launch { grid: [tiles as u32, by_run.splits as u32, slabs], block: 128, shared_bytes: 0 };
+            let LoraArgs { slots, rows, long_run, .. } = *by_run;
+            let short_args = ShortRowsArgs { slots, list: by_row.list, rows, long_run };
+            let (driver, stream) = (self.driver().as_ref(), self.stream());
+            // SAFETY: operands are as `Ops` promises; the kernels get what their comments ask for.
+            unsafe {
+                short.launch(driver, stream, blocks(1, 1024), &short_args)?;
+                shrink.launch(driver, stream, launch, by_run)?;
+            }
         }
         let shrink = self.kernels().get::<LoraArgs>("lora", "lora_shrink", 0)?;
-        let expand = self.kernels().get::<LoraArgs>("lora", "lora_expand", 0)?;
-        let grid = |y: usize| [num_rows as u32, y as u32, num_targets as u32];
-        let launch = |y| Launch { grid: grid(y), block: 128, shared_bytes: 0 };
-        let (driver, stream) = (self.driver().as_ref(), self.stream());
-        // SAFETY: operands are as `Ops` promises; the kernels get what their comments ask for.
-        unsafe {
-            shrink.launch(driver, stream, launch(by_row.splits as usize), &by_row)?;
-            expand.launch(driver, stream, launch(feature_blocks(&args)), &by_row)
+        let launch = shrunk.launch_by_row(by_row.splits as usize);
+        // SAFETY: as above.
+        unsafe { shrink.launch(self.driver().as_ref(), self.stream(), launch, by_row)? };
+        Ok(shrunk)
+    }
+
+    /// Adds the adapters' part to what the layers gave.
+    pub(crate) fn queue_expand(&mut self, shrunk: &Shrunk) -> Result<()> {
+        let Shrunk { by_row, by_run, .. } = shrunk;
+        let features = feature_blocks(by_row);
+        if let Some(by_run) = by_run {
+            let tiles = (by_run.rows as usize).div_ceil(TILE_ROWS);
+            let expand = self.kernels().get::<LoraArgs>("lora_mma", "lora_expand_mma", 0)?;
+            let grid = [tiles as u32, features as u32, by_run.num_targets as u32];
+            let launch = Launch { grid, block: 256, shared_bytes: 0 };
+            // SAFETY: as above.
+            unsafe { expand.launch(self.driver().as_ref(), self.stream(), launch, by_run)? };
         }
+        let expand = self.kernels().get::<LoraArgs>("lora", "lora_expand", 0)?;
+        let launch = shrunk.launch_by_row(features);
+        // SAFETY: as above.
+        unsafe { expand.launch(self.driver().as_ref(), self.stream(), launch, by_row) }
     }
 
     /// How the inputs are cut for runs: enough blocks for the card, and no more parts to add up than that takes.
@@ -117,29 +165,25 @@ impl CudaOps {
             ..args
         }
     }
+}
 
-    fn queue_runs(&mut self, args: &LoraArgs, list: DevicePtr) -> Result<()> {
-        let file = "lora_mma";
-        let tiles = (args.rows as usize).div_ceil(TILE_ROWS);
-        let shrink = self.kernels().get::<LoraArgs>(file, "lora_shrink_mma", 0)?;
-        let expand = self.kernels().get::<LoraArgs>(file, "lora_expand_mma", 0)?;
-        let short = self.kernels().get::<ShortRowsArgs>("lora", "lora_short_rows", 0)?;
-        let slabs = (run_blocks(args) / tiles.max(1)) as u32;
-        let shrink_launch =
-            Launch { grid: [tiles as u32, args.splits as u32, slabs], block: 128, shared_bytes: 0 };
-        let expand_launch = Launch {
-            grid: [tiles as u32, feature_blocks(args) as u32, args.num_targets as u32],
-            block: 256,
-            shared_bytes: 0,
-        };
-        let short_args = ShortRowsArgs { slots: args.slots, list, rows: args.rows, long_run: args.long_run };
-        let (driver, stream) = (self.driver().as_ref(), self.stream());
-        // SAFETY: as above.
-        unsafe {
-            short.launch(driver, stream, blocks(1, 1024), &short_args)?;
-            shrink.launch(driver, stream, shrink_launch, args)?;
-            expand.launch(driver, stream, expand_launch, args)
+impl Shrunk {
+    /// The same with its room at this place.
+    fn at(self, room: DevicePtr) -> Self {
+        let Shrunk { by_row, by_run, num_rows } = self;
+        let splits = by_run.map_or(0, |by_run| by_run.splits).max(by_row.splits);
+        let low = [splits, by_row.rows, by_row.num_targets, by_row.max_rank].map(|n| n as usize);
+        let list = by_run.map_or(DevicePtr::NULL, |_| room.offset(4 * low.iter().product::<usize>()));
+        Shrunk {
+            by_row: LoraArgs { low: room, list, ..by_row },
+            by_run: by_run.map(|by_run| LoraArgs { low: room, ..by_run }),
+            num_rows,
         }
+    }
+
+    fn launch_by_row(&self, blocks: usize) -> Launch {
+        let grid = [self.num_rows as u32, blocks as u32, self.by_row.num_targets as u32];
+        Launch { grid, block: 128, shared_bytes: 0 }
     }
 }
 

@@ -213,11 +213,12 @@ impl Ops for CudaOps {
         lora: Option<&LoraBatch<'_>>,
     ) -> Result<()> {
         self.flush()?;
+        let shrunk = match lora {
+            Some(lora) => self.queue_shrink(x, targets, lora)?,
+            None => Vec::new(),
+        };
         self.queue_linear(x, targets)?;
-        match lora {
-            Some(lora) => self.queue_lora(x, targets, lora),
-            None => Ok(()),
-        }
+        shrunk.iter().try_for_each(|group| self.queue_expand(group))
     }
 
     unsafe fn rope(

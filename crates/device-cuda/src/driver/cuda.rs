@@ -244,6 +244,9 @@ impl CudaDriver {
 /// The oldest cards that the kernels are written for: Ampere.
 pub const MIN_CAPABILITY: (u32, u32) = (8, 0);
 
+/// From here on kernels may be launched before those ahead of them have ended.
+const DEPENDENT_LAUNCH: (u32, u32) = (9, 0);
+
 /// A stream that does not wait for the default one.
 const NON_BLOCKING: u32 = 1;
 
@@ -444,21 +447,28 @@ impl Driver for CudaDriver {
         let [x, y, z] = launch.grid;
         // The one parameter is the struct itself, which the driver copies.
         let mut parameters = [args.as_ptr().cast_mut().cast::<c_void>()];
+        // It may come to the card before the kernels ahead of it have ended: `wait_for_inputs` in kernel.cuh.
+        let mut early = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID_enum::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: Default::default(),
+            value: sys::CUlaunchAttributeValue_union { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: launch.block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared_bytes,
+            hStream: stream.0 as sys::CUstream,
+            attrs: &raw mut early,
+            numAttrs: u32::from(self.card.capability >= DEPENDENT_LAUNCH),
+        };
+        let function = function.0 as sys::CUfunction;
         // SAFETY: the caller's.
         unsafe {
-            call!(cuLaunchKernel(
-                function.0 as sys::CUfunction,
-                x,
-                y,
-                z,
-                launch.block,
-                1,
-                1,
-                launch.shared_bytes,
-                stream.0 as sys::CUstream,
-                parameters.as_mut_ptr(),
-                std::ptr::null_mut(),
-            ))
+            call!(cuLaunchKernelEx(&raw const config, function, parameters.as_mut_ptr(), std::ptr::null_mut()))
         }
     }
 

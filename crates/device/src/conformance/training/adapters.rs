@@ -183,8 +183,14 @@ pub(in crate::conformance) fn dropout(subject: &Subject) {
     let (whole, d_x) = run(&[20, 10], &[3, 8], &x, &seed, dropout(1));
     // The same example in another step: the same values are left out.
     let (alone, d_alone) = run(&[10], &[8], &x[20 * cols..], &seed[20 * out..], dropout(1));
-    assert_eq!(bits(&whole[20 * out..]), bits(&alone));
-    assert_eq!(bits(&d_x[20 * cols..]), bits(&d_alone));
+    for (beside, alone) in [(&whole[20 * out..], &alone), (&d_x[20 * cols..], &d_alone)] {
+        if subject.promises.batch_invariant {
+            assert_eq!(bits(beside), bits(alone));
+        }
+        // A value that one of the two leaves out would be off by far more.
+        let largest = alone.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+        assert!(beside.iter().zip(alone).all(|(a, b)| (a - b).abs() <= 1e-4 * largest), "other values are left out");
+    }
     let (other, _) = run(&[10], &[8], &x[20 * cols..], &seed[20 * out..], dropout(2));
     assert_ne!(alone, other, "another step leaves out other values");
     // With the mask fixed the layer is linear: a large step in x shows the gradient.
