@@ -32,7 +32,10 @@ NATIVE = {
 }
 # A -> B: A may use B.
 ARROWS = {
-    "wardrobe": {"batch", "data", "device", "engine", "eval", "formats", "grammar", "hub", "models", "server", "text", "train"},
+    "wardrobe": {
+        "batch", "data", "device", "device-cuda", "engine", "eval", "formats", "grammar", "hub", "models", "server", "text",
+        "train",
+    },
     "server": {"batch", "engine", "grammar", "text"},
     "data": {"text"},
     "eval": {"engine"},
@@ -41,6 +44,7 @@ ARROWS = {
     "batch": set(),
     "train": {"data", "device", "formats", "models", "text"},
     "device": set(),
+    "device-cuda": {"device"},
     "formats": set(),
     "grammar": {"text"},
     "hub": set(),

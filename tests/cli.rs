@@ -188,7 +188,9 @@ fn doctor_never_shows_a_token() {
     let text = format!("{}{}", stdout(&output), stderr(&output));
     assert!(output.status.success(), "{text}");
     assert!(text.contains("a token in HF_TOKEN") && !text.contains("secretsecret"), "{text}");
-    assert!(text.contains("no CUDA device") && text.contains("no model is in the cache"), "{text}");
+    // Without a GPU it says why; with one, which.
+    assert!(text.contains("; the CPU computes") || text.contains("compute capability"), "{text}");
+    assert!(text.contains("no model is in the cache"), "{text}");
 }
 
 #[cfg(unix)]

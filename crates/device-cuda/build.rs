@@ -10,7 +10,7 @@ use std::{env, fs};
 /// What machine code is made for; the twin of `ARCHITECTURES` in `src/source.rs`, which the tests compile.
 const ARCHITECTURES: [&str; 6] = ["80", "86", "89", "90a", "100", "120"];
 
-fn main() {
+fn main() -> Result<(), String> {
     for variable in ["WARDROBE_NVCC", "CUDA_HOME", "CUDA_PATH"] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
@@ -26,12 +26,12 @@ fn main() {
     if let Some(nvcc) = nvcc() {
         for file in &files {
             let fatbin = out.join(format!("{}.fatbin", file.replace('/', "-")));
-            compile(&nvcc, &kernels.join(format!("{file}.cu")), &fatbin);
+            compile(&nvcc, &kernels.join(format!("{file}.cu")), &fatbin)?;
             let _ = writeln!(text, "    ({file:?}, include_bytes!({fatbin:?})),");
         }
     }
     text.push_str("];\n");
-    fs::write(out.join("sources.rs"), text).unwrap_or_else(|e| panic!("sources.rs: {e}"));
+    fs::write(out.join("sources.rs"), text).map_err(|e| format!("sources.rs: {e}"))
 }
 
 /// Names of a folder's files without their ending, in order.
@@ -72,13 +72,16 @@ fn nvcc() -> Option<PathBuf> {
     in_homes.chain(in_path).chain([usual]).find(|nvcc| nvcc.exists())
 }
 
-fn compile(nvcc: &Path, file: &Path, fatbin: &Path) {
+fn compile(nvcc: &Path, file: &Path, fatbin: &Path) -> Result<(), String> {
     let mut command = Command::new(nvcc);
     command.args(["-std=c++17", "-O3", "--fatbin", "-Xfatbin", "-compress-all", "-t", "0"]);
     for arch in ARCHITECTURES {
         command.arg(format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
     }
     let output = command.arg("-o").arg(fatbin).arg(file).output();
-    let output = output.unwrap_or_else(|e| panic!("{}: {e}", nvcc.display()));
-    assert!(output.status.success(), "{}: {}", file.display(), String::from_utf8_lossy(&output.stderr));
+    let output = output.map_err(|e| format!("{}: {e}", nvcc.display()))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!("{}: {}", file.display(), String::from_utf8_lossy(&output.stderr)))
 }

@@ -101,7 +101,13 @@ impl SlotTables {
                 // SAFETY: ours, with these bytes.
                 unsafe { driver.clear(stream, entries.ptr(), bytes)? };
                 let (versions, held) = (vec![0; num_slots], vec![None; num_slots]);
-                self.tables.push(SlotTable { of: of.clone(), entries, versions, held, max_rank: MIN_RANK_BOUND });
+                self.tables.push(SlotTable {
+                    of: of.clone(),
+                    entries,
+                    versions,
+                    held,
+                    max_rank: MIN_RANK_BOUND,
+                });
                 self.tables.len() - 1
             }
         };

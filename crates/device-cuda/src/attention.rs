@@ -1,11 +1,11 @@
 //! RoPE, the paged cache, and attention over it.
 
-use wardrobe_device::{BLOCK_SIZE, DType, DeviceError, KvLayer, PagedAttention, Result, RopeTables, Step, Tensor};
+use wardrobe_device::{
+    BLOCK_SIZE, DType, DeviceError, KvLayer, PagedAttention, Result, RopeTables, Step, Tensor,
+};
 
 use crate::driver::{DevicePtr, Launch};
-use crate::kernels::{
-    AttentionArgs, DecodeArgs, KvWriteArgs, RopeArgs, RopeKvArgs, element_type,
-};
+use crate::kernels::{AttentionArgs, DecodeArgs, KvWriteArgs, RopeArgs, RopeKvArgs, element_type};
 use crate::memory::DeviceMemory;
 use crate::ops::{CudaOps, Room, addr, int};
 
@@ -245,9 +245,7 @@ impl CudaOps {
             head_dim: int(head_dim),
         };
         // SAFETY: as above.
-        unsafe {
-            kernel.launch(self.driver().as_ref(), self.stream(), rope_launch(rows, 2 * pieces), &write)
-        }
+        unsafe { kernel.launch(self.driver().as_ref(), self.stream(), rope_launch(rows, 2 * pieces), &write) }
     }
 
     /// See [`wardrobe_device::Ops::paged_attention`].

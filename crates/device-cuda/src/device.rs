@@ -4,9 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use wardrobe_device::{
-    DType, Device, DeviceError, HostTensor, Memory, Ops, Result, Weight,
-};
+use wardrobe_device::{DType, Device, DeviceError, HostTensor, Memory, Ops, Result, Weight};
 
 use crate::driver::cuda::CudaDriver;
 use crate::driver::{Card, Driver, Image, MemoryInfo, Stream};
@@ -24,6 +22,8 @@ pub struct CudaOptions {
     pub ordinal: usize,
     /// A row's results do not depend on what else is in its step: one algorithm for each layer, our own.
     pub deterministic: bool,
+    /// Matrices of floats are rounded to 8 bits (e4m3, with a scale a row) when they are loaded; quantised ones stay as they are.
+    pub fp8_weights: bool,
     /// Folder where compiled kernels are kept.
     pub cache: Option<PathBuf>,
 }
@@ -34,6 +34,7 @@ pub(crate) struct Cuda {
     pub(crate) driver: Arc<dyn Driver>,
     pub(crate) kernels: Kernels,
     pub(crate) deterministic: bool,
+    pub(crate) fp8_weights: bool,
     /// Where weights are uploaded and read.
     transfers: Mutex<Transfers>,
 }
@@ -88,6 +89,7 @@ impl CudaDevice {
             kernels: Kernels::new(driver.clone()),
             driver,
             deterministic: options.deterministic,
+            fp8_weights: options.fp8_weights,
             transfers: Mutex::new(transfers),
         };
         Ok(CudaDevice { cuda: Arc::new(cuda) })

@@ -29,6 +29,6 @@ mod survey;
 mod weight;
 
 pub use device::{CudaDevice, CudaOptions};
-pub use measure::CardLimits;
 pub use libraries::ENV as LIBRARIES_ENV;
+pub use measure::CardLimits;
 pub use survey::Survey;

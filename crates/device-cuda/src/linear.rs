@@ -8,8 +8,8 @@ use wardrobe_device::{DType, LinearTarget, Result, Tensor, Weight, WeightFormat}
 
 use crate::driver::{Addend, DevicePtr, Gemm, GemmOperands, GemmType, Launch};
 use crate::kernels::{
-    ConvertArgs, DequantiseArgs, EmbedArgs, GemmArgs, GemmF32Args, GemvArgs, GemvTarget, WeightArg, blocks,
-    element_type,
+    ConvertArgs, DequantiseArgs, EmbedArgs, GemmArgs, GemmF32Args, GemvAdapters, GemvArgs, GemvTarget,
+    WeightArg, blocks, element_type,
 };
 use crate::ops::{CudaOps, Room, addr, addr_or_null, int};
 use crate::planes::PlaneFormat;
@@ -22,6 +22,9 @@ const GEMV_ROWS: usize = 16;
 const GEMV_ROWS_QUANTISED: usize = 32;
 /// Rows that it takes of F32 weights.
 const GEMV_ROWS_F32: usize = 8;
+/// Largest rank whose update `gemv` adds itself, and a layer that no adapter touches.
+const MAX_FUSED_RANK: usize = 64;
+const NO_MODULE: u32 = u32::MAX;
 /// Largest panel of a dequantised weight.
 const PANEL_BYTES: usize = 64 << 20;
 /// What the vendor's library may use; its documentation asks for 32 MiB on Hopper.
@@ -90,23 +93,46 @@ impl CudaOps {
         }
     }
 
-    /// The layers without their adapters.
-    pub(crate) fn queue_linear(&mut self, x: &Tensor, targets: &[LinearTarget<'_>]) -> Result<()> {
+    /// Whether `gemv` computes a layer of so many rows.
+    fn takes_gemv(&self, rows: usize, format: PlaneFormat) -> bool {
+        let max_rows = match format {
+            PlaneFormat::F32 => GEMV_ROWS_F32,
+            format if format.is_quantised() => GEMV_ROWS_QUANTISED,
+            _ => GEMV_ROWS,
+        };
+        rows <= max_rows && !self.is_deterministic()
+    }
+
+    /// Whether `gemv` can add the adapters' part to these layers itself.
+    pub(crate) fn fuses_adapters(&self, rows: usize, targets: &[LinearTarget<'_>], max_rank: usize) -> bool {
+        let fuses = |target: &LinearTarget<'_>| {
+            CudaWeight::of(target.weight).is_ok_and(|weight| {
+                weight.format() != PlaneFormat::F32 && self.takes_gemv(rows, weight.format())
+            })
+        };
+        max_rank <= MAX_FUSED_RANK && targets.iter().filter(|target| target.module.is_some()).all(fuses)
+    }
+
+    /// The layers without their adapters, or with those whose products with A are there.
+    pub(crate) fn queue_linear(
+        &mut self,
+        x: &Tensor,
+        targets: &[LinearTarget<'_>],
+        adapters: GemvAdapters,
+    ) -> Result<()> {
         let rows = x.shape().rows();
         let mut rest = targets;
         while let Some(first) = rest.first() {
             // Neighbours of one format go together.
             let format = CudaWeight::of(first.weight)?.format();
-            let same = rest.iter().take_while(|t| CudaWeight::of(t.weight).is_ok_and(|w| w.format() == format));
+            let same =
+                rest.iter().take_while(|t| CudaWeight::of(t.weight).is_ok_and(|w| w.format() == format));
             let (group, others) = rest.split_at(same.count().clamp(1, GEMV_TARGETS));
             rest = others;
-            let max_rows = match format {
-                PlaneFormat::F32 => GEMV_ROWS_F32,
-                format if format.is_quantised() => GEMV_ROWS_QUANTISED,
-                _ => GEMV_ROWS,
-            };
-            if rows <= max_rows && !self.is_deterministic() {
-                self.queue_gemv(x, group)?;
+            if self.takes_gemv(rows, format) {
+                let before = targets.len() - rest.len() - group.len();
+                let adapted = targets.iter().take(before).filter(|target| target.module.is_some()).count();
+                self.queue_gemv(x, group, adapters, adapted)?;
             } else {
                 group.iter().try_for_each(|target| self.queue_gemm(x, target))?;
             }
@@ -114,7 +140,14 @@ impl CudaOps {
         Ok(())
     }
 
-    fn queue_gemv(&mut self, x: &Tensor, group: &[LinearTarget<'_>]) -> Result<()> {
+    /// `first_low` is how many adapted layers come before these.
+    fn queue_gemv(
+        &mut self,
+        x: &Tensor,
+        group: &[LinearTarget<'_>],
+        adapters: GemvAdapters,
+        first_low: usize,
+    ) -> Result<()> {
         let op = "linear";
         let (rows, cols) = (x.shape().rows(), x.shape().row_len());
         let Some(first) = group.first() else { return Ok(()) };
@@ -122,17 +155,17 @@ impl CudaOps {
         let is_f32 = format == PlaneFormat::F32;
         // Beyond 8 rows, x has to be BF16.
         let x_type = if is_f32 || rows <= 8 { x.dtype() } else { DType::BF16 };
-        let matrix = if is_f32 {
-            Matrix { at: addr(op, "x", x)?, stride: cols }
-        } else {
-            self.matrix_of(x, x_type)?
-        };
+        let matrix =
+            if is_f32 { Matrix { at: addr(op, "x", x)?, stride: cols } } else { self.matrix_of(x, x_type)? };
         let none = GemvTarget {
             weight: WeightArg::NONE,
             bias: DevicePtr::NULL,
             residual: DevicePtr::NULL,
             out: DevicePtr::NULL,
+            module: NO_MODULE,
+            low_target: 0,
         };
+        let mut low_target = first_low;
         let mut own = [none; GEMV_TARGETS];
         let mut features = 0;
         for (to, target) in own.iter_mut().zip(group) {
@@ -141,7 +174,10 @@ impl CudaOps {
                 bias: addr_or_null(op, "bias", target.bias)?,
                 residual: addr_or_null(op, "residual", target.residual)?,
                 out: addr(op, "out", target.out)?,
+                module: target.module.map_or(NO_MODULE, |module| module.0),
+                low_target: int(low_target),
             };
+            low_target += usize::from(target.module.is_some());
             features += target.weight.rows();
         }
         let multiprocessors = self.driver().card().num_multiprocessors as usize;
@@ -160,6 +196,7 @@ impl CudaOps {
             rows: int(rows),
             x_stride: int(matrix.stride),
             x_type: element_type(x_type),
+            adapters,
         };
         let num_blocks: usize = group.iter().map(|target| target.weight.rows().div_ceil(of_block)).sum();
         let kernel = self.kernels().get::<GemvArgs>("gemv", name, 0)?;

@@ -175,8 +175,11 @@ impl Loader {
         if FATBINS.is_empty() && architecture.is_none() {
             let (major, minor) = capability;
             let what = match &compiler {
-                None => "CUDA: NVRTC (libnvrtc) was not found, and this program has no kernels built in".to_owned(),
-                Some(c) => format!("compute capability {major}.{minor}: NVRTC {:?} does not know it", c.version),
+                None => "CUDA: NVRTC (libnvrtc) was not found, and this program has no kernels built in"
+                    .to_owned(),
+                Some(c) => {
+                    format!("compute capability {major}.{minor}: NVRTC {:?} does not know it", c.version)
+                }
             };
             return Err(DeviceError::Unsupported { device: "this machine".to_owned(), what });
         }

@@ -6,7 +6,7 @@
 use wardrobe_device::{LinearTarget, LoraBatch, Result, Tensor};
 
 use crate::driver::{DevicePtr, Launch};
-use crate::kernels::{LoraArgs, LoraTarget, ShortRowsArgs, blocks, element_type};
+use crate::kernels::{GemvAdapters, LoraArgs, LoraTarget, ShortRowsArgs, blocks, element_type};
 use crate::ops::{CudaOps, Room, addr, addr_or_null, int};
 
 /// Layers of one launch.
@@ -99,11 +99,7 @@ impl CudaOps {
     fn plan_group(&self, args: LoraArgs) -> (Shrunk, usize) {
         let (rows, cols) = (args.rows as usize, args.cols as usize);
         let (num_targets, max_rank) = (args.num_targets as usize, args.max_rank as usize);
-        let by_row = LoraArgs {
-            splits: int(cols.div_ceil(SPLIT_LEN)),
-            split_len: int(SPLIT_LEN),
-            ..args
-        };
+        let by_row = LoraArgs { splits: int(cols.div_ceil(SPLIT_LEN)), split_len: int(SPLIT_LEN), ..args };
         let with_runs = rows >= MIN_ROWS_WITH_RUNS && !self.is_deterministic();
         let by_run = with_runs.then(|| self.cut_runs(args));
         let splits = by_run.map_or(0, |by_run| by_run.splits).max(by_row.splits) as usize;
@@ -159,15 +155,20 @@ impl CudaOps {
         let multiprocessors = self.driver().card().num_multiprocessors as usize;
         let wanted = (2 * multiprocessors).div_ceil(run_blocks(&args));
         let split_len = (args.cols as usize).div_ceil(wanted.max(1)).max(256).next_multiple_of(32);
-        LoraArgs {
-            splits: int((args.cols as usize).div_ceil(split_len)),
-            split_len: int(split_len),
-            ..args
-        }
+        LoraArgs { splits: int((args.cols as usize).div_ceil(split_len)), split_len: int(split_len), ..args }
     }
 }
 
 impl Shrunk {
+    /// What `gemv` needs to add the update itself, unless runs of rows were taken apart.
+    pub(crate) fn fused(&self) -> Option<GemvAdapters> {
+        let LoraArgs { entries, slots, scales, low, num_modules, num_targets, splits, max_rank, .. } =
+            self.by_row;
+        let adapters =
+            GemvAdapters { entries, slots, scales, low, num_modules, num_targets, splits, max_rank };
+        self.by_run.is_none().then_some(adapters)
+    }
+
     /// The same with its room at this place.
     fn at(self, room: DevicePtr) -> Self {
         let Shrunk { by_row, by_run, num_rows } = self;

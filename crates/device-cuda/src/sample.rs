@@ -116,9 +116,10 @@ fn logprobs(bytes: &[u8], places: ReportPlaces, row: usize, questions: &Question
     let result = places.results.0 + 12 * row;
     let top = places.top.0 + 8 * questions.max_top as usize * row;
     let num_top = word(bytes, result + 8) as usize;
-    let asked = questions.params.get(row).map_or(0..0, |p| {
-        p.asked_start as usize..(p.asked_start + p.asked_len) as usize
-    });
+    let asked = questions
+        .params
+        .get(row)
+        .map_or(0..0, |p| p.asked_start as usize..(p.asked_start + p.asked_len) as usize);
     TokenLogprobs {
         logprob: float(bytes, result),
         rank: word(bytes, result + 4),
@@ -200,20 +201,23 @@ impl CudaOps {
             kernel.launch(self.driver().as_ref(), self.stream(), blocks(rows.len(), THREADS), &args)?;
         }
         if has_reports {
-            self.queue_report(&ReportArgs {
-                logits: args.logits,
-                tokens: at(results),
-                params: at(report_params),
-                masks: at(masks),
-                asked: at(asked),
-                results: at(places.results),
-                top: at(places.top),
-                asked_logprobs: at(places.asked),
-                vocab: int(vocab),
-                token_stride: 2,
-                max_top: questions.max_top as i32,
-                padding: 0,
-            }, rows.len())?;
+            self.queue_report(
+                &ReportArgs {
+                    logits: args.logits,
+                    tokens: at(results),
+                    params: at(report_params),
+                    masks: at(masks),
+                    asked: at(asked),
+                    results: at(places.results),
+                    top: at(places.top),
+                    asked_logprobs: at(places.asked),
+                    vocab: int(vocab),
+                    token_stride: 2,
+                    max_top: questions.max_top as i32,
+                    padding: 0,
+                },
+                rows.len(),
+            )?;
         }
         let end = if has_reports { answers_end } else { results.0 + 8 * rows.len() };
         let bytes = self.answers(room, results, end)?;
@@ -234,9 +238,11 @@ impl CudaOps {
         if rows.is_empty() {
             return Ok(Vec::new());
         }
-        let questions = Questions::of(
-            rows.iter().map(|row| Wanted { top: row.top, is_wanted: true, ..Wanted::default() }),
-        )?;
+        let questions = Questions::of(rows.iter().map(|row| Wanted {
+            top: row.top,
+            is_wanted: true,
+            ..Wanted::default()
+        }))?;
         let mut upload = Upload::default();
         let params = upload.structs(&questions.params);
         let tokens: Vec<u32> = rows.iter().map(|row| row.target).collect();
@@ -247,20 +253,23 @@ impl CudaOps {
         let at = |place: Place| room.offset(place.0);
         // SAFETY: the room holds all parts.
         unsafe { self.driver().write(self.stream(), room, &upload.bytes)? };
-        self.queue_report(&ReportArgs {
-            logits: addr("logprobs", "logits", logits)?,
-            tokens: at(tokens),
-            params: at(params),
-            masks: room,
-            asked: room,
-            results: at(places.results),
-            top: at(places.top),
-            asked_logprobs: at(places.asked),
-            vocab: int(vocab),
-            token_stride: 1,
-            max_top: questions.max_top as i32,
-            padding: 0,
-        }, rows.len())?;
+        self.queue_report(
+            &ReportArgs {
+                logits: addr("logprobs", "logits", logits)?,
+                tokens: at(tokens),
+                params: at(params),
+                masks: room,
+                asked: room,
+                results: at(places.results),
+                top: at(places.top),
+                asked_logprobs: at(places.asked),
+                vocab: int(vocab),
+                token_stride: 1,
+                max_top: questions.max_top as i32,
+                padding: 0,
+            },
+            rows.len(),
+        )?;
         let bytes = self.answers(room, start, end)?;
         let relative = places.relative_to(start);
         Ok((0..rows.len()).map(|row| logprobs(&bytes, relative, row, &questions)).collect())
@@ -293,10 +302,6 @@ impl ReportPlaces {
     /// The same, counted from another place.
     fn relative_to(self, from: Place) -> Self {
         let relative = |place: Place| Place(place.0 - from.0);
-        ReportPlaces {
-            results: relative(self.results),
-            top: relative(self.top),
-            asked: relative(self.asked),
-        }
+        ReportPlaces { results: relative(self.results), top: relative(self.top), asked: relative(self.asked) }
     }
 }

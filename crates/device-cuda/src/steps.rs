@@ -132,7 +132,10 @@ mod tests {
                 let (own, padded) = (key(rows, blocks), padded(&key(rows, blocks)));
                 assert!(padded.num_rows >= own.num_rows && padded.max_blocks >= own.max_blocks, "{own:?}");
                 assert!(padded.is_one_row_a_sequence());
-                assert!(padded.num_rows <= own.num_rows + own.num_rows.div_ceil(3).max(7), "{own:?}: {padded:?}");
+                assert!(
+                    padded.num_rows <= own.num_rows + own.num_rows.div_ceil(3).max(7),
+                    "{own:?}: {padded:?}"
+                );
                 assert_eq!(super::padded(&padded), padded);
                 shapes.insert(padded);
             }

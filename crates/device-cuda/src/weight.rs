@@ -28,7 +28,10 @@ fn invalid<T>(op: &'static str, reason: String) -> Result<T> {
 
 impl CudaWeight {
     pub(crate) fn load(cuda: &Cuda, host: &HostTensor<'_>) -> Result<Self> {
-        let Some(Packed { layout, bytes }) = planes::pack(host.format, host.rows, host.cols, host.bytes) else {
+        let HostTensor { format, rows, cols, bytes } = *host;
+        let rounds = cuda.fp8_weights && !format.is_quantised();
+        let pack = if rounds { planes::pack_f8 } else { planes::pack };
+        let Some(Packed { layout, bytes }) = pack(format, rows, cols, bytes) else {
             return invalid("load_weight", format!("{host:?} is no whole number of blocks"));
         };
         Ok(CudaWeight { layout, memory: cuda.upload("a weight", &bytes)? })
@@ -110,7 +113,10 @@ impl CudaWeight {
         let rows = out.len() / cols;
         if !out.len().is_multiple_of(cols) || first_row.saturating_add(rows) > self.layout.rows {
             let of = (self.layout.rows, cols);
-            return invalid("dequantise_rows", format!("{} values from row {first_row} of {of:?}", out.len()));
+            return invalid(
+                "dequantise_rows",
+                format!("{} values from row {first_row} of {of:?}", out.len()),
+            );
         }
         let mut outs = out.chunks_exact_mut(cols);
         self.for_rows(cuda, first_row..first_row + rows, |_, row| {

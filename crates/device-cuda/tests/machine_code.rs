@@ -1,4 +1,5 @@
 //! Every kernel file compiles to machine code for every architecture. PTX would prove nothing: much of it is refused only later.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A test fails by panicking.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -49,7 +50,11 @@ fn every_kernel_compiles_for_every_architecture() {
                     }
                     let code = compiler.compile(file, architecture).unwrap_or_else(|e| panic!("{e}"));
                     // An ELF file for NVIDIA's machines (ELF specification; EM_CUDA is 190).
-                    assert!(code.starts_with(b"\x7fELF") && code[18..20] == 190u16.to_le_bytes(), "{}", file.name);
+                    assert!(
+                        code.starts_with(b"\x7fELF") && code[18..20] == 190u16.to_le_bytes(),
+                        "{}",
+                        file.name
+                    );
                     std::fs::write(mark, []).unwrap();
                 }
             });
@@ -60,7 +65,8 @@ fn every_kernel_compiles_for_every_architecture() {
 #[test]
 fn a_compilers_error_names_file_and_place() {
     let Some(compiler) = compiler() else { return };
-    let broken = Source { name: "broken", text: "#include \"lib/kernel.cuh\"\nint f() { return nothing; }\n" };
+    let broken =
+        Source { name: "broken", text: "#include \"lib/kernel.cuh\"\nint f() { return nothing; }\n" };
     let error = compiler.compile(&broken, "80").unwrap_err().to_string();
     assert!(error.contains("broken(2)") && error.contains("nothing"), "{error}");
 }

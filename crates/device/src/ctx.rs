@@ -290,12 +290,7 @@ impl Ctx {
         self.stage_padded(inputs, bounds, inputs.key())
     }
 
-    fn stage_padded(
-        &mut self,
-        inputs: &StepInputs,
-        bounds: &StepBounds,
-        padded: GraphKey,
-    ) -> Result<Step> {
+    fn stage_padded(&mut self, inputs: &StepInputs, bounds: &StepBounds, padded: GraphKey) -> Result<Step> {
         self.arena.release_to(0);
         let (step, buffer, words) = self.step_buffers.stage(inputs, bounds, padded)?;
         let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();

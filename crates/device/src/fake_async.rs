@@ -121,7 +121,13 @@ impl Ops for FakeAsyncOps {
             return *key;
         }
         let rows = key.num_rows.next_multiple_of(4);
-        GraphKey { num_rows: rows, num_seqs: rows, num_logit_rows: rows, max_blocks: key.max_blocks + 3, ..*key }
+        GraphKey {
+            num_rows: rows,
+            num_seqs: rows,
+            num_logit_rows: rows,
+            max_blocks: key.max_blocks + 3,
+            ..*key
+        }
     }
 
     unsafe fn begin_step(&mut self, key: &GraphKey) -> Result<StepMode> {

@@ -15,14 +15,13 @@ use wardrobe_device::{Ctx, CtxConfig, HostTensor, Projection, StepLimits, Weight
 fn subject(isa: Isa, threads: usize) -> Subject {
     let device =
         CpuDevice::new(CpuOptions { threads: Some(threads), isa: Some(isa), ..Default::default() }).unwrap();
-    let promises =
-        Promises {
-            activation_steps: Some(2032),
-            tolerance: 1e-5,
-            batch_invariant: true,
-            trains: true,
-            f16_saturates: false,
-        };
+    let promises = Promises {
+        activation_steps: Some(2032),
+        tolerance: 1e-5,
+        batch_invariant: true,
+        trains: true,
+        f16_saturates: false,
+    };
     Subject { device: Arc::new(device), promises }
 }
 

@@ -66,6 +66,9 @@ pub struct DeviceOptions {
     pub cpu: CpuOptions,
     /// On a GPU: a sequence's logits do not depend on what else is computed beside it, as they never do on the CPU. It costs speed.
     pub deterministic: bool,
+    /// On a GPU: matrices of floats are rounded to 8 bits (e4m3, with a scale a row), which halves what steps read of them. Quantised
+    /// ones stay as they are.
+    pub fp8: bool,
     /// Where kernels that were compiled for a GPU are kept; `None` for a folder in the cache.
     pub kernel_cache: Option<PathBuf>,
 }
@@ -73,20 +76,20 @@ pub struct DeviceOptions {
 /// Opens a device.
 ///
 /// # Errors
-/// [`Error::Device`] if the device is not there, [`Error::Setting`] for an unknown instruction set.
+/// [`Error::Device`] if the device is not there, [`Error::Setting`] for an unknown instruction set, or for what the CPU cannot do.
 pub fn open_device(spec: DeviceSpec, options: &DeviceOptions) -> Result<Arc<dyn Device>> {
     match spec {
-        DeviceSpec::Cpu => Ok(Arc::new(open_cpu(options.cpu)?)),
+        DeviceSpec::Cpu => open_cpu_for(options),
         DeviceSpec::Cuda { ordinal } => Ok(Arc::new(open_cuda(ordinal, options)?)),
         DeviceSpec::Auto => match num_cards() {
             Ok(_) => match open_cuda(0, options) {
                 Ok(device) => Ok(Arc::new(device)),
                 Err(error) => {
                     tracing::warn!(%error, "the GPU cannot be used; the CPU computes");
-                    Ok(Arc::new(open_cpu(options.cpu)?))
+                    open_cpu_for(options)
                 }
             },
-            Err(_) => Ok(Arc::new(open_cpu(options.cpu)?)),
+            Err(_) => open_cpu_for(options),
         },
     }
 }
@@ -95,7 +98,17 @@ fn open_cuda(ordinal: usize, options: &DeviceOptions) -> Result<CudaDevice> {
     // Without a cache, kernels are compiled at each start.
     let cache = || Cache::open_default().ok().map(|cache| cache.root().join("kernels"));
     let cache = options.kernel_cache.clone().or_else(cache);
-    Ok(CudaDevice::open(&CudaOptions { ordinal, deterministic: options.deterministic, cache })?)
+    let DeviceOptions { deterministic, fp8, .. } = *options;
+    Ok(CudaDevice::open(&CudaOptions { ordinal, deterministic, fp8_weights: fp8, cache })?)
+}
+
+fn open_cpu_for(options: &DeviceOptions) -> Result<Arc<dyn Device>> {
+    if options.fp8 {
+        return Err(Error::Setting(
+            "weights in fp8 are for a GPU; the CPU reads them as they are stored".to_owned(),
+        ));
+    }
+    Ok(Arc::new(open_cpu(options.cpu)?))
 }
 
 /// The CPU as [`open_device`] opens it.
@@ -110,6 +123,13 @@ pub(crate) fn open_cpu(mut cpu: CpuOptions) -> Result<CpuDevice> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_cpu_refuses_fp8() {
+        let options = DeviceOptions { fp8: true, ..DeviceOptions::default() };
+        let error = open_device(DeviceSpec::Cpu, &options).unwrap_err().to_string();
+        assert!(error.contains("fp8") && error.contains("GPU"), "{error}");
+    }
 
     #[test]
     fn devices_by_name() {

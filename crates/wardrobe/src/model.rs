@@ -25,6 +25,8 @@ pub struct ModelOptions {
     pub cpu: CpuOptions,
     /// On a GPU: see [`DeviceOptions::deterministic`].
     pub deterministic: bool,
+    /// On a GPU: see [`DeviceOptions::fp8`].
+    pub fp8: bool,
     /// Precision of the weights.
     pub precision: WeightPrecision,
 }
@@ -35,8 +37,8 @@ impl ModelOptions {
     /// # Errors
     /// Those of [`open_device`].
     pub fn open_device(&self) -> Result<Arc<dyn Device>> {
-        let options =
-            DeviceOptions { cpu: self.cpu, deterministic: self.deterministic, ..DeviceOptions::default() };
+        let ModelOptions { cpu, deterministic, fp8, .. } = *self;
+        let options = DeviceOptions { cpu, deterministic, fp8, ..DeviceOptions::default() };
         open_device(self.device, &options)
     }
 }

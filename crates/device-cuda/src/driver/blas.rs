@@ -127,7 +127,12 @@ impl Blas {
         Ok(Some(plan))
     }
 
-    fn is_possible(&self, plan: &Plan, algorithm: &sys::cublasLtMatmulAlgo_t, workspace_bytes: usize) -> bool {
+    fn is_possible(
+        &self,
+        plan: &Plan,
+        algorithm: &sys::cublasLtMatmulAlgo_t,
+        workspace_bytes: usize,
+    ) -> bool {
         let mut result = std::mem::MaybeUninit::uninit();
         // SAFETY: descriptors that are alive; the result is read only if the call succeeded.
         unsafe {
@@ -147,12 +152,14 @@ impl Blas {
 
     fn proposals(&self, plan: &Plan, workspace_bytes: usize) -> Result<Vec<sys::cublasLtMatmulAlgo_t>> {
         let mut preference = std::ptr::null_mut();
-        let mut results = [std::mem::MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit(); MAX_CANDIDATES];
+        let mut results =
+            [std::mem::MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit(); MAX_CANDIDATES];
         let mut count = 0;
         // SAFETY: descriptors that are alive, a preference that is given back, and room for as many results as are asked for.
         let status = unsafe {
             call!(cublasLtMatmulPreferenceCreate(&raw mut preference))?;
-            let attribute = sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+            let attribute =
+                sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
             call!(cublasLtMatmulPreferenceSetAttribute(
                 preference,
                 attribute,
@@ -250,7 +257,15 @@ fn describe(gemm: &Gemm) -> Result<Plan> {
     let layout = |element, rows: usize, cols: usize, stride: usize| -> Result<sys::cublasLtMatrixLayout_t> {
         let mut layout = std::ptr::null_mut();
         // SAFETY: writes a handle.
-        unsafe { call!(cublasLtMatrixLayoutCreate(&raw mut layout, element, rows as u64, cols as u64, stride as i64))? };
+        unsafe {
+            call!(cublasLtMatrixLayoutCreate(
+                &raw mut layout,
+                element,
+                rows as u64,
+                cols as u64,
+                stride as i64
+            ))?
+        };
         Ok(layout)
     };
     let mut operation = std::ptr::null_mut();

@@ -222,7 +222,14 @@ impl CudaDriver {
         let memory = Memory { stream, users: Vec::new(), num_captures: 0, deferred: Vec::new() };
         let blas = Blas::open()?;
         let driver_version = driver_version().unwrap_or(0);
-        Ok(CudaDriver { context, card, driver_version, memory: Mutex::new(memory), modules: Mutex::default(), blas })
+        Ok(CudaDriver {
+            context,
+            card,
+            driver_version,
+            memory: Mutex::new(memory),
+            modules: Mutex::default(),
+            blas,
+        })
     }
 
     /// Whether the vendor's library of matrix products was found.
@@ -377,7 +384,9 @@ impl Driver for CudaDriver {
         }
         // SAFETY: the caller's. Pageable memory has been read when the call returns (CUDA driver API, "API synchronization
         // behavior").
-        unsafe { call!(cuMemcpyHtoDAsync_v2(to.0, bytes.as_ptr().cast(), bytes.len(), stream.0 as sys::CUstream)) }
+        unsafe {
+            call!(cuMemcpyHtoDAsync_v2(to.0, bytes.as_ptr().cast(), bytes.len(), stream.0 as sys::CUstream))
+        }
     }
 
     unsafe fn read(&self, stream: Stream, from: DevicePtr, bytes: &mut [u8]) -> Result<()> {
@@ -435,7 +444,8 @@ impl Driver for CudaDriver {
                 .map_err(|e| missing(format!("{file}, {name}: {e}")))?;
             // More than 48 KiB has to be asked for beforehand.
             if max_shared_bytes > 48 << 10 {
-                let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                let attribute =
+                    sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                 call!(cuFuncSetAttribute(function, attribute, max_shared_bytes as c_int))?;
             }
         }
@@ -468,7 +478,12 @@ impl Driver for CudaDriver {
         let function = function.0 as sys::CUfunction;
         // SAFETY: the caller's.
         unsafe {
-            call!(cuLaunchKernelEx(&raw const config, function, parameters.as_mut_ptr(), std::ptr::null_mut()))
+            call!(cuLaunchKernelEx(
+                &raw const config,
+                function,
+                parameters.as_mut_ptr(),
+                std::ptr::null_mut()
+            ))
         }
     }
 
@@ -530,7 +545,8 @@ impl Driver for CudaDriver {
 
     fn destroy_graph(&self, graph: Graph) {
         // SAFETY: ours, and launched no more; a run that is under way ends first (cuGraphExecDestroy).
-        let done = self.enter().and_then(|()| unsafe { call!(cuGraphExecDestroy(graph.0 as sys::CUgraphExec)) });
+        let done =
+            self.enter().and_then(|()| unsafe { call!(cuGraphExecDestroy(graph.0 as sys::CUgraphExec)) });
         if let Err(error) = done {
             tracing::debug!(%error, "forgetting a graph");
         }
@@ -562,7 +578,8 @@ impl Driver for CudaDriver {
         self.enter()?;
         // The driver's older call of this name has been withdrawn.
         if self.driver_version < 12_080 {
-            let reason = format!("the driver has CUDA {}, and times are told since 12080", self.driver_version);
+            let reason =
+                format!("the driver has CUDA {}, and times are told since 12080", self.driver_version);
             return Err(DeviceError::Driver { call: "cuEventElapsedTime_v2", reason });
         }
         let mut ms = 0.0;

@@ -439,13 +439,7 @@ impl Driver for EmulatedDriver {
         state.push(stream, Work::Launch { function, launch, args: args.to_vec() })
     }
 
-    unsafe fn gemm(
-        &self,
-        _: Stream,
-        _: &Gemm,
-        _: GemmOperands,
-        _: (DevicePtr, usize),
-    ) -> Result<bool> {
+    unsafe fn gemm(&self, _: Stream, _: &Gemm, _: GemmOperands, _: (DevicePtr, usize)) -> Result<bool> {
         Ok(false)
     }
 

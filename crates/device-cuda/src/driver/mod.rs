@@ -194,13 +194,7 @@ pub trait Driver: Send + Sync + fmt::Debug {
 
     /// A kernel of a file that was loaded; `args_bytes` is the size of its struct of arguments, `max_shared_bytes` what its
     /// launches will ask for at most.
-    fn function(
-        &self,
-        file: &str,
-        name: &str,
-        args_bytes: usize,
-        max_shared_bytes: u32,
-    ) -> Result<Function>;
+    fn function(&self, file: &str, name: &str, args_bytes: usize, max_shared_bytes: u32) -> Result<Function>;
 
     /// Queues a kernel. `args` is its struct of arguments.
     unsafe fn launch(&self, stream: Stream, function: Function, launch: Launch, args: &[u8]) -> Result<()>;

@@ -94,7 +94,14 @@ impl CudaOps {
     }
 
     /// `low = scale x factor`.
-    fn shrink(&mut self, x: &Operand, factor: DevicePtr, low: DevicePtr, rank: usize, scale: f32) -> Result<()> {
+    fn shrink(
+        &mut self,
+        x: &Operand,
+        factor: DevicePtr,
+        low: DevicePtr,
+        rank: usize,
+        scale: f32,
+    ) -> Result<()> {
         let Cut { narrow, wide, num_parts, part } = cut(x.rows, rank, x.cols);
         let len = x.rows * rank;
         let parts = if num_parts > 1 { self.room(Room::Gradients, 4 * num_parts * len)? } else { low };

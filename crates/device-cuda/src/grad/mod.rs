@@ -10,8 +10,8 @@ use wardrobe_device::{
 
 use crate::driver::Launch;
 use crate::kernels::{
-    self, AdamWArgs, AddScaledArgs, CrossEntropyArgs, DoraBackwardArgs, GatherRowsBackwardArgs, RmsNormBackwardArgs,
-    SiluMulBackwardArgs, SumOfSquaresArgs, TransposeArgs, TransposePanelsArgs, blocks,
+    self, AdamWArgs, AddScaledArgs, CrossEntropyArgs, DoraBackwardArgs, GatherRowsBackwardArgs,
+    RmsNormBackwardArgs, SiluMulBackwardArgs, SumOfSquaresArgs, TransposeArgs, TransposePanelsArgs, blocks,
 };
 use crate::ops::{CudaOps, Room, addr, addr_or_null, int};
 
@@ -269,8 +269,7 @@ impl GradOps for CudaOps {
         let room = self.room(Room::Gradients, 8 * (parts + 1))?;
         let total = room.offset(8 * parts);
         let x = addr("sum_of_squares", "x", x)?;
-        let args =
-            SumOfSquaresArgs { x, parts: room, total, n: n as u64, num_parts: int(parts), padding: 0 };
+        let args = SumOfSquaresArgs { x, parts: room, total, n: n as u64, num_parts: int(parts), padding: 0 };
         launch!(self, SumOfSquaresArgs, "sum_of_squares", "sum_of_squares_parts", blocks(parts, 256), &args)?;
         launch!(self, SumOfSquaresArgs, "sum_of_squares", "sum_of_squares_total", blocks(1, 256), &args)?;
         let mut bytes = [0; 8];
@@ -285,7 +284,14 @@ impl GradOps for CudaOps {
         let (x, out) = (addr("transpose", "x", x)?, addr("transpose", "out", out)?);
         let args = TransposeArgs { x, out, rows: int(rows), cols: int(cols) };
         let grid = [cols.div_ceil(32) as u32, rows.div_ceil(32) as u32, 1];
-        launch!(self, TransposeArgs, "transpose", "transpose", Launch { grid, block: 256, shared_bytes: 0 }, &args)
+        launch!(
+            self,
+            TransposeArgs,
+            "transpose",
+            "transpose",
+            Launch { grid, block: 256, shared_bytes: 0 },
+            &args
+        )
     }
 
     unsafe fn transpose_panels(&mut self, x: &Tensor, out: &Tensor) -> Result<()> {
@@ -293,6 +299,13 @@ impl GradOps for CudaOps {
         let (rank, n) = (x.shape().rows(), x.shape().row_len());
         let (x, out) = (addr("transpose", "x", x)?, addr("transpose", "out", out)?);
         let args = TransposePanelsArgs { x, out, rank: int(rank), n: int(n) };
-        launch!(self, TransposePanelsArgs, "transpose", "transpose_panels", blocks(n.div_ceil(16), 256), &args)
+        launch!(
+            self,
+            TransposePanelsArgs,
+            "transpose",
+            "transpose_panels",
+            blocks(n.div_ceil(16), 256),
+            &args
+        )
     }
 }

@@ -41,7 +41,8 @@ pub(crate) use adapters::{LoraArgs, LoraTarget, ShortRowsArgs};
 pub(crate) use attention::{AttentionArgs, DecodeArgs, KvWriteArgs, RopeArgs, RopeKvArgs};
 pub(crate) use backward::*;
 pub(crate) use linear::{
-    ConvertArgs, DequantiseArgs, EmbedArgs, GemmArgs, GemmF32Args, GemvArgs, GemvTarget, WeightArg,
+    ConvertArgs, DequantiseArgs, EmbedArgs, GemmArgs, GemmF32Args, GemvAdapters, GemvArgs, GemvTarget,
+    WeightArg,
 };
 pub(crate) use rows::{GatherArgs, RmsNormArgs, SiluMulArgs};
 pub(crate) use sample::{EditArg, ReportArgs, ReportParams, SampleArgs, SampleParams};
@@ -69,7 +70,8 @@ impl<A: Args> Kernel<A> {
             return Ok(());
         }
         // SAFETY: a struct without padding is its bytes.
-        let bytes = unsafe { std::slice::from_raw_parts(std::ptr::from_ref(args).cast::<u8>(), size_of::<A>()) };
+        let bytes =
+            unsafe { std::slice::from_raw_parts(std::ptr::from_ref(args).cast::<u8>(), size_of::<A>()) };
         // SAFETY: the caller's.
         unsafe { driver.launch(stream, self.function, launch, bytes) }
     }
@@ -98,8 +100,7 @@ impl Kernels {
         let function = match functions.get(&(file, name)) {
             Some(function) => *function,
             None => {
-                let function =
-                    self.driver.function(file, name, size_of::<A>(), max_shared_bytes as u32)?;
+                let function = self.driver.function(file, name, size_of::<A>(), max_shared_bytes as u32)?;
                 functions.insert((file, name), function);
                 function
             }

@@ -29,9 +29,9 @@ use std::sync::Arc;
 
 use crate::{Ctx, CtxConfig, DType, Device, Result, Step, StepInputs, StepLimits, Tensor};
 pub use invariance::fingerprint;
+pub use random::with_seed;
 #[cfg(test)]
 pub(crate) use sampling::{probabilities, token_fits};
-pub use random::with_seed;
 pub use tiny_model::{Chunk, TinyBatch, TinyModel};
 
 /// What a device claims, and is held to.

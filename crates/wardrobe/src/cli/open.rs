@@ -28,10 +28,11 @@ pub struct ComputeArgs {
     /// Threads that compute [default: all that the machine has]
     #[arg(long, value_name = "N", env = "WARDROBE_THREADS", hide_env = true)]
     pub threads: Option<usize>,
-    /// On a GPU: what is computed beside a request changes no bit of its answer, at the price of speed
-    #[arg(long, env = "WARDROBE_DETERMINISTIC", hide_env = true)]
-    pub deterministic: bool,
-    /// Precision of the weights: as-stored, or f32 for comparisons
+    /// On a GPU: what is computed beside a request changes no bit of its answer, at the price of speed [default: false]
+    #[arg(long, value_name = "BOOL", env = "WARDROBE_DETERMINISTIC", hide_env = true, num_args = 0..=1,
+        require_equals = true, default_missing_value = "true")]
+    pub deterministic: Option<bool>,
+    /// Precision of the weights: as-stored, f32 for comparisons, or fp8, on a GPU, which rounds floats to 8 bits
     #[arg(
         long,
         value_name = "PRECISION",
@@ -58,8 +59,9 @@ impl ComputeArgs {
         ModelOptions {
             device: self.device.0,
             cpu: CpuOptions { threads: self.threads, ..Default::default() },
-            deterministic: self.deterministic,
-            precision: self.weights.0,
+            deterministic: self.deterministic.unwrap_or_default(),
+            fp8: self.weights == Weights::Fp8,
+            precision: self.weights.precision(),
         }
     }
 }

@@ -217,7 +217,8 @@ pub struct Settings {
     /// Threads that compute [default: all that the machine has]
     #[arg(long, value_name = "N", env = "WARDROBE_THREADS", hide_env = true, help_heading = "Engine")]
     pub threads: Option<usize>,
-    /// Precision of the weights: as-stored, or f32 for comparisons [default: as-stored]
+    /// Precision of the weights: as-stored, f32 for comparisons, or fp8, on a GPU, which rounds floats to 8 bits [default:
+    /// as-stored]
     #[arg(
         long,
         value_name = "PRECISION",
@@ -402,7 +403,8 @@ impl Settings {
             device: self.device.unwrap_or_default().0,
             cpu: CpuOptions { threads: self.threads, ..Default::default() },
             deterministic: self.deterministic.unwrap_or_default(),
-            precision: self.weights.unwrap_or_default().0,
+            fp8: self.weights == Some(Weights::Fp8),
+            precision: self.weights.unwrap_or_default().precision(),
         }
     }
 

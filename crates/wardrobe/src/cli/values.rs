@@ -186,23 +186,46 @@ impl fmt::Display for KvDtype {
 
 /// Precision of the weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Weights(pub WeightPrecision);
+pub enum Weights {
+    /// As they are stored.
+    #[default]
+    AsStored,
+    /// All in f32.
+    F32,
+    /// Floats rounded to 8 bits.
+    Fp8,
+}
+
+impl Weights {
+    /// As they are read from files.
+    pub fn precision(self) -> WeightPrecision {
+        match self {
+            Weights::AsStored | Weights::Fp8 => WeightPrecision::AsStored,
+            Weights::F32 => WeightPrecision::F32,
+        }
+    }
+}
 
 impl FromStr for Weights {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
-            "as-stored" => Ok(Weights(WeightPrecision::AsStored)),
-            "f32" => Ok(Weights(WeightPrecision::F32)),
-            _ => Err(format!("unknown precision {text:?}: as-stored or f32")),
+            "as-stored" => Ok(Weights::AsStored),
+            "f32" => Ok(Weights::F32),
+            "fp8" => Ok(Weights::Fp8),
+            _ => Err(format!("unknown precision {text:?}: as-stored, f32 or fp8")),
         }
     }
 }
 
 impl fmt::Display for Weights {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0 == WeightPrecision::F32 { "f32" } else { "as-stored" })
+        f.write_str(match self {
+            Weights::AsStored => "as-stored",
+            Weights::F32 => "f32",
+            Weights::Fp8 => "fp8",
+        })
     }
 }
 
@@ -307,7 +330,7 @@ mod tests {
         for text in ["auto", "as-stored", "f16"] {
             assert_eq!(text.parse::<Adapters>().unwrap().to_string(), text);
         }
-        for text in ["as-stored", "f32"] {
+        for text in ["as-stored", "f32", "fp8"] {
             assert_eq!(text.parse::<Weights>().unwrap().to_string(), text);
         }
     }

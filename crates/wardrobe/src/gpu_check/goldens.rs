@@ -35,7 +35,8 @@ pub struct Goldens {
 impl Goldens {
     pub(super) fn failures(&self) -> Option<String> {
         let Goldens { largest_difference, bound, .. } = self;
-        (!(*largest_difference <= *bound)).then(|| {
+        // NaN is no agreement.
+        (largest_difference.is_nan() || largest_difference > bound).then(|| {
             format!("log-probabilities on the card and on the CPU differ by {largest_difference}, more than {bound}")
         })
     }

@@ -79,7 +79,11 @@ impl GpuReport {
                 if case.deterministic { " (deterministic)" } else { "" }
             ))
         });
-        cases.chain(self.goldens.failures()).chain(self.swaps.failures()).chain(self.speed_error.clone()).collect()
+        cases
+            .chain(self.goldens.failures())
+            .chain(self.swaps.failures())
+            .chain(self.speed_error.clone())
+            .collect()
     }
 }
 
@@ -98,7 +102,7 @@ pub fn gpu_check(options: &GpuCheckOptions, progress: &mut dyn FnMut(&str)) -> R
     let open = |deterministic| -> Result<CudaDevice> {
         let cache = Cache::open_default().ok().map(|cache| cache.root().join("kernels"));
         let ordinal = options.ordinal;
-        Ok(CudaDevice::open(&CudaOptions { ordinal, deterministic, cache })?)
+        Ok(CudaDevice::open(&CudaOptions { ordinal, deterministic, fp8_weights: false, cache })?)
     };
     progress("opening the card");
     let (fast, deterministic) = (open(false)?, open(true)?);

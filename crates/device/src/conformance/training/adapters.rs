@@ -189,7 +189,10 @@ pub(in crate::conformance) fn dropout(subject: &Subject) {
         }
         // A value that one of the two leaves out would be off by far more.
         let largest = alone.iter().fold(0.0f32, |most, v| most.max(v.abs()));
-        assert!(beside.iter().zip(alone).all(|(a, b)| (a - b).abs() <= 1e-4 * largest), "other values are left out");
+        assert!(
+            beside.iter().zip(alone).all(|(a, b)| (a - b).abs() <= 1e-4 * largest),
+            "other values are left out"
+        );
     }
     let (other, _) = run(&[10], &[8], &x[20 * cols..], &seed[20 * out..], dropout(2));
     assert_ne!(alone, other, "another step leaves out other values");
