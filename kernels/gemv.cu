@@ -133,11 +133,11 @@ DEVICE void store_output(const GemvTarget& target, int row, int feature, float s
 // pairs.
 
 #ifndef WARDROBE_HOST
-// The 16 or 8 bytes at `from`, or zeros; without a branch, so that all loads of a unit go out before any is waited for. Volatile, so
-// that none comes before wait_for_inputs; and through no read-only path, since x may be written when this kernel is on the card.
+// The 16 or 8 bytes at `from`, or zeros; without a branch, so that all loads of a unit go out before any is waited for. Through no
+// read-only path: x may still be written when this kernel comes to the card.
 DEVICE Packed<u32> load16_if(bool wanted, const void* from) {
     Packed<u32> r;
-    asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %5, 0;\nmov.u32 %0, 0;\nmov.u32 %1, 0;\nmov.u32 %2, 0;\nmov.u32 %3, 0;\n"
+    asm("{\n.reg .pred p;\nsetp.ne.u32 p, %5, 0;\nmov.u32 %0, 0;\nmov.u32 %1, 0;\nmov.u32 %2, 0;\nmov.u32 %3, 0;\n"
         "@p ld.global.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
         : "=&r"(r.at[0]), "=&r"(r.at[1]), "=&r"(r.at[2]), "=&r"(r.at[3])
         : "l"(from), "r"(u32(wanted)));
@@ -145,7 +145,7 @@ DEVICE Packed<u32> load16_if(bool wanted, const void* from) {
 }
 DEVICE Words2 load8_if(bool wanted, const void* from) {
     Words2 r;
-    asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %3, 0;\nmov.u32 %0, 0;\nmov.u32 %1, 0;\n@p ld.global.v2.u32 {%0, %1}, [%2];\n}"
+    asm("{\n.reg .pred p;\nsetp.ne.u32 p, %3, 0;\nmov.u32 %0, 0;\nmov.u32 %1, 0;\n@p ld.global.v2.u32 {%0, %1}, [%2];\n}"
         : "=&r"(r.at[0]), "=&r"(r.at[1])
         : "l"(from), "r"(u32(wanted)));
     return r;
@@ -316,7 +316,10 @@ DEVICE void add_units(float (&acc)[TILES][ROW_TILES][4], const Weight& w, const 
         for (int i = 0; i < 2 * TILES; i++) next[i / 2][i % 2] = F::load(w, rows.starts[i / 2][i % 2], unit, c);
     };
     if (AHEAD && warp_idx() < units) load(warp_idx());
-    wait_for_inputs();
+    const u32 zero = wait_for_inputs();
+    const u8* x_rows[ROW_TILES];
+#pragma unroll
+    for (int t = 0; t < ROW_TILES; t++) x_rows[t] = rows.x[t] + zero;
     with_inputs();
     for (int unit = warp_idx(); unit < units; unit += WARPS) {
         typename X::Piece x[X_BLOCKS][ROW_TILES];
@@ -325,7 +328,7 @@ DEVICE void add_units(float (&acc)[TILES][ROW_TILES][4], const Weight& w, const 
             for (int i = 0; i < X_BLOCKS * ROW_TILES; i++) {
                 int col = F::COLS * unit + 32 * (first + i / ROW_TILES);
                 bool exists = col + (F::HALVES ? 0 : 8 * c) < w.cols;
-                x[i / ROW_TILES][i % ROW_TILES] = X::template load<F>(exists, rows.x[i % ROW_TILES], col, c, x_type);
+                x[i / ROW_TILES][i % ROW_TILES] = X::template load<F>(exists, x_rows[i % ROW_TILES], col, c, x_type);
             }
         };
         load_x(0);

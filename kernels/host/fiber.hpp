@@ -113,7 +113,7 @@ private:
 #endif
     }
 
-    inline static Fiber* running = nullptr;
+    inline static thread_local Fiber* running = nullptr;
     char* stack = nullptr;
     void (*body)() = nullptr;
     void* fake_stack = nullptr;

@@ -63,7 +63,6 @@ struct Thread {
 
 // The block that runs.
 struct Machine {
-    std::mutex lock;
     std::vector<std::unique_ptr<Thread>> threads;
     Thread* current = nullptr;
     unsigned num_threads = 0;
@@ -74,12 +73,28 @@ struct Machine {
     std::string kernel;
 };
 
-inline Machine machine;
+// The machine of the kernel that runs on this thread of the CPU; those that are done wait for the next launch.
+inline thread_local Machine* here = nullptr;
+inline std::mutex idle_lock;
+inline std::vector<std::unique_ptr<Machine>> idle;
+
+inline std::unique_ptr<Machine> take_machine() {
+    std::lock_guard<std::mutex> guard(idle_lock);
+    if (idle.empty()) return std::make_unique<Machine>();
+    std::unique_ptr<Machine> machine = std::move(idle.back());
+    idle.pop_back();
+    return machine;
+}
+
+inline void give_back(std::unique_ptr<Machine> machine) {
+    std::lock_guard<std::mutex> guard(idle_lock);
+    idle.push_back(std::move(machine));
+}
 
 [[noreturn]] inline void fail(const std::string& what) {
-    const Dim3& b = machine.block_idx;
-    fprintf(stderr, "%s, block (%u, %u, %u)", machine.kernel.c_str(), b.x, b.y, b.z);
-    if (machine.current) fprintf(stderr, ", thread %u", machine.current->linear_idx);
+    const Dim3& b = here->block_idx;
+    fprintf(stderr, "%s, block (%u, %u, %u)", here->kernel.c_str(), b.x, b.y, b.z);
+    if (here->current) fprintf(stderr, ", thread %u", here->current->linear_idx);
     fprintf(stderr, ": %s\n", what.c_str());
     abort();
 }
@@ -92,12 +107,12 @@ inline bool is_left_out(const char* file, int line) {
     return std::string(name ? name + 1 : file) + ":" + std::to_string(line) == wanted;
 }
 
-inline void yield() { machine.current->fiber.leave(); }
+inline void yield() { here->current->fiber.leave(); }
 
 // A collective of the lanes in `mask`: each brings `argument`; the last to come does the work for all.
 template <class Work>
 void warp_collective(unsigned mask, Collective collective, void* argument, Work work) {
-    Thread& me = *machine.current;
+    Thread& me = *here->current;
     unsigned first = me.linear_idx / LANES * LANES;
     if (!(mask >> (me.linear_idx % LANES) & 1)) fail("a lane calls a collective that its mask leaves out");
     me.mask = mask;
@@ -107,8 +122,8 @@ void warp_collective(unsigned mask, Collective collective, void* argument, Work 
     void* arguments[LANES] = {};
     for (unsigned lane = 0; lane < LANES; lane++) {
         if (!(mask >> lane & 1)) continue;
-        if (first + lane >= machine.num_threads) fail("a mask names a lane past the end of the block");
-        Thread& other = *machine.threads[first + lane];
+        if (first + lane >= here->num_threads) fail("a mask names a lane past the end of the block");
+        Thread& other = *here->threads[first + lane];
         if (other.state == State::Done) fail("a mask names a lane that has ended");
         if (other.state != State::WaitsForWarp || other.mask != mask) {
             yield();
@@ -119,44 +134,44 @@ void warp_collective(unsigned mask, Collective collective, void* argument, Work 
     }
     work(arguments);
     for (unsigned lane = 0; lane < LANES; lane++) {
-        if (arguments[lane]) machine.threads[first + lane]->state = State::Running;
+        if (arguments[lane]) here->threads[first + lane]->state = State::Running;
     }
 }
 
 inline void block_barrier(const char* file, int line) {
     if (is_left_out(file, line)) return;
-    machine.current->state = State::WaitsForBlock;
-    for (auto& thread : machine.threads) {
+    here->current->state = State::WaitsForBlock;
+    for (auto& thread : here->threads) {
         if (thread->state == State::Done) fail("a barrier after a thread has ended");
         if (thread->state != State::WaitsForBlock) {
             yield();
             return;
         }
     }
-    for (auto& thread : machine.threads) thread->state = State::Running;
+    for (auto& thread : here->threads) thread->state = State::Running;
 }
 
 // Shared memory of the block, by who asks for it.
 inline void* shared(const void* key, size_t bytes) {
-    auto& memory = machine.shared[key];
+    auto& memory = here->shared[key];
     if (memory.empty()) memory.assign(bytes, 0xff);
     return memory.data();
 }
 
-inline unsigned char* dynamic_shared() { return machine.dynamic_shared.data(); }
+inline unsigned char* dynamic_shared() { return here->dynamic_shared.data(); }
 
 inline void run_thread() {
-    machine.body();
-    machine.current->state = State::Done;
+    here->body();
+    here->current->state = State::Done;
 }
 
 inline void prepare_block(size_t dynamic_shared_bytes) {
     // Fresh allocations, so that AddressSanitizer sees an overrun; all bits set is NaN in every float format.
-    machine.shared.clear();
-    machine.dynamic_shared = std::vector<unsigned char>(dynamic_shared_bytes, 0xff);
-    Dim3 dim = machine.block_dim;
-    for (unsigned i = 0; i < machine.num_threads; i++) {
-        Thread& thread = *machine.threads[i];
+    here->shared.clear();
+    here->dynamic_shared = std::vector<unsigned char>(dynamic_shared_bytes, 0xff);
+    Dim3 dim = here->block_dim;
+    for (unsigned i = 0; i < here->num_threads; i++) {
+        Thread& thread = *here->threads[i];
         thread.linear_idx = i;
         thread.idx = {i % dim.x, i / dim.x % dim.y, i / (dim.x * dim.y)};
         thread.state = State::Running;
@@ -168,28 +183,28 @@ inline void prepare_block(size_t dynamic_shared_bytes) {
 
 // In order; or, with `random`, some warps as far as they come before others run at all, and their threads in random orders.
 inline void run_block(std::mt19937* random) {
-    std::vector<unsigned> order(machine.num_threads);
-    for (unsigned i = 0; i < machine.num_threads; i++) order[i] = i;
+    std::vector<unsigned> order(here->num_threads);
+    for (unsigned i = 0; i < here->num_threads; i++) order[i] = i;
     uint32_t runs = random ? (*random)() : 0xffffffff;
     for (;;) {
         bool any_ran = false, any_can_run = false, any_left = false;
-        for (unsigned i = machine.num_threads - 1; random && i > 0; i--) std::swap(order[i], order[(*random)() % (i + 1)]);
+        for (unsigned i = here->num_threads - 1; random && i > 0; i--) std::swap(order[i], order[(*random)() % (i + 1)]);
         for (unsigned i : order) {
-            Thread& thread = *machine.threads[i];
+            Thread& thread = *here->threads[i];
             any_left |= thread.state != State::Done;
             if (thread.state != State::Running) continue;
             any_can_run = true;
             if (!(runs >> (i / LANES) & 1)) continue;
             any_ran = true;
-            machine.current = &thread;
+            here->current = &thread;
             thread.fiber.enter();
         }
-        machine.current = nullptr;
+        here->current = nullptr;
         if (!any_left) break;
         if (!any_can_run) fail("every thread waits");
         if (random && !any_ran) runs = (*random)();
     }
-    for (auto& thread : machine.threads) {
+    for (auto& thread : here->threads) {
         if (!thread->copies.empty()) fail("an asynchronous copy was never waited for");
     }
 }
@@ -197,28 +212,31 @@ inline void run_block(std::mt19937* random) {
 // Runs a kernel. With seed 0 threads run in order, with another one in a random and unfair one.
 inline void launch(const char* kernel, Dim3 grid, Dim3 block, size_t dynamic_shared_bytes, unsigned seed,
                    std::function<void()> body) {
-    std::lock_guard<std::mutex> guard(machine.lock);
-    machine.kernel = kernel;
-    machine.num_threads = block.x * block.y * block.z;
-    machine.grid_dim = grid;
-    machine.block_dim = block;
-    machine.body = std::move(body);
-    if (machine.num_threads == 0 || machine.num_threads > 1024) fail("a block of " + std::to_string(machine.num_threads) + " threads");
+    std::unique_ptr<Machine> own = take_machine();
+    here = own.get();
+    here->kernel = kernel;
+    here->num_threads = block.x * block.y * block.z;
+    here->grid_dim = grid;
+    here->block_dim = block;
+    here->body = std::move(body);
+    if (here->num_threads == 0 || here->num_threads > 1024) fail("a block of " + std::to_string(here->num_threads) + " threads");
     if (dynamic_shared_bytes > 227 * 1024) fail("more shared memory than a GPU has");
-    machine.threads.resize(machine.num_threads);
-    for (auto& thread : machine.threads) {
+    here->threads.resize(here->num_threads);
+    for (auto& thread : here->threads) {
         if (!thread) thread = std::make_unique<Thread>();
     }
     std::mt19937 random(seed);
     for (unsigned z = 0; z < grid.z; z++) {
         for (unsigned y = 0; y < grid.y; y++) {
             for (unsigned x = 0; x < grid.x; x++) {
-                machine.block_idx = {x, y, z};
+                here->block_idx = {x, y, z};
                 prepare_block(dynamic_shared_bytes);
                 run_block(seed ? &random : nullptr);
             }
         }
     }
+    here = nullptr;
+    give_back(std::move(own));
 }
 
 struct Shuffle {
@@ -247,7 +265,7 @@ T shuffle(unsigned mask, T value, int source) {
     return result;
 }
 
-inline int lane() { return int(machine.current->linear_idx % LANES); }
+inline int lane() { return int(here->current->linear_idx % LANES); }
 
 // A packed access must be aligned, as on the GPU.
 template <class T>
@@ -259,10 +277,10 @@ void check_alignment(const T* p, size_t bytes) {
 
 // --- What CUDA C++ has built in.
 
-#define threadIdx (simt::machine.current->idx)
-#define blockIdx (simt::machine.block_idx)
-#define blockDim (simt::machine.block_dim)
-#define gridDim (simt::machine.grid_dim)
+#define threadIdx (simt::here->current->idx)
+#define blockIdx (simt::here->block_idx)
+#define blockDim (simt::here->block_dim)
+#define gridDim (simt::here->grid_dim)
 
 #define __syncthreads() simt::block_barrier(__FILE__, __LINE__)
 inline void __syncwarp(unsigned mask = 0xffffffffu) {
@@ -368,7 +386,7 @@ T max(T a, T b) {
 #define KERNEL_RESIDENT(name, Args, threads, blocks) KERNEL(name, Args, threads)
 #define KERNEL_EARLY(name, Args, threads, blocks) KERNEL(name, Args, threads)
 // Kernels run one after the other here.
-inline void wait_for_inputs() {}
+inline unsigned wait_for_inputs() { return 0; }
 // What is asked for ahead has to exist here: AddressSanitizer looks.
 inline void prefetch_line(const void* at) { (void)*static_cast<const volatile unsigned char*>(at); }
 
@@ -415,21 +433,21 @@ inline float exp2_fast(float v) { return exp2f(v); }
 inline void cp_async16(void* to, const void* from, int bytes = 16) {
     simt::check_alignment(static_cast<char*>(to), 16);
     if (bytes) simt::check_alignment(static_cast<const char*>(from), 16);
-    simt::Thread& me = *simt::machine.current;
+    simt::Thread& me = *simt::here->current;
     me.copies.push_back({to, from, bytes, me.num_groups, 16});
 }
 inline void cp_async4(void* to, const void* from, int bytes = 4) {
     simt::check_alignment(static_cast<char*>(to), 4);
     if (bytes) simt::check_alignment(static_cast<const char*>(from), 4);
-    simt::Thread& me = *simt::machine.current;
+    simt::Thread& me = *simt::here->current;
     me.copies.push_back({to, from, bytes, me.num_groups, 4});
 }
-inline void cp_async_commit() { ++simt::machine.current->num_groups; }
+inline void cp_async_commit() { ++simt::here->current->num_groups; }
 namespace simt {
 inline void wait_for_copies(unsigned newest, const char* file, int line) {
     // The last of all cannot be left out without leaving copies behind, which is found in any case.
     if (is_left_out(file, line)) return;
-    Thread& me = *machine.current;
+    Thread& me = *here->current;
     std::vector<PendingCopy> left;
     for (const PendingCopy& copy : me.copies) {
         if (copy.group + newest >= me.num_groups) {

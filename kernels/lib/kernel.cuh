@@ -16,10 +16,13 @@ typedef long long i64;
 // From sm_90 on a kernel is on the card before those ahead of it in the stream have ended (programmatic dependent launch, CUDA C++
 // programming guide). It lets the next one come when all of its blocks run, and touches nothing that others write before
 // wait_for_inputs. Every kernel has to wait, if only at its end: who comes after it relies on that.
-__device__ __forceinline__ void wait_for_inputs() {
+// Returns 0: an address that it was added to is not read before, not by assembly either that is free to move.
+__device__ __forceinline__ u32 wait_for_inputs() {
+    u32 zero = 0;
 #if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.wait;\nmov.u32 %0, 0;" : "=r"(zero)::"memory");
 #endif
+    return zero;
 }
 __device__ __forceinline__ void let_next_begin() {
 #if __CUDA_ARCH__ >= 900

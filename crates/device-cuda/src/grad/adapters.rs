@@ -189,7 +189,7 @@ mod tests {
                 for summed in [1, 127, 128, 4096, 14_336] {
                     let cut = cut(wide_len, rank, summed);
                     assert!(cut.num_parts * cut.part >= summed && (cut.num_parts - 1) * cut.part < summed);
-                    assert!(cut.part % 16 == 0 && cut.narrow * cut.wide == TILE_SUMS);
+                    assert!(cut.part.is_multiple_of(16) && cut.narrow * cut.wide == TILE_SUMS);
                 }
             }
         }

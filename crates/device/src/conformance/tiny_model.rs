@@ -172,12 +172,22 @@ impl TinyModel {
 
     /// Puts another RoPE table in the place of the second, and forgets the steps that refer to that.
     pub fn exchange_rope(&mut self, ctx: &mut Ctx, factor: f64) {
+        self.replace_rope(ctx, factor);
+        ctx.forget_steps();
+    }
+
+    /// The same, and tells the recorded steps instead.
+    pub fn rebind_rope(&mut self, ctx: &mut Ctx, factor: f64) -> Result<()> {
+        self.replace_rope(ctx, factor);
+        ctx.rebind_rope(&self.rope)
+    }
+
+    fn replace_rope(&mut self, ctx: &mut Ctx, factor: f64) {
         let half = HEAD_DIM / 2;
         let table = upload(ctx, [BOUNDS.max_positions, half, 2], &rope_table(half, factor));
         if let Some(second) = self.rope.tables.get_mut(1) {
             *second = table;
         }
-        ctx.forget_steps();
     }
 
     /// Binds a random adapter of the given rank for all linear layers.
