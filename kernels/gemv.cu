@@ -15,7 +15,6 @@
 //   32x16, 64x32  x BF16
 //   and gemv_f32_4x8, x of any type, alignment and padding.
 // Launch: grid ceil(weight.rows / FEATURES) summed over the targets, block 256, no dynamic shared memory.
-#include "lib/lora.cuh"
 #include "lib/mma.cuh"
 #include "lib/weight.cuh"
 
@@ -24,25 +23,7 @@ struct GemvTarget {
     const float* bias;      // [n], or null
     const float* residual;  // [rows, n], or null; may be out
     float* out;             // [rows, n]
-    u32 module;             // which column of the table of adapters; NO_MODULE if none may touch the layer
-    int low_target;         // its place in `low`
 };
-
-// Products with the adapters' A, as lora_shrink leaves them: the update is added with the rest of the output, so that it takes no
-// launch of its own. Not for F32 weights.
-struct GemvAdapters {
-    const LoraEntry* entries;  // [slots, num_modules], or null without adapters
-    const u32* slots;          // [rows]
-    const float* scales;       // [rows]
-    const float* low;          // [splits, rows, num_targets, max_rank]
-    int num_modules;
-    int num_targets;
-    int splits;
-    int max_rank;  // at most MAX_FUSED_RANK
-};
-
-#define NO_MODULE 0xffffffffu
-#define MAX_FUSED_RANK 64
 
 struct GemvArgs {
     GemvTarget targets[3];  // all of the kernel's format and with the same cols
@@ -51,7 +32,6 @@ struct GemvArgs {
     int rows;
     int x_stride;  // elements from row to row
     int x_type;    // ElementType
-    GemvAdapters adapters;
 };
 
 #define WARPS 8
@@ -69,57 +49,6 @@ DEVICE Place place_of_block(const GemvArgs& args, int features) {
         target++;
     }
     return {target, block * features};
-}
-
-// The entry of a row's adapter for a target, with rank 0 if it has none.
-DEVICE LoraEntry entry_of(const GemvAdapters& adapters, const GemvTarget& target, int row) {
-    LoraEntry none = {};
-    u32 slot = adapters.slots[row];
-    if (slot == NO_SLOT) return none;
-    return adapters.entries[u64(slot) * u32(adapters.num_modules) + target.module];
-}
-
-// Adds up the splits of a row's products with A, times its scale, for all rows and ranks.
-DEVICE_APART void stage_low(const GemvAdapters& adapters, const GemvTarget& target, int rows, float* room) {
-    for (int i = int(threadIdx.x); i < rows * adapters.max_rank; i += THREADS) {
-        int row = i / adapters.max_rank, r = i % adapters.max_rank;
-        LoraEntry entry = entry_of(adapters, target, row);
-        if (u32(r) >= entry.rank) continue;
-        u64 at = (u64(u32(row)) * u32(adapters.num_targets) + u32(target.low_target)) * u32(adapters.max_rank) + u32(r);
-        u64 next_split = u64(u32(rows)) * u32(adapters.num_targets) * u32(adapters.max_rank);
-        float sum = 0.0f;
-#pragma unroll 4
-        for (int split = 0; split < adapters.splits; split++) sum += adapters.low[at + split * next_split];
-        room[i] = sum * entry.scale * adapters.scales[row];
-    }
-}
-
-// Row `feature` of B times a row's staged products.
-template <class T>
-DEVICE float low_rank_product(const LoraEntry& entry, int features, int feature, const float* low) {
-    int panel = feature / 16 * 16, width = min(16, features - panel), rank = int(entry.rank);
-    const T* b = in_global(static_cast<const T*>(entry.b)) + u64(u32(panel)) * entry.rank + u32(feature - panel);
-    float sum = 0.0f;
-#pragma unroll 8
-    for (int r = 0; r < rank; r++) sum += to_f32(b[r * width]) * low[r];
-    return sum;
-}
-
-// A layer's output with the update of the row's adapter, before bias and residual.
-DEVICE_APART float adapted(const GemvAdapters& adapters, const GemvTarget& target, int row, int feature, float sum,
-                           const float* low) {
-    LoraEntry entry = entry_of(adapters, target, row);
-    if (entry.rank == 0) return sum;
-    const float* of_row = low + row * adapters.max_rank;
-    int features = target.weight.rows;
-    if (entry.type == F32) sum += low_rank_product<float>(entry, features, feature, of_row);
-    else if (entry.type == BF16) sum += low_rank_product<bf16>(entry, features, feature, of_row);
-    else sum += low_rank_product<f16>(entry, features, feature, of_row);
-    return entry.out_scale ? sum * entry.out_scale[feature] : sum;
-}
-
-DEVICE bool is_adapted(const GemvArgs& args, const GemvTarget& target) {
-    return args.adapters.entries != nullptr && target.module != NO_MODULE;
 }
 
 DEVICE void store_output(const GemvTarget& target, int row, int feature, float sum) {
@@ -302,9 +231,9 @@ DEVICE LaneRows<TILES, ROW_TILES> lane_rows(const GemvArgs& args, const Weight& 
 }
 
 // The sums of this warp's units.
-template <class F, class X, int TILES, int ROW_TILES, class WithInputs>
+template <class F, class X, int TILES, int ROW_TILES>
 DEVICE void add_units(float (&acc)[TILES][ROW_TILES][4], const Weight& w, const LaneRows<TILES, ROW_TILES>& rows,
-                      int x_type, WithInputs with_inputs) {
+                      int x_type) {
     constexpr int BLOCKS = F::COLS / 32;
     // Blocks whose x is loaded at once, and whether the next unit is loaded while one is computed: as registers allow.
     constexpr int X_BLOCKS = ROW_TILES > 2 ? 1 : ROW_TILES * X::PARTS > 1 ? 2 : BLOCKS;
@@ -320,7 +249,6 @@ DEVICE void add_units(float (&acc)[TILES][ROW_TILES][4], const Weight& w, const 
     const u8* x_rows[ROW_TILES];
 #pragma unroll
     for (int t = 0; t < ROW_TILES; t++) x_rows[t] = rows.x[t] + zero;
-    with_inputs();
     for (int unit = warp_idx(); unit < units; unit += WARPS) {
         typename X::Piece x[X_BLOCKS][ROW_TILES];
         auto load_x = [&](int first) {
@@ -364,16 +292,10 @@ struct GemvRoom {
     float sums[WARPS][FEATURES][9];
 };
 
-// The rows' products with A.
-template <int ROWS>
-struct LowRoom {
-    float at[ROWS * MAX_FUSED_RANK];
-};
-
-// Adds up the warps' sums and stores them; `low` is what stage_low has left.
+// Adds up the warps' sums and stores them.
 template <int TILES, int ROW_TILES>
 DEVICE void store_outputs(const GemvArgs& args, const GemvTarget& target, int first,
-                          const float (&acc)[TILES][ROW_TILES][4], const float* low) {
+                          const float (&acc)[TILES][ROW_TILES][4]) {
     constexpr int FEATURES = 16 * TILES;
     SHARED(GemvRoom<FEATURES>, room);
     int g = lane_idx() / 4, c = lane_idx() % 4;
@@ -391,9 +313,6 @@ DEVICE void store_outputs(const GemvArgs& args, const GemvTarget& target, int fi
             float sum = 0.0f;
             for (int warp = 0; warp < WARPS; warp++) sum += room.sums[warp][feature][row];
             if (8 * t + row < args.rows && first + feature < target.weight.rows) {
-                if (is_adapted(args, target)) {
-                    sum = adapted(args.adapters, target, 8 * t + row, first + feature, sum, low);
-                }
                 store_output(target, 8 * t + row, first + feature, sum);
             }
         }
@@ -423,16 +342,11 @@ DEVICE void gemv(const GemvArgs& args) {
     const Weight w = target.weight;
     prefetch_rows<16 * TILES>(w, place.first);
     LaneRows<TILES, ROW_TILES> rows = lane_rows<F, TILES, ROW_TILES>(args, w, place.first);
-    SHARED(LowRoom<8 * ROW_TILES>, low);
     float acc[TILES][ROW_TILES][4] = {};
-    // It is read behind the barrier that the sums have to wait for anyway.
-    auto stage = [&] {
-        if (is_adapted(args, target)) stage_low(args.adapters, target, args.rows, low.at);
-    };
     if (ROW_TILES > 1 || args.x_type == BF16) {
-        add_units<F, XBf16>(acc, w, rows, BF16, stage);
+        add_units<F, XBf16>(acc, w, rows, BF16);
     } else {
-        if constexpr (ROW_TILES == 1) add_units<F, XWide>(acc, w, rows, args.x_type, stage);
+        if constexpr (ROW_TILES == 1) add_units<F, XWide>(acc, w, rows, args.x_type);
     }
     if constexpr (F::HAS_ROW_SCALE) {
 #pragma unroll
@@ -445,7 +359,7 @@ DEVICE void gemv(const GemvArgs& args) {
             }
         }
     }
-    store_outputs<TILES, ROW_TILES>(args, target, place.first, acc, low.at);
+    store_outputs<TILES, ROW_TILES>(args, target, place.first, acc);
 }
 
 #define GEMV(name, Format)                                                                   \

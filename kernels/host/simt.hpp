@@ -24,7 +24,6 @@
 #include "fiber.hpp"
 
 #define DEVICE static inline
-#define DEVICE_APART static inline
 
 struct Dim3 {
     unsigned x = 1, y = 1, z = 1;

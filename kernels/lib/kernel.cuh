@@ -58,8 +58,6 @@ __device__ __forceinline__ void let_next_begin() {
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 
 #define DEVICE static __device__ __forceinline__
-// What is long and seldom called: inline it would make every kernel that has it large.
-#define DEVICE_APART static __device__ __noinline__
 
 DEVICE float bits_to_f32(u32 bits) { return __uint_as_float(bits); }
 DEVICE u32 f32_to_bits(float v) { return __float_as_uint(v); }

@@ -8,7 +8,7 @@ use wardrobe_device::{DType, LinearTarget, Result, Tensor, Weight, WeightFormat}
 
 use crate::driver::{Addend, DevicePtr, Gemm, GemmOperands, GemmType, Launch};
 use crate::kernels::{
-    ConvertArgs, DequantiseArgs, EmbedArgs, GemmArgs, GemmF32Args, GemvAdapters, GemvArgs, GemvTarget,
+    ConvertArgs, DequantiseArgs, EmbedArgs, GemmArgs, GemmF32Args, GemvArgs, GemvTarget,
     WeightArg, blocks, element_type,
 };
 use crate::ops::{CudaOps, Room, addr, addr_or_null, int};
@@ -22,9 +22,6 @@ const GEMV_ROWS: usize = 16;
 const GEMV_ROWS_QUANTISED: usize = 32;
 /// Rows that it takes of F32 weights.
 const GEMV_ROWS_F32: usize = 8;
-/// Largest rank whose update `gemv` adds itself, and a layer that no adapter touches.
-const MAX_FUSED_RANK: usize = 64;
-const NO_MODULE: u32 = u32::MAX;
 /// Largest panel of a dequantised weight.
 const PANEL_BYTES: usize = 64 << 20;
 /// What the vendor's library may use; its documentation asks for 32 MiB on Hopper.
@@ -103,23 +100,8 @@ impl CudaOps {
         rows <= max_rows && !self.is_deterministic()
     }
 
-    /// Whether `gemv` can add the adapters' part to these layers itself.
-    pub(crate) fn fuses_adapters(&self, rows: usize, targets: &[LinearTarget<'_>], max_rank: usize) -> bool {
-        let fuses = |target: &LinearTarget<'_>| {
-            CudaWeight::of(target.weight).is_ok_and(|weight| {
-                weight.format() != PlaneFormat::F32 && self.takes_gemv(rows, weight.format())
-            })
-        };
-        max_rank <= MAX_FUSED_RANK && targets.iter().filter(|target| target.module.is_some()).all(fuses)
-    }
-
-    /// The layers without their adapters, or with those whose products with A are there.
-    pub(crate) fn queue_linear(
-        &mut self,
-        x: &Tensor,
-        targets: &[LinearTarget<'_>],
-        adapters: GemvAdapters,
-    ) -> Result<()> {
+    /// The layers without their adapters.
+    pub(crate) fn queue_linear(&mut self, x: &Tensor, targets: &[LinearTarget<'_>]) -> Result<()> {
         let rows = x.shape().rows();
         let mut rest = targets;
         while let Some(first) = rest.first() {
@@ -130,9 +112,7 @@ impl CudaOps {
             let (group, others) = rest.split_at(same.count().clamp(1, GEMV_TARGETS));
             rest = others;
             if self.takes_gemv(rows, format) {
-                let before = targets.len() - rest.len() - group.len();
-                let adapted = targets.iter().take(before).filter(|target| target.module.is_some()).count();
-                self.queue_gemv(x, group, adapters, adapted)?;
+                self.queue_gemv(x, group)?;
             } else {
                 group.iter().try_for_each(|target| self.queue_gemm(x, target))?;
             }
@@ -140,14 +120,7 @@ impl CudaOps {
         Ok(())
     }
 
-    /// `first_low` is how many adapted layers come before these.
-    fn queue_gemv(
-        &mut self,
-        x: &Tensor,
-        group: &[LinearTarget<'_>],
-        adapters: GemvAdapters,
-        first_low: usize,
-    ) -> Result<()> {
+    fn queue_gemv(&mut self, x: &Tensor, group: &[LinearTarget<'_>]) -> Result<()> {
         let op = "linear";
         let (rows, cols) = (x.shape().rows(), x.shape().row_len());
         let Some(first) = group.first() else { return Ok(()) };
@@ -162,10 +135,7 @@ impl CudaOps {
             bias: DevicePtr::NULL,
             residual: DevicePtr::NULL,
             out: DevicePtr::NULL,
-            module: NO_MODULE,
-            low_target: 0,
         };
-        let mut low_target = first_low;
         let mut own = [none; GEMV_TARGETS];
         let mut features = 0;
         for (to, target) in own.iter_mut().zip(group) {
@@ -174,10 +144,7 @@ impl CudaOps {
                 bias: addr_or_null(op, "bias", target.bias)?,
                 residual: addr_or_null(op, "residual", target.residual)?,
                 out: addr(op, "out", target.out)?,
-                module: target.module.map_or(NO_MODULE, |module| module.0),
-                low_target: int(low_target),
             };
-            low_target += usize::from(target.module.is_some());
             features += target.weight.rows();
         }
         let multiprocessors = self.driver().card().num_multiprocessors as usize;
@@ -196,7 +163,6 @@ impl CudaOps {
             rows: int(rows),
             x_stride: int(matrix.stride),
             x_type: element_type(x_type),
-            adapters,
         };
         let num_blocks: usize = group.iter().map(|target| target.weight.rows().div_ceil(of_block)).sum();
         let kernel = self.kernels().get::<GemvArgs>("gemv", name, 0)?;

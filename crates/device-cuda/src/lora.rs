@@ -6,7 +6,7 @@
 use wardrobe_device::{LinearTarget, LoraBatch, Result, Tensor};
 
 use crate::driver::{DevicePtr, Launch};
-use crate::kernels::{GemvAdapters, LoraArgs, LoraTarget, ShortRowsArgs, blocks, element_type};
+use crate::kernels::{LoraArgs, LoraTarget, ShortRowsArgs, blocks, element_type};
 use crate::ops::{CudaOps, Room, addr, addr_or_null, int};
 
 /// Layers of one launch.
@@ -160,15 +160,6 @@ impl CudaOps {
 }
 
 impl Shrunk {
-    /// What `gemv` needs to add the update itself, unless runs of rows were taken apart.
-    pub(crate) fn fused(&self) -> Option<GemvAdapters> {
-        let LoraArgs { entries, slots, scales, low, num_modules, num_targets, splits, max_rank, .. } =
-            self.by_row;
-        let adapters =
-            GemvAdapters { entries, slots, scales, low, num_modules, num_targets, splits, max_rank };
-        self.by_run.is_none().then_some(adapters)
-    }
-
     /// The same with its room at this place.
     fn at(self, room: DevicePtr) -> Self {
         let Shrunk { by_row, by_run, num_rows } = self;

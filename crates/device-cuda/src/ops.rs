@@ -12,7 +12,7 @@ use crate::adapters::SlotTables;
 use crate::attention::{PendingRope, RopePointers};
 use crate::device::Cuda;
 use crate::driver::{DevicePtr, Driver, Stream};
-use crate::kernels::{GatherArgs, GemvAdapters, Kernels, RmsNormArgs, SiluMulArgs, blocks, element_type};
+use crate::kernels::{GatherArgs, Kernels, RmsNormArgs, SiluMulArgs, blocks, element_type};
 use crate::memory::Workspace;
 use crate::steps::{self, Steps};
 
@@ -122,7 +122,7 @@ impl CudaOps {
                 let reason = format!("{bytes} bytes for {room:?} while a step is recorded");
                 return Err(DeviceError::Invalid { op: "room", reason });
             }
-            self.steps.forget();
+            self.steps.drop_graphs();
         }
         workspace.get(&self.cuda.driver, bytes)
     }
@@ -217,13 +217,7 @@ impl Ops for CudaOps {
             Some(lora) => self.queue_shrink(x, targets, lora)?,
             None => Vec::new(),
         };
-        if let [group] = shrunk.as_slice()
-            && let Some(adapters) = group.fused()
-            && self.fuses_adapters(x.shape().rows(), targets, adapters.max_rank as usize)
-        {
-            return self.queue_linear(x, targets, adapters);
-        }
-        self.queue_linear(x, targets, GemvAdapters::NONE)?;
+        self.queue_linear(x, targets)?;
         shrunk.iter().try_for_each(|group| self.queue_expand(group))
     }
 

@@ -97,6 +97,13 @@ impl Steps {
         }
     }
 
+    /// Forgets what was recorded, but not what was seen: rooms, which have moved, have grown for that.
+    pub(crate) fn drop_graphs(&mut self) {
+        for (_, graph) in self.graphs.drain(..) {
+            self.driver.destroy_graph(graph);
+        }
+    }
+
     pub(crate) fn forget(&mut self) {
         if std::mem::take(&mut self.is_recording)
             && let Err(error) = self.driver.end_capture(self.stream, false)
@@ -104,9 +111,7 @@ impl Steps {
             tracing::warn!(%error, "ending a recording");
         }
         self.seen.clear();
-        for (_, graph) in self.graphs.drain(..) {
-            self.driver.destroy_graph(graph);
-        }
+        self.drop_graphs();
     }
 }
 

@@ -71,7 +71,7 @@ std::vector<Buffer<float>> launch(const Variant& variant, const Layers& layers, 
             residual = outs.back().get();
         }
         args.targets[args.num_targets++] = {layer.planes->weight, layer.has_bias ? layer.bias.get() : nullptr, residual,
-                                            outs.back().get(), NO_MODULE, 0};
+                                            outs.back().get()};
         blocks += unsigned((n + features - 1) / features);
     }
     args.x = x.get();

@@ -22,20 +22,6 @@ kernel_args! {
         bias: DevicePtr,
         residual: DevicePtr,
         out: DevicePtr,
-        module: u32,
-        low_target: i32,
-    }
-
-    /// `GemvAdapters`.
-    struct GemvAdapters {
-        entries: DevicePtr,
-        slots: DevicePtr,
-        scales: DevicePtr,
-        low: DevicePtr,
-        num_modules: i32,
-        num_targets: i32,
-        splits: i32,
-        max_rank: i32,
     }
 
     /// `GemvArgs`.
@@ -46,7 +32,6 @@ kernel_args! {
         rows: i32,
         x_stride: i32,
         x_type: u32,
-        adapters: GemvAdapters,
     }
 
     /// `GemmArgs`.
@@ -111,20 +96,6 @@ kernel_args! {
         rows: i32,
         unused: i32,
     }
-}
-
-impl GemvAdapters {
-    /// No adapters.
-    pub(crate) const NONE: GemvAdapters = GemvAdapters {
-        entries: DevicePtr::NULL,
-        slots: DevicePtr::NULL,
-        scales: DevicePtr::NULL,
-        low: DevicePtr::NULL,
-        num_modules: 0,
-        num_targets: 0,
-        splits: 0,
-        max_rank: 0,
-    };
 }
 
 impl WeightArg {
