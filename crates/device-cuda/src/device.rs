@@ -179,6 +179,11 @@ impl Device for CudaDevice {
         DType::BF16
     }
 
+    fn training_kv_dtype(&self) -> DType {
+        // As in serving, and what tensor cores take.
+        DType::BF16
+    }
+
     fn holds_kv(&self, dtype: DType) -> bool {
         dtype != DType::U32
     }

@@ -24,6 +24,7 @@ pub(crate) fn padded(key: &GraphKey) -> GraphKey {
     let rows = match key.num_rows {
         rows @ ..=4 => rows.next_power_of_two(),
         rows @ ..=64 => rows.next_multiple_of(8),
+        rows @ ..=128 => rows.next_multiple_of(16),
         rows @ ..=256 => rows.next_multiple_of(32),
         rows => rows.next_multiple_of(64),
     };

@@ -31,6 +31,11 @@ pub trait Device: Send + Sync + fmt::Debug {
         DType::F16
     }
 
+    /// The same while it trains, where gradients go through them.
+    fn training_kv_dtype(&self) -> DType {
+        DType::F32
+    }
+
     /// Whether keys and values can be held in this type.
     fn holds_kv(&self, dtype: DType) -> bool {
         matches!(dtype, DType::F16 | DType::F32)

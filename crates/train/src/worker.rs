@@ -171,6 +171,7 @@ impl Worker {
         let max_rows = size.max_rows.max(1);
         let max_blocks = max_rows.div_ceil(BLOCK_SIZE);
         let step = StepLimits { max_rows, max_seqs: size.max_seqs.max(1), max_blocks };
+        let kv_dtype = device.training_kv_dtype();
         let mut ctx = Ctx::new(device, CtxConfig { arena_bytes: size.arena_bytes(&c), step })?;
         let num_blocks = MicroBatch::num_blocks(max_rows, step.max_seqs);
         // Every block of the network writes its keys and values into the same cache, since a sequence's rows are all of
@@ -180,7 +181,7 @@ impl Worker {
             num_blocks,
             num_kv_heads: c.num_kv_heads,
             head_dim: c.head_dim,
-            dtype: DType::F32,
+            dtype: kv_dtype,
         })?;
         let table = rope_table(rope, max_rows);
         let table = ctx.upload_f32("the RoPE table", [max_rows, rope.rotary_dim / 2, 2], &table)?;

@@ -113,14 +113,30 @@ impl Model {
         progress: &OpenProgress<'_>,
     ) -> Result<Self> {
         let files = ModelFiles::open(path.as_ref())?;
-        let device = options.open_device()?;
+        Self::open_files(options.open_device()?, &files, options, progress)
+    }
+
+    /// The same on a device that is open, which several models may share.
+    ///
+    /// # Errors
+    /// Those of [`Model::open`].
+    pub fn open_on(device: Arc<dyn Device>, path: impl AsRef<Path>, options: &ModelOptions) -> Result<Self> {
+        Self::open_files(device, &ModelFiles::open(path.as_ref())?, options, &|_, _| {})
+    }
+
+    fn open_files(
+        device: Arc<dyn Device>,
+        files: &ModelFiles,
+        options: &ModelOptions,
+        progress: &OpenProgress<'_>,
+    ) -> Result<Self> {
         let mut ctx = loading_context(&device)?;
         let load = LoadOptions {
             precision: options.precision,
             progress: &|_, read_bytes, total_bytes| progress(read_bytes, total_bytes),
         };
-        let decoder = wardrobe_models::load(&mut ctx, &files, &load)?;
-        Ok(Self::of_parts(device, decoder, ModelText::of(&files)?, files.names()))
+        let decoder = wardrobe_models::load(&mut ctx, files, &load)?;
+        Ok(Self::of_parts(device, decoder, ModelText::of(files)?, files.names()))
     }
 
     /// Joins what a model is made of.

@@ -1,0 +1,132 @@
+//! A model on the CUDA device, whose kernels run on the CPU here: it answers as on the CPU, is trained, serves what it was trained to,
+//! and outlives the card.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A test fails by panicking.
+
+mod support;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use support::lora::RandomLora;
+use support::random::Rng;
+use support::tiny::TinyModel;
+use wardrobe::data::{Dataset, Example};
+use wardrobe::train::{BatchSize, Event, LoraConfig, Observer, OptimizerConfig};
+use wardrobe::{
+    AdapterSource, EngineOptions, LoadOptions, Model, ModelOptions, Request, SamplingParams, TokenId,
+    TrainConfig, Trainer, in_process,
+};
+use wardrobe_device_cuda::driver::emulated::{EmulatedDriver, HostKernels};
+use wardrobe_device_cuda::{CudaDevice, CudaOptions};
+use wardrobe_models::{RopeSpec, log_probs, logits};
+
+/// A card and its driver; `None`, said loudly, without a C++ compiler to build kernels with.
+fn card() -> Option<(Arc<EmulatedDriver>, Arc<CudaDevice>)> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("host_kernels");
+    let required = std::env::var_os("REQUIRE_HOST_CXX").is_some_and(|v| v != "0" && !v.is_empty());
+    let kernels = HostKernels::build(&folder).unwrap_or_else(|e| panic!("{e}"));
+    assert!(kernels.is_some() || !required, "REQUIRE_HOST_CXX is set, and there is no C++ compiler");
+    let Some(kernels) = kernels else {
+        eprintln!("SKIPPED: there is no C++ compiler to run the kernels with");
+        return None;
+    };
+    let driver = Arc::new(EmulatedDriver::new(kernels, 2 << 30));
+    let device = CudaDevice::over(driver.clone(), &CudaOptions::default()).unwrap();
+    Some((driver, Arc::new(device)))
+}
+
+fn options() -> EngineOptions {
+    EngineOptions { kv_bytes: Some(8 << 20), num_slots: 2, ..EngineOptions::default() }
+}
+
+fn request(vocab: usize, len: usize) -> Request {
+    let prompt: Vec<TokenId> = (0..len).map(|i| TokenId((i * 7 % (vocab - 2)) as u32)).collect();
+    let request = Request::new(prompt).with_sampling(SamplingParams::greedy()).with_max_tokens(12);
+    Request { ignore_eos: true, ..request }
+}
+
+#[test]
+fn it_computes_what_the_cpu_does() {
+    let Some((_, card)) = card() else { return };
+    let tiny = TinyModel::default();
+    let folder = tiny.write();
+    let on_cpu = Model::open(folder.path(), &ModelOptions::default()).unwrap();
+    let on_card = Model::open_on(card, folder.path(), &ModelOptions::default()).unwrap();
+    let tokens: Vec<u32> = (0..70).map(|i| (i * 11 % (tiny.vocab_size - 2)) as u32).collect();
+    let of = |model: &Model| {
+        let rope = RopeSpec::of(model.config());
+        logits(model.device().clone(), model.decoder().as_ref(), &tokens, None, &rope).unwrap()
+    };
+    let (got, want) = (of(&on_card), of(&on_cpu));
+    let (choice, want) = log_probs(&want, tiny.vocab_size, None);
+    let (_, got) = log_probs(&got, tiny.vocab_size, Some(&choice));
+    let largest = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max);
+    assert!(largest < 0.05, "log-probabilities differ by {largest}");
+
+    // An engine: many sequences at once, with and without an adapter, and graphs among its steps.
+    let engine = on_card.engine(&options()).unwrap();
+    let adapter = RandomLora { rank: 4, ..RandomLora::default() };
+    let payload = Arc::new(adapter.build(on_card.config()));
+    let source = AdapterSource::InProcess { label: "random".to_owned(), payload };
+    engine.load_adapter("a", source, LoadOptions::default()).unwrap();
+    let streams: Vec<_> = (0..5)
+        .map(|i| {
+            let request = request(tiny.vocab_size, 20 + i);
+            engine.submit(if i % 2 == 0 { request.with_adapter("a") } else { request }).unwrap()
+        })
+        .collect();
+    for stream in streams {
+        let completion = stream.completion_blocking();
+        assert_eq!(completion.summary.usage.completion_tokens, 12, "{:?}", completion.choices);
+    }
+}
+
+/// Texts that count up by one from anywhere: something to learn.
+fn counting(vocab: usize) -> Dataset {
+    let mut rng = Rng::new(9);
+    let examples = (0..12).map(|_| {
+        let first = rng.below(vocab - 2);
+        let token_ids = (0..24).map(|i| TokenId(((first + i) % (vocab - 2)) as u32)).collect();
+        Example { token_ids, loss: (0..24).map(|i| i > 1).collect() }
+    });
+    Dataset::from_examples(examples.collect()).unwrap()
+}
+
+#[derive(Default)]
+struct Losses(Vec<f64>);
+
+impl Observer for Losses {
+    fn event(&mut self, event: &Event<'_>) {
+        if let Event::Step(metrics) = event {
+            self.0.push(metrics.loss);
+        }
+    }
+}
+
+#[test]
+fn it_trains_and_serves_what_it_trained() {
+    let Some((_, card)) = card() else { return };
+    // Heads that tensor cores take, in both directions.
+    let tiny = TinyModel { head_dim: 64, ..TinyModel::default() };
+    let folder = tiny.write();
+    let model = Arc::new(Model::open_on(card, folder.path(), &ModelOptions::default()).unwrap());
+    let config = TrainConfig {
+        lora: LoraConfig { rank: 4, ..LoraConfig::default() },
+        batch_size: BatchSize::Examples(4),
+        epochs: 4,
+        threads: Some(1),
+        optimizer: OptimizerConfig { learning_rate: 1e-2, ..OptimizerConfig::default() },
+        ..TrainConfig::default()
+    };
+    let mut losses = Losses::default();
+    let data = counting(tiny.vocab_size);
+    let trainer = Trainer::new(model.clone(), config).unwrap();
+    let trained = trainer.train_with(&data, None, &mut losses).unwrap();
+    assert_eq!(trained.steps(), losses.0.len());
+    let (first, last) = (losses.0[0], losses.0[losses.0.len() - 1]);
+    assert!(last < first - 0.2, "the loss went from {first} to {last}");
+    let engine = model.engine(&options()).unwrap();
+    engine.load_adapter("trained", in_process(trained), LoadOptions::default()).unwrap();
+    let answer = engine.generate(request(tiny.vocab_size, 8).with_adapter("trained")).unwrap();
+    assert_eq!(answer.summary.usage.completion_tokens, 12);
+}
