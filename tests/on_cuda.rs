@@ -1,10 +1,11 @@
-//! A model on the CUDA device, whose kernels run on the CPU here: it answers as on the CPU, is trained, serves what it was trained to,
-//! and outlives the card.
+//! A model on the CUDA device, whose kernels run on the CPU here: it answers as on the CPU, is trained, and serves what it was
+//! trained to.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A test fails by panicking.
 
+#[path = "../crates/device-cuda/tests/support/mod.rs"]
+mod emulated;
 mod support;
 
-use std::path::Path;
 use std::sync::Arc;
 
 use support::lora::RandomLora;
@@ -16,23 +17,14 @@ use wardrobe::{
     AdapterSource, EngineOptions, LoadOptions, Model, ModelOptions, Request, SamplingParams, TokenId,
     TrainConfig, Trainer, in_process,
 };
-use wardrobe_device_cuda::driver::emulated::{EmulatedDriver, HostKernels};
+use wardrobe_device_cuda::driver::emulated::EmulatedDriver;
 use wardrobe_device_cuda::{CudaDevice, CudaOptions};
 use wardrobe_models::{RopeSpec, log_probs, logits};
 
-/// A card and its driver; `None`, said loudly, without a C++ compiler to build kernels with.
-fn card() -> Option<(Arc<EmulatedDriver>, Arc<CudaDevice>)> {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("host_kernels");
-    let required = std::env::var_os("REQUIRE_HOST_CXX").is_some_and(|v| v != "0" && !v.is_empty());
-    let kernels = HostKernels::build(&folder).unwrap_or_else(|e| panic!("{e}"));
-    assert!(kernels.is_some() || !required, "REQUIRE_HOST_CXX is set, and there is no C++ compiler");
-    let Some(kernels) = kernels else {
-        eprintln!("SKIPPED: there is no C++ compiler to run the kernels with");
-        return None;
-    };
-    let driver = Arc::new(EmulatedDriver::new(kernels, 2 << 30));
-    let device = CudaDevice::over(driver.clone(), &CudaOptions::default()).unwrap();
-    Some((driver, Arc::new(device)))
+/// A card.
+fn card() -> Option<Arc<CudaDevice>> {
+    let driver = EmulatedDriver::new(emulated::kernels()?, 2 << 30);
+    Some(Arc::new(CudaDevice::over(Arc::new(driver), &CudaOptions::default()).unwrap()))
 }
 
 fn options() -> EngineOptions {
@@ -47,7 +39,7 @@ fn request(vocab: usize, len: usize) -> Request {
 
 #[test]
 fn it_computes_what_the_cpu_does() {
-    let Some((_, card)) = card() else { return };
+    let Some(card) = card() else { return };
     let tiny = TinyModel::default();
     let folder = tiny.write();
     let on_cpu = Model::open(folder.path(), &ModelOptions::default()).unwrap();
@@ -105,7 +97,7 @@ impl Observer for Losses {
 
 #[test]
 fn it_trains_and_serves_what_it_trained() {
-    let Some((_, card)) = card() else { return };
+    let Some(card) = card() else { return };
     // Heads that tensor cores take, in both directions.
     let tiny = TinyModel { head_dim: 64, ..TinyModel::default() };
     let folder = tiny.write();

@@ -197,6 +197,10 @@ impl Device for CudaDevice {
         true
     }
 
+    fn rounds_weights(&self) -> bool {
+        self.cuda.fp8_weights
+    }
+
     fn alloc(&self, what: &'static str, bytes: usize) -> Result<Arc<dyn Memory>> {
         let memory = DeviceMemory::new(&self.cuda.driver, what, bytes)?;
         self.cuda.with_stream(|stream| {

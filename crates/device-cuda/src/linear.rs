@@ -8,8 +8,8 @@ use wardrobe_device::{DType, LinearTarget, Result, Tensor, Weight, WeightFormat}
 
 use crate::driver::{Addend, DevicePtr, Gemm, GemmOperands, GemmType, Launch};
 use crate::kernels::{
-    ConvertArgs, DequantiseArgs, EmbedArgs, GemmArgs, GemmF32Args, GemvArgs, GemvTarget,
-    WeightArg, blocks, element_type,
+    ConvertArgs, DequantiseArgs, EmbedArgs, GemmArgs, GemmF32Args, GemvArgs, GemvTarget, WeightArg, blocks,
+    element_type,
 };
 use crate::ops::{CudaOps, Room, addr, addr_or_null, int};
 use crate::planes::PlaneFormat;

@@ -104,6 +104,21 @@ fn steps_are_recorded_at_their_second_sight_and_replayed() {
 }
 
 #[test]
+fn threads_in_any_order_give_the_same() {
+    let (Some(mut rig), Some(mut other)) = (rig(), rig()) else { return };
+    let prompt =
+        TinyBatch { chunks: vec![Chunk { slot: 2, ..Chunk::of((0..40).collect(), 0, vec![1, 2, 3]) }] };
+    for rig in [&mut rig, &mut other] {
+        rig.model.bind_adapter(&mut rig.ctx, 2, 20, 1);
+    }
+    for (order, batch) in [(7, &prompt), (8, &generation(&[1, 2, 3], Some(2))), (9, &generation(&[4], None))]
+    {
+        other.driver.set_order(order);
+        assert_eq!(rig.step(batch).unwrap(), other.step(batch).unwrap(), "order {order}");
+    }
+}
+
+#[test]
 fn recorded_steps_see_adapters_that_are_bound_later() {
     let (Some(mut rig), Some(mut other)) = (rig(), rig()) else { return };
     let batch = generation(&[1, 2, 3, 4], Some(2));

@@ -72,6 +72,7 @@ fn layers_are_within_the_rounding_of_their_weights() {
         let (bytes, weights) = stored(format, &values(1, ROWS * COLS));
         let host = HostTensor { format, rows: ROWS, cols: COLS, bytes: &bytes };
         let weight = ctx.load_weight(&host).unwrap();
+        assert!(ctx.device().rounds_weights());
         assert_eq!(weight.format(), format, "what the host had");
         assert!(weight.size_bytes() < ROWS * 264, "{} bytes", weight.size_bytes());
         let bounds = bounds(&weights);

@@ -46,6 +46,11 @@ pub trait Device: Send + Sync + fmt::Debug {
         false
     }
 
+    /// Whether it rounds weights further than their file did, so that results are those of another quantisation.
+    fn rounds_weights(&self) -> bool {
+        false
+    }
+
     /// Bytes of the device's own memory that are free; `None` where it computes with the host's.
     fn free_bytes(&self) -> Option<u64> {
         None

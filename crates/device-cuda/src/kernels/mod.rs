@@ -41,8 +41,7 @@ pub(crate) use adapters::{LoraArgs, LoraTarget, ShortRowsArgs};
 pub(crate) use attention::{AttentionArgs, DecodeArgs, KvWriteArgs, RopeArgs, RopeKvArgs};
 pub(crate) use backward::*;
 pub(crate) use linear::{
-    ConvertArgs, DequantiseArgs, EmbedArgs, GemmArgs, GemmF32Args, GemvArgs, GemvTarget,
-    WeightArg,
+    ConvertArgs, DequantiseArgs, EmbedArgs, GemmArgs, GemmF32Args, GemvArgs, GemvTarget, WeightArg,
 };
 pub(crate) use rows::{GatherArgs, RmsNormArgs, SiluMulArgs};
 pub(crate) use sample::{EditArg, ReportArgs, ReportParams, SampleArgs, SampleParams};

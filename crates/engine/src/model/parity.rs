@@ -57,14 +57,15 @@ pub(super) fn verify(
         }
     }
     let difference = sum / f64::from(count.max(1));
-    let bound = if is_same_base { MAX_DIFFERENCE } else { MAX_DIFFERENCE_OF_ANOTHER };
+    let is_very_model = is_same_base && !device.rounds_weights();
+    let bound = if is_very_model { MAX_DIFFERENCE } else { MAX_DIFFERENCE_OF_ANOTHER };
     if difference > bound || difference.is_nan() {
         return refuse(format!(
             "it does not behave as it did in training: log-probabilities are off by {difference:.3} on average, allowed are \
              {bound}; is it for another base model?"
         ));
     }
-    if !is_same_base {
+    if !is_very_model {
         tracing::warn!(
             adapter = %source, difference, trained_on = record.device,
             "the adapter was trained on other weights of the base model, such as another quantisation"
