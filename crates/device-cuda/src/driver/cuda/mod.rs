@@ -4,6 +4,9 @@
 //! that has nothing to do with it. All of it goes through one stream of its own, which on giving back waits for what the others
 //! have queued so far.
 
+mod cards;
+mod memory;
+
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::fmt;
@@ -12,6 +15,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use cudarc::driver::sys::{self, CUresult};
 use wardrobe_device::{DeviceError, Result};
 
+use self::cards::{MIN_CAPABILITY, card};
+use self::memory::Memory;
 use super::blas::Blas;
 use super::{
     Card, DevicePtr, Driver, Event, Function, Gemm, GemmOperands, Graph, Image, Launch, MemoryInfo, Stream,
@@ -29,17 +34,6 @@ pub struct CudaDriver {
 
 struct Module(sys::CUmodule);
 
-struct Memory {
-    /// On which memory is taken and given back.
-    stream: sys::CUstream,
-    /// The streams that may be using memory.
-    users: Vec<sys::CUstream>,
-    /// Streams that are being recorded: they cannot be asked how far they are.
-    num_captures: usize,
-    /// What was given back meanwhile.
-    deferred: Vec<sys::CUdeviceptr>,
-}
-
 // SAFETY: handles of the driver may be used from any thread (CUDA driver API, section 2.1); ours are behind locks where calls
 // change them.
 unsafe impl Send for CudaDriver {}
@@ -50,28 +44,6 @@ impl fmt::Debug for CudaDriver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "CudaDriver({})", self.card.name)
     }
-}
-
-/// Why there is no card to use.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Absent {
-    /// The driver's library is not installed.
-    #[error("no NVIDIA driver: libcuda was not found")]
-    NoDriver,
-    /// The driver does not work.
-    #[error("the NVIDIA driver does not work: {0}")]
-    BrokenDriver(String),
-    /// There is no card.
-    #[error("the NVIDIA driver sees no GPU")]
-    NoCard,
-    /// Fewer cards than that.
-    #[error("there is no GPU {wanted}: the driver sees {have}")]
-    NoSuchCard {
-        /// Its number.
-        wanted: usize,
-        /// Cards that are there.
-        have: usize,
-    },
 }
 
 /// Error of a call of the driver; `Ok` if it succeeded.
@@ -124,59 +96,9 @@ macro_rules! call {
         check(stringify!($function), sys::$function($($argument),*))
     };
 }
+use call;
 
-/// How many cards there are.
-///
-/// # Errors
-/// [`Absent`]
-pub fn num_cards() -> std::result::Result<usize, Absent> {
-    // SAFETY: looks for a library by its usual names.
-    if !unsafe { sys::is_culib_present() } {
-        return Err(Absent::NoDriver);
-    }
-    let mut count = 0;
-    // SAFETY: as the driver's reference asks: first `cuInit`.
-    unsafe {
-        match sys::cuInit(0) {
-            CUresult::CUDA_SUCCESS => {}
-            CUresult::CUDA_ERROR_NO_DEVICE => return Err(Absent::NoCard),
-            other => return Err(Absent::BrokenDriver(describe(other))),
-        }
-        let counted = sys::cuDeviceGetCount(&raw mut count);
-        if counted != CUresult::CUDA_SUCCESS {
-            return Err(Absent::BrokenDriver(describe(counted)));
-        }
-    }
-    match usize::try_from(count) {
-        Ok(0) | Err(_) => Err(Absent::NoCard),
-        Ok(count) => Ok(count),
-    }
-}
-
-/// All cards.
-///
-/// # Errors
-/// [`Absent`]
-pub fn cards() -> std::result::Result<Vec<Card>, Absent> {
-    let broken = |error: DeviceError| Absent::BrokenDriver(error.to_string());
-    (0..num_cards()?)
-        .map(|ordinal| {
-            let mut device = 0;
-            // SAFETY: the driver was initialised; writes a handle.
-            unsafe { call!(cuDeviceGet(&raw mut device, ordinal as c_int)) }.map_err(broken)?;
-            card(device).map_err(broken)
-        })
-        .collect()
-}
-
-/// The version of CUDA that the driver has, such as 13000.
-pub fn driver_version() -> Option<u32> {
-    let mut version = 0;
-    // SAFETY: writes an int.
-    num_cards().ok().and_then(|_| unsafe {
-        (sys::cuDriverGetVersion(&raw mut version) == CUresult::CUDA_SUCCESS).then_some(version as u32)
-    })
-}
+pub use self::cards::{Absent, cards, driver_version, num_cards};
 
 impl CudaDriver {
     /// Opens a card.
@@ -248,69 +170,11 @@ impl CudaDriver {
     }
 }
 
-/// The oldest cards that the kernels are written for: Ampere.
-pub const MIN_CAPABILITY: (u32, u32) = (8, 0);
-
 /// From here on kernels may be launched before those ahead of them have ended.
 const DEPENDENT_LAUNCH: (u32, u32) = (9, 0);
 
 /// A stream that does not wait for the default one.
 const NON_BLOCKING: u32 = 1;
-
-fn card(device: sys::CUdevice) -> Result<Card> {
-    use sys::CUdevice_attribute_enum as Attribute;
-    let attribute = |attribute| -> Result<u32> {
-        let mut value = 0;
-        // SAFETY: writes an int.
-        unsafe { call!(cuDeviceGetAttribute(&raw mut value, attribute, device))? };
-        Ok(value.max(0) as u32)
-    };
-    let (mut name, mut memory_bytes) = ([0; 128], 0);
-    // SAFETY: the name has room for its length and ends with a zero.
-    let name = unsafe {
-        call!(cuDeviceGetName(name.as_mut_ptr(), name.len() as c_int, device))?;
-        call!(cuDeviceTotalMem_v2(&raw mut memory_bytes, device))?;
-        CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned()
-    };
-    let card = Card {
-        name,
-        capability: (
-            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
-            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
-        ),
-        num_multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
-        max_shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
-        memory_bytes,
-    };
-    Ok(card)
-}
-
-impl Memory {
-    /// Gives back what was deferred, behind all that the other streams have queued so far.
-    fn flush(&mut self) -> Result<()> {
-        if self.num_captures > 0 || self.deferred.is_empty() {
-            return Ok(());
-        }
-        for &user in &self.users {
-            let mut event = std::ptr::null_mut();
-            // SAFETY: streams of this context; an event may be destroyed while it is waited for.
-            unsafe {
-                call!(cuEventCreate(&raw mut event, DISABLE_TIMING))?;
-                call!(cuEventRecord(event, user))?;
-                call!(cuStreamWaitEvent(self.stream, event, 0))?;
-                call!(cuEventDestroy_v2(event))?;
-            }
-        }
-        for ptr in self.deferred.drain(..) {
-            // SAFETY: the pointer came from the pool and was given back once.
-            unsafe { call!(cuMemFreeAsync(ptr, self.stream))? };
-        }
-        Ok(())
-    }
-}
-
-/// An event that only orders.
-const DISABLE_TIMING: u32 = 2;
 
 impl Driver for CudaDriver {
     fn card(&self) -> &Card {
