@@ -113,4 +113,3 @@ pub(super) fn card(device: sys::CUdevice) -> Result<Card> {
     };
     Ok(card)
 }
-

@@ -43,4 +43,3 @@ impl Memory {
 
 /// An event that only orders.
 const DISABLE_TIMING: u32 = 2;
-
