@@ -57,7 +57,7 @@ impl HostKernels {
         for header in source::HEADERS {
             common.update(header.text);
         }
-        for file in ["host/simt.hpp", "host/fiber.hpp"] {
+        for file in ["host/simt.hpp", "host/builtins.hpp", "host/fiber.hpp"] {
             common.update(std::fs::read(kernels.join(file)).map_err(|e| format!("{file}: {e}"))?);
         }
         let libraries: Vec<(&Source, PathBuf)> = source::FILES
