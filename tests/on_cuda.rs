@@ -73,6 +73,24 @@ fn it_computes_what_the_cpu_does() {
     }
 }
 
+#[test]
+fn keys_and_values_take_what_the_card_has_free_and_are_told_as_they_were_taken() {
+    let Some(kernels) = emulated::kernels() else { return };
+    let driver = Arc::new(EmulatedDriver::new(kernels, 96 << 20));
+    let card = Arc::new(CudaDevice::over(driver, &CudaOptions::default()).unwrap());
+    let folder = TinyModel::default().write();
+    let model = Model::open_on(card, folder.path(), &ModelOptions::default()).unwrap();
+    let mut options = EngineOptions::default();
+    options.config.max_batch_tokens = 256;
+    let options = model.settled(&options);
+    let bytes = options.kv_bytes.unwrap();
+    assert!(bytes > 32 << 20 && bytes < 96 << 20, "{bytes}");
+    let engine = model.engine(&options).unwrap();
+    // Less is free now, and the plan is that of the engine all the same.
+    let plan = model.memory_plan(&options);
+    assert_eq!(plan.kv_tokens, 16 * engine.stats().total_blocks as u64);
+}
+
 /// Texts that count up by one from anywhere: something to learn.
 fn counting(vocab: usize) -> Dataset {
     let mut rng = Rng::new(9);

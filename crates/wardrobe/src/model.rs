@@ -199,11 +199,22 @@ impl Model {
         options.kv_dtype.unwrap_or_else(|| self.device.kv_dtype())
     }
 
+    /// The options with what they leave to the device filled in. What that is depends on the memory that is free: who tells of an
+    /// engine's memory later settles its options before it is started.
+    pub fn settled(&self, options: &EngineOptions) -> EngineOptions {
+        EngineOptions {
+            kv_bytes: Some(self.kv_bytes(options)),
+            kv_dtype: Some(self.kv_dtype(options)),
+            ..options.clone()
+        }
+    }
+
     /// Starts an engine over this model.
     ///
     /// # Errors
     /// [`Error::Engine`] naming the setting at fault, [`Error::Memory`] for more memory than is free.
     pub fn engine(&self, options: &EngineOptions) -> Result<Engine> {
+        let options = &self.settled(options);
         self.memory_plan(options).check(self.device.free_bytes().or_else(available_memory_bytes))?;
         let mut config = options.config.clone();
         if config.eos_token_ids.is_empty() {

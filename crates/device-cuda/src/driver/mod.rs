@@ -171,7 +171,7 @@ pub trait Driver: Send + Sync + fmt::Debug {
     /// A new stream, which waits for no other.
     fn create_stream(&self) -> Result<Stream>;
 
-    /// Gives a stream back; what is queued on it is done first.
+    /// Gives a stream back, once what is queued on it is done.
     fn destroy_stream(&self, stream: Stream);
 
     /// Waits until all that was queued is done.

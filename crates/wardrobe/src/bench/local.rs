@@ -101,6 +101,7 @@ pub fn run_local(path: &Path, options: &LocalOptions, progress: &mut dyn FnMut(&
     config.max_num_sequences =
         options.load.concurrency.iter().copied().fold(config.max_num_sequences, usize::max);
     config.max_batch_tokens = config.max_batch_tokens.max(config.max_num_sequences);
+    let engine_options = model.settled(&engine_options);
     let engine = model.engine(&engine_options)?;
     let engine_started = started.elapsed();
     // Made-up weights have no file, and are as large as it would be.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use wardrobe::{
-    AdapterSource, Engine, Event, Finish, LoadOptions, Message, Model, Request, SamplingParams, Summary,
-    Update,
+    AdapterSource, Engine, EngineOptions, Event, Finish, LoadOptions, Message, Model, Request,
+    SamplingParams, Summary, Update,
 };
 
 use super::failure::{UsageError, with_hint};
@@ -76,11 +76,13 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<()> {
         let error = anyhow::anyhow!("{} has no chat template", found.name);
         return Err(with_hint(error, "wardrobe run MODEL PROMPT --raw continues a text"));
     }
-    let engine = open::engine(&model, &args.compute.engine_options())?;
+    let options = model.settled(&args.compute.engine_options());
+    let engine = open::engine(&model, &options)?;
     let mut chat = Chat {
         args,
         model,
         engine,
+        options,
         style: Style::stdout(),
         adapter: None,
         system: args.system.clone(),
@@ -104,6 +106,7 @@ struct Chat<'a> {
     args: &'a ChatArgs,
     model: Model,
     engine: Engine,
+    options: EngineOptions,
     style: Style,
     /// The adapter that answers.
     adapter: Option<String>,
@@ -240,7 +243,7 @@ impl Chat<'_> {
     fn stats(&self) -> anyhow::Result<()> {
         let stats = self.engine.stats();
         let adapters: u64 = self.engine.adapters().iter().map(|adapter| adapter.host_bytes).sum();
-        let plan = self.model.memory_plan(&self.args.compute.engine_options());
+        let plan = self.model.memory_plan(&self.options);
         match &self.last {
             Some((summary, finish)) => output::line(&run::stats(summary, finish.as_ref()))?,
             None => output::line("no whole answer yet")?,

@@ -86,9 +86,9 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     if chosen.dummy_options().is_some() {
         output::note(&format!("{} the weights are made up: answers make no sense", style.note("note:")));
     }
-    let options = settings.engine_options();
+    let options = model.settled(&settings.engine_options());
     let engine = open::engine(&model, &options)?;
-    note_limits(&settings, &model, &engine, style);
+    note_limits(&settings, &options, &model, &engine, style);
     for spec in &settings.adapter {
         // As the adapter root resolves paths, so that both tell one adapter's place alike.
         let path = spec.path.canonicalize().unwrap_or_else(|_| spec.path.clone());
@@ -222,7 +222,7 @@ fn read_keys(path: &Path) -> anyhow::Result<Vec<String>> {
 }
 
 /// Says what was asked for and does not hold, and what may not fit.
-fn note_limits(settings: &Settings, model: &Model, engine: &Engine, style: Style) {
+fn note_limits(settings: &Settings, options: &EngineOptions, model: &Model, engine: &Engine, style: Style) {
     let holds = engine.max_context_tokens();
     if let Some(asked) = settings.max_context.filter(|asked| *asked > holds) {
         let of_model = model.config().max_position_embeddings;
@@ -233,9 +233,11 @@ fn note_limits(settings: &Settings, model: &Model, engine: &Engine, style: Style
         };
         output::note(&format!("{} --max-context {asked} becomes {holds}, {reason}", style.note("note:")));
     }
-    let plan = model.memory_plan(&settings.engine_options());
-    // The engine's own memory is taken already, but only what was written to counts as used.
-    let needed = plan.engine_bytes().saturating_add(plan.max_adapters_bytes);
+    let plan = model.memory_plan(options);
+    // The engine's own memory is taken already, but only what was written to counts as used. On a device with memory of its own it is
+    // there.
+    let of_host = if model.device().free_bytes().is_some() { 0 } else { plan.engine_bytes() };
+    let needed = plan.max_adapters_bytes.saturating_add(of_host);
     if let Some(free) = wardrobe::available_memory_bytes().filter(|free| needed > *free) {
         output::note(&format!(
             "{} keys, values, scratch and adapters may take {}; {} are free",

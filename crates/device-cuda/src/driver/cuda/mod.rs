@@ -227,8 +227,12 @@ impl Driver for CudaDriver {
 
     fn destroy_stream(&self, stream: Stream) {
         let handle = stream.0 as sys::CUstream;
+        // What it uses may be given back next, and nobody would ask this stream whether it is done.
+        if let Err(error) = self.synchronize(stream) {
+            tracing::debug!(%error, "waiting for a stream that is given back");
+        }
         self.memory().users.retain(|&user| user != handle);
-        // SAFETY: ours, and used no more; what is queued is done first (cuStreamDestroy).
+        // SAFETY: ours, and used no more.
         let done = self.enter().and_then(|()| unsafe { call!(cuStreamDestroy_v2(handle)) });
         if let Err(error) = done {
             tracing::debug!(%error, "giving a stream back");
