@@ -33,20 +33,21 @@ NATIVE = {
 # A -> B: A may use B.
 ARROWS = {
     "wardrobe": {
-        "batch", "data", "device", "device-cuda", "engine", "eval", "formats", "grammar", "hub", "models", "server", "text",
+        "batch", "data", "device", "device-cuda", "engine", "eval", "formats", "generator", "grammar", "hub", "models", "server", "text",
         "train",
     },
     "server": {"batch", "engine", "grammar", "text"},
     "data": {"text"},
-    "eval": {"engine"},
+    "eval": {"generator"},
     "engine": {"device", "formats", "grammar", "models", "text"},
     "models": {"device", "formats"},
-    "batch": set(),
+    "batch": {"generator"},
     "train": {"data", "device", "formats", "models", "text"},
     "device": set(),
     "device-cuda": {"device"},
     "formats": set(),
     "grammar": {"text"},
+    "generator": {"text"},
     "hub": set(),
     "text": set(),
 }

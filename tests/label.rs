@@ -54,7 +54,7 @@ impl Bench {
         std::fs::write(self.path(name), text).unwrap();
     }
 
-    /// A run over what is in the folder, by `target`: a model or `--url`.
+    /// A run over what is in the folder, by `target`: a model or an endpoint.
     fn by(&self, target: &[&str], out: &str, args: &[&str]) -> Command {
         let mut command = wardrobe(&["label"]);
         command.args(target).args(["--schema", "schema.json", "--out", out]);
@@ -305,7 +305,7 @@ fn what_is_wrong_is_told_before_a_model_is_opened() {
         (&["--report", "out.txt"], 2, "out.txt"),
         (&["--report", "o.json", "--out", "o.json"], 2, "o.json is the input or the output"),
         (&["--adapter", "x=/nonexistent"], 1, "/nonexistent"),
-        (&["--url", "http://127.0.0.1:9"], 2, "--url"),
+        (&["--served-model", "x"], 2, "--served-model"),
         (&[], 1, "no-model.gguf"),
     ] {
         let mut command = wardrobe(&["label", "./no-model.gguf"]);
@@ -350,15 +350,16 @@ fn an_endpoint_gives_the_same_labels_and_may_go_away_meanwhile() {
     bench.write("key", "the-key\n");
     let key_file = bench.path("key");
     let server = serve(model.path(), "0", &["--api-key-file", key_file.to_str().unwrap()]);
-    let by = |url: &str, out: &str, args: &[&str]| bench.by(&["--url", url], out, args);
+    let by = |url: &str, out: &str, args: &[&str]| bench.by(&[url], out, args);
     let with_key = ["--api-key-file", "key"];
     let said = succeeds(&mut by(&format!("{}/v1/", server.base), "there.jsonl", &with_key));
     assert!(said.contains("40 labels, 0 errors"), "{said}");
     assert_eq!(bench.labels("there.jsonl"), here);
     // Refusals that concern all records end the run at once, with what the endpoint said.
-    let said = fails(&mut by(&server.base, "no.jsonl", &["--model", "tiny"]), 1);
+    let said = fails(&mut by(&server.base, "no.jsonl", &["--served-model", "tiny"]), 1);
     assert!(said.contains("401"), "{said}");
-    let said = fails(&mut by(&server.base, "no.jsonl", &[&with_key[..], &["--model", "other"]].concat()), 1);
+    let said =
+        fails(&mut by(&server.base, "no.jsonl", &[&with_key[..], &["--served-model", "other"]].concat()), 1);
     assert!(said.contains("404") && said.contains("other"), "{said}");
     bench.write("schema.json", r#"{"type": "array", "uniqueItems": true}"#);
     let said = fails(&mut by(&server.base, "schema.jsonl", &with_key), 1);
@@ -368,11 +369,11 @@ fn an_endpoint_gives_the_same_labels_and_may_go_away_meanwhile() {
     // It ends while it is asked; later another one goes on.
     let (base, port) = (server.base.clone(), server.base.rsplit(':').next().unwrap().to_owned());
     drop(server);
-    let gone = ["--model", "tiny", "--patience", "1", "--api-key-file", "key"];
+    let gone = ["--served-model", "tiny", "--patience", "1", "--api-key-file", "key"];
     let said = fails(&mut by(&base, "pieces.jsonl", &gone), 1);
     assert!(said.contains("cannot be asked") && said.contains("given up, tries: "), "{said}");
-    let mut child = by(&base, "pieces.jsonl", &["--model", "tiny"])
-        .env("WARDROBE_LABEL_API_KEY", "the-key")
+    let mut child = by(&base, "pieces.jsonl", &["--served-model", "tiny"])
+        .env("WARDROBE_ENDPOINT_API_KEY", "the-key")
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -435,8 +436,8 @@ fn what_other_endpoints_answer() {
         ("200 OK", "", r#"{"choices":[]}"#),
         ("402 Payment Required", "", r#"{"error":{"message":"no money","code":"insufficient_quota"}}"#),
     ]);
-    let args = ["--model", "m", "--concurrency", "1"];
-    let said = fails(&mut bench.by(&["--url", &url], "out.jsonl", &args), 1);
+    let args = ["--served-model", "m", "--concurrency", "1"];
+    let said = fails(&mut bench.by(&[&url], "out.jsonl", &args), 1);
     assert!(said.contains("no money") && said.contains("goes on from there"), "{said}");
     let lines = bench.labels("out.jsonl");
     let kinds: Vec<&str> = lines.iter().map(|line| line["error"]["type"].as_str().unwrap_or("-")).collect();
@@ -447,7 +448,7 @@ fn what_other_endpoints_answer() {
 
     // The errors alone are asked again, and the record that had no line.
     let url = scripted(&[("200 OK", "", GOOD); 7]);
-    let said = succeeds(&mut bench.by(&["--url", &url], "out.jsonl", &["--model", "m", "--retry-errors"]));
+    let said = succeeds(&mut bench.by(&[&url], "out.jsonl", &["--served-model", "m", "--retry-errors"]));
     assert!(said.contains("8 labels, 0 errors"), "{said}");
 }
 

@@ -1,6 +1,6 @@
 //! Why an evaluation could not be run. What is wrong with single items is in the report instead.
 
-use wardrobe_engine::SubmitError;
+use wardrobe_generator::AskError;
 
 /// Failure of a whole run.
 #[derive(Debug, thiserror::Error)]
@@ -18,12 +18,15 @@ pub enum EvalError {
     /// Reading the items failed.
     #[error("cannot read the items: {0}")]
     Read(#[from] std::io::Error),
-    /// The engine cannot answer for this target, whatever the item.
+    /// The run was stopped.
+    #[error("stopped before every item was answered")]
+    Stopped,
+    /// A target cannot answer, whatever the item.
     #[error("cannot ask {target}: {source}")]
     Target {
         /// Name of the target.
         target: String,
-        /// The engine's reason.
-        source: SubmitError,
+        /// Its reason.
+        source: AskError,
     },
 }

@@ -70,16 +70,14 @@ pub struct BaselineResult {
 pub struct TargetResult {
     /// Its name.
     pub name: String,
-    /// Its adapter; `None` is the base model.
-    pub adapter: Option<String>,
     /// Items in the means.
     pub num_scored: usize,
     /// Answers that were cut off at the limit of tokens.
     pub num_cut: usize,
     /// Tokens of all prompts.
-    pub prompt_tokens: usize,
+    pub prompt_tokens: u64,
     /// Tokens of all answers.
-    pub completion_tokens: usize,
+    pub completion_tokens: u64,
     /// The task's measures.
     pub metrics: Vec<Metric>,
     /// Items that could not be answered.
@@ -128,9 +126,9 @@ pub struct Answer {
     /// Whether it was cut off at the limit of tokens.
     pub is_cut: bool,
     /// Tokens of the prompt.
-    pub prompt_tokens: usize,
+    pub prompt_tokens: u64,
     /// Tokens of the answer.
-    pub completion_tokens: usize,
+    pub completion_tokens: u64,
 }
 
 impl Report {

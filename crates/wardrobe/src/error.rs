@@ -90,7 +90,7 @@ pub enum Error {
 }
 
 /// Result of the facade's functions.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl From<wardrobe_data::DataError> for Error {
     fn from(error: wardrobe_data::DataError) -> Self {

@@ -22,12 +22,14 @@ mod terms;
 mod tests;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub use error::{InputError, RecordsError};
 pub use output::{Output, Start};
-pub use run::{Ended, Records, RetryPolicy, RunOptions, RunReport, run};
+pub use run::{Ended, Records, RunOptions, RunReport, run};
 pub use terms::Terms;
+pub use wardrobe_generator::RetryPolicy;
+use wardrobe_generator::wait_unless;
 
 /// Answers records. Called from many threads at once.
 pub trait Answerer<R>: Sync {
@@ -72,18 +74,7 @@ impl Control<'_> {
 
     /// Waits; false as soon as the run stops.
     pub fn wait(&self, time: Duration) -> bool {
-        const SLICE: Duration = Duration::from_millis(50);
-        let until = Instant::now() + time;
-        loop {
-            if self.is_stopped() {
-                return false;
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return true;
-            }
-            std::thread::sleep(left.min(SLICE));
-        }
+        wait_unless(&|| self.is_stopped(), time)
     }
 }
 

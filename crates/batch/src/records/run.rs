@@ -8,7 +8,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use wardrobe_generator::RetryPolicy;
 
 use super::error::{InputError, RecordsError, Result};
 use super::{Answerer, Control, Observer, Outcome, Output};
@@ -19,27 +21,6 @@ const TICK: Duration = Duration::from_millis(100);
 const MAX_CONCURRENCY: usize = 4096;
 /// Records in the window for each that is answered at once: one slow record does not hold up the others for long.
 const WINDOW: usize = 4;
-
-/// How long a record that cannot be answered now is asked again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RetryPolicy {
-    /// Before the second try. It doubles from try to try.
-    pub first_wait: Duration,
-    /// The longest time between two tries, unless the other side asks for more.
-    pub max_wait: Duration,
-    /// How long a record is asked again before the run ends.
-    pub patience: Duration,
-}
-
-impl Default for RetryPolicy {
-    fn default() -> Self {
-        Self {
-            first_wait: Duration::from_millis(500),
-            max_wait: Duration::from_secs(20),
-            patience: Duration::from_secs(180),
-        }
-    }
-}
 
 /// How to run.
 #[derive(Debug, Clone)]
@@ -192,28 +173,24 @@ impl<R> Worker<'_, R> {
     }
 
     fn answer(&self, idx: u64, record: &R) -> Answered {
-        let RetryPolicy { first_wait, max_wait, patience } = self.options.retry;
-        let started = Instant::now();
-        let mut wait = first_wait;
-        let mut tries = 0;
+        let mut tries = self.options.retry.start(idx);
         loop {
-            tries += 1;
             let outcome = catch_unwind(AssertUnwindSafe(|| self.answerer.answer(record, &self.control)));
             let (after, reason) = match outcome {
                 Ok(Outcome::Line(line)) => return one_line(line),
                 Ok(Outcome::Stopped) => return Answered::Stopped,
                 Ok(Outcome::Fatal(reason)) => return Answered::Failed(RecordsError::Fatal(reason)),
-                Ok(Outcome::Again { after, reason }) => (after.unwrap_or_default(), reason),
+                Ok(Outcome::Again { after, reason }) => (after, reason),
                 Err(panic) => return self.panicked(record, &message_of(&*panic)),
             };
-            if started.elapsed() >= patience {
-                return Answered::Failed(RecordsError::GaveUp { reason, tries });
-            }
-            tracing::debug!(idx, tries, reason, "a record is asked again");
-            if !self.control.wait(spread(wait, idx).max(after).min(patience)) {
+            let num = tries.num();
+            let Some(wait) = tries.next_wait(after) else {
+                return Answered::Failed(RecordsError::GaveUp { reason, tries: num });
+            };
+            tracing::debug!(idx, tries = num, reason, "a record is asked again");
+            if !self.control.wait(wait) {
                 return Answered::Stopped;
             }
-            wait = wait.saturating_mul(2).min(max_wait);
         }
     }
 
@@ -233,12 +210,6 @@ fn one_line(line: String) -> Answered {
         return Answered::Failed(RecordsError::Fatal(reason));
     }
     Answered::Line(line)
-}
-
-/// Between half of a time and all of it, so that records which failed together do not come again together.
-fn spread(time: Duration, idx: u64) -> Duration {
-    let step = (idx.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 60) as u32;
-    time / 2 + time / 32 * step
 }
 
 fn message_of(panic: &(dyn std::any::Any + Send)) -> String {

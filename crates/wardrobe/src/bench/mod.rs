@@ -24,7 +24,6 @@ mod text;
 
 pub use local::{LocalOptions, Parts, run_local};
 pub use machine::{Limits, Machine, Read};
-pub(crate) use remote::is_on_this_machine;
 pub use remote::{RemoteOptions, run_remote};
 pub use report::{
     AdapterResult, MemoryResult, ModelInfo, Report, ServingResult, StartupResult, StepResult, Target,

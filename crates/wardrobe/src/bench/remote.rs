@@ -1,10 +1,10 @@
 //! The same load on an endpoint that speaks OpenAI's API: streamed `/v1/completions`.
 
 use std::io::BufReader;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use wardrobe_generator::is_on_this_machine;
 
 use super::Load;
 use super::load::{Timeline, closed_loop};
@@ -43,14 +43,6 @@ impl RemoteOptions {
     pub fn is_on_this_machine(&self) -> bool {
         is_on_this_machine(&self.url)
     }
-}
-
-/// Whether an address is one of this machine, as far as it tells.
-pub(crate) fn is_on_this_machine(url: &str) -> bool {
-    let uri: Option<ureq::http::Uri> = url.parse().ok();
-    let host = uri.as_ref().and_then(ureq::http::Uri::host).unwrap_or_default();
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
 }
 
 /// Measures an endpoint; `progress` is told what comes next.

@@ -3,17 +3,17 @@
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use wardrobe::eval::{self, EvalError, EvalOptions, Held, Item, LineProblem, Report, Target, Task, Turn};
-use wardrobe::{AdapterSource, Constraint, EngineConfig, LoadOptions, Message, Model, TokenId};
+use wardrobe::eval::{self, EvalError, EvalOptions, Item, LineProblem, Report, Target, Task};
+use wardrobe::generate::Held;
 
+use super::asked::{self, AskedArgs};
 use super::failure::{UsageError, with_hint};
-use super::log;
-use super::open::{self, ModelArgs};
 use super::output::{self, Style};
-use super::values::AdapterSpec;
+use super::{log, open, signals};
 
 /// Bad lines that are printed one by one; reports have all of them.
 const MAX_PROBLEMS_SHOWN: usize = 5;
@@ -21,9 +21,8 @@ const MAX_PROBLEMS_SHOWN: usize = 5;
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct EvalArgs {
-    /// A short name, a hub repository, a folder or a .gguf file
-    #[arg(value_name = "MODEL")]
-    model: String,
+    #[command(flatten)]
+    asked: AskedArgs,
     /// What is asked for: record (a JSON object, compared field by field) or last-words (the end of a text)
     #[arg(long, value_name = "TASK", default_value = "record", value_parser = known_task)]
     task: String,
@@ -33,9 +32,6 @@ pub struct EvalArgs {
     /// The training set, whose most frequent answers are the majority baseline [default: those of the items themselves]
     #[arg(long, value_name = "FILE")]
     train_data: Option<PathBuf>,
-    /// Ask this adapter too (a PEFT folder); may be repeated
-    #[arg(long, value_name = "NAME=PATH")]
-    adapter: Vec<AdapterSpec>,
     /// Ask each once free and once held to this JSON schema
     #[arg(long, value_name = "FILE")]
     schema: Option<PathBuf>,
@@ -57,11 +53,12 @@ pub struct EvalArgs {
     /// Give the prompts to the model as they are, without the chat template
     #[arg(long)]
     raw: bool,
+    /// Questions at once [default: what keeps the models busy]
+    #[arg(long, value_name = "N")]
+    concurrency: Option<usize>,
     /// Write every answer and its score: a web page (.html) or JSON (.json); may be repeated
     #[arg(long, value_name = "FILE")]
     report: Vec<PathBuf>,
-    #[command(flatten)]
-    compute: ModelArgs,
 }
 
 const EXAMPLES: &str = "\
@@ -95,49 +92,39 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let train_golds = args.train_data.as_deref().map(|path| train_golds(path, task)).transpose()?;
     let items = eval::draw(items, args.limit, args.seed);
 
-    let found = open::find(&args.model)?;
-    let model = open::open(&found, &args.compute.model_options())?;
-    let mut options = args.compute.engine_options();
-    options.config.max_num_sequences = EngineConfig::default().max_num_sequences;
-    let engine = open::engine(&model, &options)?;
-    let mut targets = Vec::new();
-    if !args.no_base {
-        targets.push(Target::base(&found.name));
-    }
-    for spec in &args.adapter {
-        let source = AdapterSource::Path(spec.path.clone());
-        engine
-            .load_adapter(&spec.name, source, LoadOptions::default())
-            .with_context(|| format!("cannot load the adapter {spec}"))?;
-        targets.push(Target::adapter(&spec.name));
-    }
-    if !args.raw && model.chat_template().is_none() {
-        let error = anyhow::anyhow!("{} has no chat template", args.model);
-        return Err(with_hint(error, "--raw gives the prompts to the model as they are"));
-    }
+    let generators = args.asked.open()?;
+    let base = generators.first().map(|base| base.name().to_owned());
+    let generators = generators.iter().skip(usize::from(args.no_base));
+    let mut targets: Vec<Target<'_>> = generators.map(|generator| Target::new(&**generator)).collect();
     if let Some(path) = &args.schema {
-        let (_, template) = open::schema(path, &model)?;
-        let held = Held::To(Constraint(template));
-        let twice = |target: Target| {
-            let name = format!("{}, held to the schema", target.name);
-            [target.clone().held(Held::Free), target.held(held.clone()).named(name)]
-        };
-        targets = targets.into_iter().flat_map(twice).collect();
+        let held = Held::Schema(open::read_schema(path)?.into());
+        targets = targets
+            .into_iter()
+            .flat_map(|target| {
+                let name = format!("{}, held to the schema", target.name);
+                [target.clone().held(Held::Free), target.held(held.clone()).named(name)]
+            })
+            .collect();
     }
+    let stop = signals::stop_flag("stopping; once more to stop at once")?;
     let bar = progress();
     let options = EvalOptions {
         max_tokens: args.max_tokens,
+        system: args.system.as_deref(),
+        raw: args.raw,
         train_golds: train_golds.as_deref(),
+        concurrency: args.concurrency,
+        stopped: &|| stop.load(Ordering::Acquire),
         progress: Some(Box::new(|done, all| {
             bar.set_length(all as u64);
             bar.set_position(done as u64);
         })),
+        ..EvalOptions::default()
     };
-    let render = |turns: &[Turn]| args.prompt(&model, turns).map_err(|error| error.to_string());
-    let report = eval::evaluate(&engine, &render, &items, task, &targets, options);
+    let report = eval::evaluate(&items, task, &targets, options);
     bar.finish_and_clear();
-    let mut report = report?;
-    report.model = Some(found.name);
+    let mut report = report.map_err(explained)?;
+    report.model = base;
     report.data = Some(args.data.display().to_string());
     report.problems = problems;
     output::write_stdout(report.to_text().as_bytes())?;
@@ -147,11 +134,13 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
 
 impl EvalArgs {
     fn check(&self) -> anyhow::Result<()> {
-        self.compute.check()?;
-        for spec in &self.adapter {
-            open::check_adapter(&spec.path)?;
-        }
-        for (name, value) in [("--max-tokens", Some(self.max_tokens)), ("--limit", self.limit)] {
+        self.asked.check()?;
+        let numbers = [
+            ("--max-tokens", Some(self.max_tokens)),
+            ("--limit", self.limit),
+            ("--concurrency", self.concurrency),
+        ];
+        for (name, value) in numbers {
             if value == Some(0) {
                 return Err(UsageError(format!("{name} is at least 1")).into());
             }
@@ -164,22 +153,6 @@ impl EvalArgs {
             }
             None => Ok(()),
         }
-    }
-
-    /// The tokens of an item's question.
-    fn prompt(&self, model: &Model, turns: &[Turn]) -> anyhow::Result<Vec<TokenId>> {
-        if self.raw {
-            let texts: Vec<&str> = turns.iter().map(|turn| turn.content.as_str()).collect();
-            return Ok(model.tokenizer().encode(&texts.join("\n\n"), true)?);
-        }
-        let has_system = turns.iter().any(|turn| turn.role == "system");
-        let system = self.system.as_ref().filter(|_| !has_system);
-        let messages: Vec<Message> = system
-            .map(|text| Message::text("system", text))
-            .into_iter()
-            .chain(turns.iter().map(|turn| Message::text(&turn.role, &turn.content)))
-            .collect();
-        Ok(model.chat_prompt(&messages)?)
     }
 
     fn write(&self, report: &Report) -> anyhow::Result<()> {
@@ -207,6 +180,18 @@ fn extension(path: &Path) -> Option<Extension> {
         "html" | "htm" => Some(Extension::Html),
         "json" => Some(Extension::Json),
         _ => None,
+    }
+}
+
+/// The library's refusal, with what helps.
+fn explained(error: EvalError) -> anyhow::Error {
+    let hint = match &error {
+        EvalError::Target { source, .. } => asked::explained(source),
+        _ => None,
+    };
+    match hint {
+        Some(hint) => with_hint(error, hint),
+        None => error.into(),
     }
 }
 
@@ -247,7 +232,7 @@ fn progress() -> ProgressBar {
 }
 
 fn took(report: &Report) -> String {
-    let sum = |of: fn(&eval::TargetResult) -> usize| report.results.iter().map(of).sum::<usize>();
+    let sum = |of: fn(&eval::TargetResult) -> u64| report.results.iter().map(of).sum::<u64>();
     format!(
         "{} prompt and {} answer tokens in {}",
         sum(|result| result.prompt_tokens),

@@ -6,16 +6,12 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
-use wardrobe::label::{
-    EndpointLabeller, EngineLabeller, LabelError, LabelJob, LabelOptions, LabelProgress, LabelReport,
-    Labeller, RecordsError, Start,
-};
-use wardrobe::{AdapterSource, EngineConfig, LoadOptions};
+use wardrobe::label::{LabelError, LabelJob, LabelOptions, LabelProgress, LabelReport, RecordsError, Start};
 
+use super::asked::{self, AskedArgs};
 use super::failure::{UsageError, with_hint};
-use super::open::{self, ModelArgs};
+use super::open;
 use super::output::{self, Style};
-use super::values::AdapterSpec;
 use super::{log, signals};
 
 /// No prompt is longer.
@@ -26,21 +22,8 @@ const LINE_INTERVAL: Duration = Duration::from_secs(5);
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct LabelArgs {
-    /// A short name, a hub repository, a folder or a .gguf file, which labels in this process
-    #[arg(value_name = "MODEL", required_unless_present = "url", conflicts_with = "url")]
-    target: Option<String>,
-    /// Ask an OpenAI-compatible endpoint instead, such as http://127.0.0.1:8000
-    #[arg(long, value_name = "URL")]
-    url: Option<String>,
-    /// Model (or adapter) of the endpoint [default: the first that it has]
-    #[arg(long, value_name = "NAME", requires = "url")]
-    model: Option<String>,
-    /// File with the endpoint's API key in its first line
-    #[arg(long, value_name = "FILE", requires = "url")]
-    api_key_file: Option<PathBuf>,
-    /// Label by this adapter (a PEFT folder) of MODEL
-    #[arg(long, value_name = "NAME=PATH", conflicts_with = "url")]
-    adapter: Option<AdapterSpec>,
+    #[command(flatten)]
+    asked: AskedArgs,
     /// File with the JSON schema that every label is held to
     #[arg(long, value_name = "FILE")]
     schema: PathBuf,
@@ -57,7 +40,7 @@ pub struct LabelArgs {
     #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
     system: Option<String>,
     /// Give the prompts to the model as they are, without its chat template
-    #[arg(long, conflicts_with = "url")]
+    #[arg(long)]
     raw: bool,
     /// The most tokens of a label; what they end is whole nevertheless
     #[arg(long, value_name = "N", default_value_t = 256)]
@@ -92,13 +75,11 @@ pub struct LabelArgs {
     /// Write what the labels are like: a web page (.html) or JSON (.json); may be repeated
     #[arg(long, value_name = "FILE")]
     report: Vec<PathBuf>,
-    #[command(flatten)]
-    compute: ModelArgs,
 }
 
 const EXAMPLES: &str = "\
 Ctrl-C ends a run; the same command goes on where it ended, also after a kill. Beside the output lies NAME.run.json,
-which says what a run must agree with to go on. WARDROBE_LABEL_API_KEY is an API key without a file.
+which says what a run must agree with to go on. WARDROBE_ENDPOINT_API_KEY is an API key without a file.
 
 Each line of the output is {\"index\", \"label\", \"finish_reason\", \"usage\"}, with \"id\" where the record has one, or
 {\"index\", \"label\": null, \"error\": {\"type\", \"message\"}}.
@@ -107,7 +88,7 @@ Examples:
   wardrobe label smollm2-135m --schema topic.json --prompt 'What is this about? {{ text }}' \\
     --in texts.jsonl --out labels.jsonl --report labels.html
   wardrobe label smollm2-135m --adapter tuned=./tuned --schema s.json --prompt prompt.txt --in d.csv --out labels.jsonl
-  wardrobe label --url http://127.0.0.1:8000 --model tuned --schema s.json --prompt prompt.txt --in d.csv --out l.jsonl";
+  wardrobe label http://127.0.0.1:8000 --served-model tuned --schema s.json --prompt prompt.txt --in d.csv --out l.jsonl";
 
 /// Labels, and prints what the labels are like.
 pub fn run(args: &LabelArgs) -> anyhow::Result<()> {
@@ -115,22 +96,19 @@ pub fn run(args: &LabelArgs) -> anyhow::Result<()> {
     // What can be wrong without a model is found before one is pulled and read.
     args.check()?;
     let schema = Value::Object(open::read_schema(&args.schema)?);
-    let job = LabelJob::new(args.options(schema.clone())?).map_err(explained)?;
+    let job = LabelJob::new(args.options(schema)?).map_err(explained)?;
     if let (num @ 1.., first) = job.bad_records() {
         let note = Style::stderr().note("note:");
         output::note(&format!("{note} {num} records cannot be asked: {}", first.join("; ")));
     }
-    let (labeller, name) = match &args.url {
-        Some(url) => args.endpoint(url, &schema)?,
-        None => args.engine(&schema)?,
-    };
+    let generator = args.asked.open_one()?;
     let stop = signals::stop_flag("stopping; the same command goes on from here; once more to stop at once")?;
     let mut shown = Shown::new(job.num_records())?;
-    let report = job.run(&labeller, &stop, &mut |progress| shown.at(progress));
+    let report = job.run(&*generator, &stop, &mut |progress| shown.at(progress));
     shown.end();
     let report = report.map_err(explained)?;
     output::write_stdout(report.to_text().as_bytes())?;
-    args.write(&report, &format!("{} by {name}", args.input.display()))?;
+    args.write(&report, &format!("{} by {}", args.input.display(), generator.name()))?;
     output::note(&Style::stderr().dim(&ended(&report, &args.output)));
     match report.ended {
         wardrobe::label::Ended::Complete => Ok(()),
@@ -140,10 +118,7 @@ pub fn run(args: &LabelArgs) -> anyhow::Result<()> {
 
 impl LabelArgs {
     fn check(&self) -> anyhow::Result<()> {
-        self.compute.check()?;
-        if let Some(spec) = &self.adapter {
-            open::check_adapter(&spec.path)?;
-        }
+        self.asked.check()?;
         for path in &self.report {
             let shown = path.display();
             if !is_html(path) && !is_json(path) {
@@ -159,6 +134,7 @@ impl LabelArgs {
     fn options(&self, schema: Value) -> anyhow::Result<LabelOptions> {
         let mut options = LabelOptions::new(&self.input, &self.output, self.prompt()?, schema);
         options.system = self.system.clone();
+        options.raw = self.raw;
         options.max_tokens = self.max_tokens;
         options.temperature = self.temperature;
         options.seed = self.seed;
@@ -187,39 +163,6 @@ impl LabelArgs {
         let shown = output::one_line(&self.prompt, 60);
         let error = UsageError(format!("--prompt {shown:?} is no file, and as a text it names no field"));
         Err(with_hint(error, "write {{ field }} where a record's field shall stand"))
-    }
-
-    fn endpoint(&self, url: &str, schema: &Value) -> anyhow::Result<(Labeller, String)> {
-        let file = self.api_key_file.as_ref().map(|path| open::read_text(path, 64 << 10)).transpose()?;
-        let key = match file {
-            Some(text) => Some(text.lines().next().unwrap_or_default().trim().to_owned()),
-            None => std::env::var("WARDROBE_LABEL_API_KEY").ok().filter(|key| !key.is_empty()),
-        };
-        let labeller = EndpointLabeller::new(url, self.model.as_deref(), key.as_deref(), schema)?;
-        let name = labeller.model().to_owned();
-        Ok((labeller.into(), name))
-    }
-
-    fn engine(&self, schema: &Value) -> anyhow::Result<(Labeller, String)> {
-        let found = open::find(self.target.as_deref().unwrap_or_default())?;
-        let model = open::open(&found, &self.compute.model_options())?;
-        let mut options = self.compute.engine_options();
-        options.config.max_num_sequences = EngineConfig::default().max_num_sequences;
-        let engine = open::engine(&model, &options)?;
-        if let Some(spec) = &self.adapter {
-            let source = AdapterSource::Path(spec.path.clone());
-            engine
-                .load_adapter(&spec.name, source, LoadOptions::default())
-                .with_context(|| format!("cannot load the adapter {spec}"))?;
-        }
-        if !self.raw && model.chat_template().is_none() {
-            let error = anyhow::anyhow!("{} has no chat template", found.name);
-            return Err(with_hint(error, "--raw gives the prompts to the model as they are"));
-        }
-        let adapter = self.adapter.as_ref().map(|spec| spec.name.as_str());
-        let labeller = EngineLabeller::new(&model, &engine, adapter, schema, self.raw)
-            .with_context(|| format!("cannot hold labels to {}", self.schema.display()))?;
-        Ok((labeller.into(), adapter.unwrap_or(&found.name).to_owned()))
     }
 
     fn write(&self, report: &LabelReport, title: &str) -> anyhow::Result<()> {
@@ -268,6 +211,10 @@ fn explained(error: LabelError) -> anyhow::Error {
         LabelError::Records(RecordsError::DiskFull { .. }) => {
             "what was labelled is kept; with more space the same command goes on from there"
         }
+        LabelError::Ask(refused) => match asked::explained(refused) {
+            Some(hint) => hint,
+            None => return error.into(),
+        },
         _ => return error.into(),
     };
     with_hint(error, hint)

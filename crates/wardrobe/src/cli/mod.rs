@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed, 2 the command line itself is wrong, 130 or 143 ended by a second signal.
 
 mod adapter;
+mod asked;
 mod bench;
 mod cache;
 mod chat;

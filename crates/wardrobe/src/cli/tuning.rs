@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use wardrobe::data::{DataOptions, Dataset, Record};
-use wardrobe::eval::{self, EvalOptions, Held, Target, Turn};
-use wardrobe::grammar::Spec;
+use wardrobe::eval::{self, EvalOptions, Target};
+use wardrobe::generate::Held;
 use wardrobe::train::{BatchSize, Event, Observer};
-use wardrobe::{Constraint, Engine, LoadOptions, Message, Model, TrainConfig, Trainer, in_process};
+use wardrobe::{Engine, EngineGenerator, LoadOptions, Model, TrainConfig, Trainer, in_process};
 
 use super::output::{self, Style};
 use super::shipped;
@@ -70,22 +70,19 @@ pub fn show(model: &Model, engine: &Engine, base: &str, style: Style) -> anyhow:
     let items: Vec<_> = items.into_iter().take(NUM_ITEMS).collect();
     let golds =
         shipped::training_records()?.into_iter().map(|(_, completion)| completion).collect::<Vec<_>>();
-    let render = |turns: &[Turn]| {
-        let messages: Vec<Message> =
-            turns.iter().map(|turn| Message::text(&turn.role, &turn.content)).collect();
-        model.chat_prompt(&messages).map_err(|error| error.to_string())
-    };
     let started = Instant::now();
     let options = EvalOptions { max_tokens: MAX_TOKENS, train_golds: Some(&golds), ..EvalOptions::default() };
-    let spec = Spec::JsonSchema { schema: shipped::biography_schema()?, strict: true };
-    let held = Held::To(Constraint(model.compile(&spec)?));
-    let targets = [Target::base(base), Target::adapter(TUNED)];
-    let twice = |target: Target| {
-        let name = format!("{}, held", target.name);
-        [target.clone(), target.held(held.clone()).named(name)]
-    };
-    let targets: Vec<Target> = targets.into_iter().flat_map(twice).collect();
-    let report = eval::evaluate(engine, &render, &items, task, &targets, options)?;
+    let held = Held::Schema(shipped::biography_schema()?);
+    let base = EngineGenerator::base(model, engine, base);
+    let tuned = EngineGenerator::adapter(model, engine, TUNED)?;
+    let targets: Vec<Target<'_>> = [Target::new(&base), Target::new(&tuned)]
+        .into_iter()
+        .flat_map(|target| {
+            let name = format!("{}, held", target.name);
+            [target.clone(), target.held(held.clone()).named(name)]
+        })
+        .collect();
+    let report = eval::evaluate(&items, task, &targets, options)?;
     let asked = "JSON asked for in words alone, and held to its schema";
     output::line(&format!("\n  {} held-out people, {asked}:", items.len()))?;
     let mut rows = vec![["", "valid JSON", "fields right", "dates right"].map(str::to_owned).to_vec()];

@@ -1,12 +1,13 @@
 //! From a record to its question, and from what comes back to its line.
 
 use serde_json::{Map, Value};
-use wardrobe_batch::records::{Answerer, Control, InputError, Outcome, Terms};
+use wardrobe_batch::records::{Answerer, Control, InputError, Outcome};
 use wardrobe_data::{DataError, Finding, Limits, Row, RowError, Rows};
-use wardrobe_text::{Message, RecordTemplate};
+use wardrobe_generator::{AskError, Generator};
+use wardrobe_text::RecordTemplate;
 
 use super::LabelOptions;
-use super::line::{LabelLine, LineError, LineUsage};
+use super::line::{LabelLine, LineError};
 
 /// No record is longer: what is in the window is in memory.
 const MAX_RECORD_BYTES: usize = 4 << 20;
@@ -40,41 +41,11 @@ pub(super) fn records(
     }))
 }
 
-/// What a labeller is asked.
-pub(super) struct Question {
-    /// The record's place in the input.
-    pub index: u64,
-    /// The prompt.
-    pub prompt: String,
-}
-
-/// What became of a question.
-pub(super) enum Answered {
-    /// Text that should be the label.
-    Text { text: String, finish_reason: String, usage: LineUsage },
-    /// None, for this record.
-    Failed { kind: &'static str, message: String },
-    /// Something that concerns the run.
-    Run(Outcome),
-}
-
-/// Who answers questions.
-pub(super) trait Ask: Sync {
-    /// Adds what of it a resumption must agree with.
-    fn terms(&self, terms: Terms) -> Terms;
-
-    /// Questions at once, unless told otherwise.
-    fn default_concurrency(&self) -> usize;
-
-    /// Asks, and waits for the answer.
-    fn ask(&self, options: &LabelOptions, question: &Question, control: &Control<'_>) -> Answered;
-}
-
 /// Asks the records' questions.
 pub(super) struct Asking<'a> {
     pub options: &'a LabelOptions,
     pub template: &'a RecordTemplate,
-    pub labeller: &'a dyn Ask,
+    pub generator: &'a dyn Generator,
 }
 
 /// A record's prompt, or what is wrong with it.
@@ -84,12 +55,6 @@ pub(super) fn prompt(template: &RecordTemplate, record: &Record) -> Result<Strin
         Err(message) => Err(message.clone()),
     };
     text.map_err(|message| format!("{}: {message}", record.place))
-}
-
-/// The messages of a prompt.
-pub(super) fn messages(options: &LabelOptions, prompt: &str) -> Vec<Message> {
-    let system = options.system.as_ref().map(|text| Message::text("system", text));
-    system.into_iter().chain([Message::text("user", prompt)]).collect()
 }
 
 impl Asking<'_> {
@@ -115,24 +80,27 @@ impl Answerer<Record> for Asking<'_> {
             Ok(prompt) => prompt,
             Err(message) => return Outcome::Line(self.failed(record, "bad_record", message)),
         };
-        let question = Question { index: record.index, prompt };
-        match self.labeller.ask(self.options, &question, control) {
-            Answered::Run(outcome) => outcome,
-            Answered::Failed { kind, message } => Outcome::Line(self.failed(record, kind, message)),
-            Answered::Text { text, finish_reason, usage } => {
-                let mut line = self.line(record);
-                match serde_json::from_str(&text) {
-                    Ok(label) => line.label = label,
-                    Err(error) => {
-                        let message = format!("the answer is no JSON ({error}): {}", shortened(&text));
-                        line.error = Some(LineError { kind: "invalid_json".to_owned(), message });
-                    }
-                }
-                line.finish_reason = Some(finish_reason);
-                line.usage = Some(usage);
-                Outcome::Line(line.to_text())
+        let question = self.options.question(prompt, Some(record.index));
+        let answer = match self.generator.generate(&question, &|| control.is_stopped()) {
+            Ok(answer) => answer,
+            Err(AskError::Question { kind, message }) => {
+                return Outcome::Line(self.failed(record, kind, message));
+            }
+            Err(AskError::Again { after, reason }) => return Outcome::Again { after, reason },
+            Err(AskError::Stopped) => return Outcome::Stopped,
+            Err(fatal) => return Outcome::Fatal(fatal.to_string()),
+        };
+        let mut line = self.line(record);
+        match serde_json::from_str(&answer.text) {
+            Ok(label) => line.label = label,
+            Err(error) => {
+                let message = format!("the answer is no JSON ({error}): {}", shortened(&answer.text));
+                line.error = Some(LineError { kind: "invalid_json".to_owned(), message });
             }
         }
+        line.finish_reason = Some(answer.finish_reason);
+        line.usage = Some(answer.usage);
+        Outcome::Line(line.to_text())
     }
 
     fn panicked(&self, record: &Record, message: &str) -> String {
@@ -141,7 +109,7 @@ impl Answerer<Record> for Asking<'_> {
 }
 
 /// The beginning of a text that may be long.
-pub(super) fn shortened(text: &str) -> String {
+fn shortened(text: &str) -> String {
     const MAX_CHARS: usize = 200;
     let mut short: String = text.chars().take(MAX_CHARS).collect();
     if text.chars().nth(MAX_CHARS).is_some() {

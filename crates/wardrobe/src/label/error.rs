@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use wardrobe_batch::records::RecordsError;
 use wardrobe_data::DataError;
+use wardrobe_generator::AskError;
 use wardrobe_text::TemplateError;
 
 /// Why records are not labelled. What the output holds stays, and the run can go on.
@@ -44,14 +45,9 @@ pub enum LabelError {
     /// The output, or what ended the run.
     #[error(transparent)]
     Records(#[from] RecordsError),
-    /// The endpoint.
-    #[error("{url}: {reason}")]
-    Endpoint {
-        /// Its address.
-        url: String,
-        /// What it said, or why it could not be asked.
-        reason: String,
-    },
+    /// Who should label cannot: the schema is refused, or there is no chat template.
+    #[error(transparent)]
+    Ask(#[from] AskError),
     /// A setting.
     #[error("`{field}` {reason}")]
     Setting {

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use wardrobe_generator::Usage;
 
 /// A record's line: its label, or why it has none.
 ///
@@ -28,7 +29,7 @@ pub struct LabelLine {
     pub finish_reason: Option<String>,
     /// Tokens, as far as the record was computed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub usage: Option<LineUsage>,
+    pub usage: Option<Usage>,
     /// The fields of the record that were to be kept.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub input: Map<String, Value>,
@@ -43,20 +44,6 @@ pub struct LineError {
     pub kind: String,
     /// What happened.
     pub message: String,
-}
-
-/// Tokens of a label.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LineUsage {
-    /// Of the prompt.
-    #[serde(default)]
-    pub prompt_tokens: u64,
-    /// Of the prompt that were in the prefix cache.
-    #[serde(default)]
-    pub cached_tokens: u64,
-    /// Of the label.
-    #[serde(default)]
-    pub completion_tokens: u64,
 }
 
 impl LabelLine {

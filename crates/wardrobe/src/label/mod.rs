@@ -3,7 +3,8 @@
 //!
 //! ```no_run
 //! use std::sync::atomic::AtomicBool;
-//! use wardrobe::label::{EngineLabeller, LabelJob, LabelOptions};
+//! use wardrobe::EngineGenerator;
+//! use wardrobe::label::{LabelJob, LabelOptions};
 //! use wardrobe::{EngineOptions, Model, ModelOptions};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -13,8 +14,8 @@
 //! let job = LabelJob::new(options)?;
 //! let model = Model::open("SmolLM2-135M-Instruct.Q4_1.gguf", &ModelOptions::default())?;
 //! let engine = model.engine(&EngineOptions::default())?;
-//! let labeller = EngineLabeller::new(&model, &engine, None, &schema, false)?.into();
-//! let report = job.run(&labeller, &AtomicBool::new(false), &mut |_| {})?;
+//! let generator = EngineGenerator::base(&model, &engine, "smollm2-135m");
+//! let report = job.run(&generator, &AtomicBool::new(false), &mut |_| {})?;
 //! println!("{}", report.to_text());
 //! # Ok(())
 //! # }
@@ -31,8 +32,6 @@ mod asking;
 mod error;
 mod html;
 mod line;
-mod local;
-mod remote;
 mod summary;
 mod text;
 
@@ -46,16 +45,15 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use wardrobe_batch::records::{self, Observer, Output, RetryPolicy, RunOptions, Terms};
 use wardrobe_data::DataError;
+use wardrobe_generator::{Generator, Held, Message, Prompt, Question};
 use wardrobe_text::{RecordTemplate, TemplateLimits};
 
 pub use error::{LabelError, Result};
-pub use line::{LabelLine, LineError, LineUsage};
-pub use local::EngineLabeller;
-pub use remote::EndpointLabeller;
+pub use line::{LabelLine, LineError};
 pub use summary::{ErrorCount, FieldSummary, LabelSummary, Numbers};
 pub use wardrobe_batch::records::{Ended, RecordsError, Start};
 
-use asking::{Ask, Asking};
+use asking::Asking;
 
 /// Bad records that are named; the rest are counted.
 const MAX_BAD_SHOWN: usize = 5;
@@ -73,6 +71,8 @@ pub struct LabelOptions {
     pub prompt: String,
     /// Text of a system message.
     pub system: Option<String>,
+    /// Give the prompts to the model as they are, without its chat template.
+    pub raw: bool,
     /// What labels are held to.
     pub schema: Value,
     /// The most tokens of a label. What they end is whole nevertheless.
@@ -109,6 +109,7 @@ impl LabelOptions {
             output: output.into(),
             prompt: prompt.into(),
             system: None,
+            raw: false,
             schema,
             max_tokens: 256,
             temperature: 0.0,
@@ -125,6 +126,23 @@ impl LabelOptions {
     /// The seed of a record: its own, the same in every run, and within what every language's JSON can hold.
     fn seed_of(&self, index: u64) -> Option<u64> {
         self.seed.map(|seed| seed.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15)) & ((1 << 53) - 1))
+    }
+
+    /// What is asked for a record; `index` draws its seed.
+    fn question(&self, prompt: String, index: Option<u64>) -> Question {
+        let prompt = match self.raw {
+            true => Prompt::Text(prompt),
+            false => {
+                let system = self.system.as_ref().map(|text| Message::text("system", text));
+                Prompt::Chat(system.into_iter().chain([Message::text("user", prompt)]).collect())
+            }
+        };
+        Question {
+            held: Held::Schema(self.schema.clone()),
+            temperature: self.temperature,
+            seed: index.and_then(|index| self.seed_of(index)),
+            ..Question::new(prompt, self.max_tokens)
+        }
     }
 
     fn check(&self) -> Result<()> {
@@ -144,6 +162,9 @@ impl LabelOptions {
         if !self.schema.is_object() {
             return wrong("schema", "is no JSON object");
         }
+        if self.raw && self.system.is_some() {
+            return wrong("system", "needs a chat template, which raw prompts have not");
+        }
         let folder = self.output.parent().filter(|folder| !folder.as_os_str().is_empty());
         if folder.is_some_and(|folder| !folder.is_dir()) {
             return Err(RecordsError::NoFolder { path: self.output.clone() }.into());
@@ -153,35 +174,6 @@ impl LabelOptions {
             return Err(LabelError::SameFile { path: self.input.clone() });
         }
         Ok(())
-    }
-}
-
-/// Who labels.
-pub enum Labeller {
-    /// A model in this process.
-    Engine(Box<EngineLabeller>),
-    /// An endpoint.
-    Endpoint(Box<EndpointLabeller>),
-}
-
-impl Labeller {
-    fn inner(&self) -> &dyn Ask {
-        match self {
-            Self::Engine(labeller) => &**labeller,
-            Self::Endpoint(labeller) => &**labeller,
-        }
-    }
-}
-
-impl From<EngineLabeller> for Labeller {
-    fn from(labeller: EngineLabeller) -> Self {
-        Self::Engine(Box::new(labeller))
-    }
-}
-
-impl From<EndpointLabeller> for Labeller {
-    fn from(labeller: EndpointLabeller) -> Self {
-        Self::Endpoint(Box::new(labeller))
     }
 }
 
@@ -274,7 +266,7 @@ impl LabelJob {
     }
 
     /// What a resumption must agree with.
-    fn terms(&self, labeller: &dyn Ask) -> Terms {
+    fn terms(&self, generator: &dyn Generator) -> Terms {
         let options = &self.options;
         let terms = Terms::new()
             .with("input", &self.input_digest)
@@ -284,8 +276,9 @@ impl LabelJob {
             .with("max_tokens", options.max_tokens)
             .with("temperature", options.temperature)
             .with("seed", options.seed.map_or("none".to_owned(), |seed| seed.to_string()))
-            .with("keep", options.keep.join(","));
-        labeller.terms(terms)
+            .with("keep", options.keep.join(","))
+            .with("raw", options.raw);
+        generator.identity().into_iter().fold(terms, |terms, (name, value)| terms.with(name, value))
     }
 
     /// Labels every record that the output has no line for. `progress` is told often; setting `stop` ends the run, which
@@ -296,11 +289,12 @@ impl LabelJob {
     /// is written stays.
     pub fn run(
         &self,
-        labeller: &Labeller,
+        generator: &dyn Generator,
         stop: &AtomicBool,
         progress: &mut dyn FnMut(&LabelProgress<'_>),
     ) -> Result<LabelReport> {
-        let (options, labeller) = (&self.options, labeller.inner());
+        let options = &self.options;
+        generator.check(&options.question(String::new(), None))?;
         let mut watcher = Watcher {
             summary: LabelSummary::default(),
             num_records: self.num_records,
@@ -308,7 +302,7 @@ impl LabelJob {
             started: None,
             progress,
         };
-        let mut output = Output::open(&options.output, &self.terms(labeller), options.start, &mut watcher)?;
+        let mut output = Output::open(&options.output, &self.terms(generator), options.start, &mut watcher)?;
         watcher.num_before = output.num_lines();
         let started = Instant::now();
         watcher.started = Some(started);
@@ -323,10 +317,10 @@ impl LabelJob {
         // There may be more lines than records: an earlier run may have had a higher limit.
         let num_left = self.num_records.checked_sub(output.num_lines());
         if let Some(num_left) = num_left.filter(|num_left| *num_left > 0 || output.is_retrying()) {
-            let concurrency = options.concurrency.unwrap_or_else(|| labeller.default_concurrency());
+            let concurrency = options.concurrency.unwrap_or_else(|| generator.concurrency());
             let concurrency = concurrency.min(usize::try_from(num_left).unwrap_or(usize::MAX).max(1));
             let run = RunOptions { concurrency, first_alone: true, retry: options.retry, stop };
-            let asking = Asking { options, template: &self.template, labeller };
+            let asking = Asking { options, template: &self.template, generator };
             let mut records = asking::records(options)?;
             let done = records::run(&mut records, &asking, &mut output, &run, &mut watcher)?;
             (report.ended, report.num_written) = (done.ended, done.num_written);

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::line::{LabelLine, LineUsage};
+use wardrobe_generator::Usage;
+
+use super::line::LabelLine;
 
 /// Fields that are counted; what comes later is not.
 const MAX_FIELDS: usize = 256;
@@ -28,7 +30,7 @@ pub struct LabelSummary {
     /// Labels that were brought to an end since their tokens ran out.
     pub num_cut: u64,
     /// Tokens of all records.
-    pub usage: LineUsage,
+    pub usage: Usage,
     /// The labels' fields, in the order in which they came.
     pub fields: Vec<FieldSummary>,
     /// Values of fields that came after the most that are counted.

@@ -1,0 +1,150 @@
+//! Who is asked: a model in this process with its adapters, or the models of an endpoint.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use wardrobe::generate::{AskError, Endpoint, EndpointOptions, Generator};
+use wardrobe::{AdapterSource, EngineConfig, EngineGenerator, LoadOptions};
+
+use super::failure::{UsageError, with_hint};
+use super::open::{self, ModelArgs};
+use super::values::AdapterSpec;
+
+/// What a model of another runtime begins with.
+const OTHER_RUNTIME: &str = "mistralrs:";
+
+/// Who answers the questions of a command.
+#[derive(Debug, clap::Args)]
+pub struct AskedArgs {
+    /// Who answers: a short name, a hub repository, a folder or a .gguf file, in this process; or the URL of an
+    /// OpenAI-compatible endpoint, such as http://127.0.0.1:8000
+    #[arg(value_name = "MODEL", required_unless_present = "model", conflicts_with = "model")]
+    target: Option<String>,
+    /// The same as MODEL
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
+    /// Ask this adapter of MODEL (a PEFT folder); may be repeated where several are compared
+    #[arg(long, value_name = "NAME=PATH")]
+    adapter: Vec<AdapterSpec>,
+    /// Model or adapter of the endpoint [default: the first that it has]; may be repeated where several are compared
+    #[arg(long, value_name = "NAME")]
+    served_model: Vec<String>,
+    /// File with the endpoint's API key in its first line
+    #[arg(long, value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
+    #[command(flatten)]
+    compute: ModelArgs,
+}
+
+/// Where MODEL is.
+enum Place<'a> {
+    Here(&'a str),
+    Endpoint(&'a str),
+    OtherRuntime(&'a str),
+}
+
+impl AskedArgs {
+    fn place(&self) -> Place<'_> {
+        let target = self.target.as_ref().or(self.model.as_ref()).map(String::as_str).unwrap_or_default();
+        if let Some(reference) = target.strip_prefix(OTHER_RUNTIME) {
+            return Place::OtherRuntime(reference);
+        }
+        match target.starts_with("http://") || target.starts_with("https://") {
+            true => Place::Endpoint(target),
+            false => Place::Here(target),
+        }
+    }
+
+    /// Finds what can be wrong before a model is pulled and read.
+    pub fn check(&self) -> anyhow::Result<()> {
+        self.compute.check()?;
+        for spec in &self.adapter {
+            open::check_adapter(&spec.path)?;
+        }
+        let is_endpoint = matches!(self.place(), Place::Endpoint(_));
+        let wrong = |text: &str| Err(UsageError(text.to_owned()).into());
+        if !is_endpoint && !self.served_model.is_empty() {
+            return wrong("--served-model is for endpoints; MODEL is none");
+        }
+        if !is_endpoint && self.api_key_file.is_some() {
+            return wrong("--api-key-file is for endpoints; MODEL is none");
+        }
+        if is_endpoint && !self.adapter.is_empty() {
+            return wrong("an endpoint has its adapters already: name them by --served-model");
+        }
+        if let (Place::OtherRuntime(_), Some(spec)) = (self.place(), self.adapter.first()) {
+            let text = format!(
+                "the adapter {spec} cannot be asked: {OTHER_RUNTIME} runs models that Wardrobe's engine does not, and \
+                 Wardrobe's adapters run in its engine alone"
+            );
+            return wrong(&text);
+        }
+        Ok(())
+    }
+
+    /// The one that is asked: the adapter, where one is named.
+    pub fn open_one(&self) -> anyhow::Result<Box<dyn Generator>> {
+        for (num, flag) in [(self.adapter.len(), "--adapter"), (self.served_model.len(), "--served-model")] {
+            if num > 1 {
+                return Err(UsageError(format!("one model answers: give {flag} once")).into());
+            }
+        }
+        self.open()?.pop().context("nobody is asked")
+    }
+
+    /// All of them: the base first, then the adapters.
+    pub fn open(&self) -> anyhow::Result<Vec<Box<dyn Generator>>> {
+        match self.place() {
+            Place::Here(target) => self.open_here(target),
+            Place::Endpoint(url) => self.open_endpoint(url),
+            Place::OtherRuntime(reference) => open_other_runtime(reference),
+        }
+    }
+
+    fn open_here(&self, target: &str) -> anyhow::Result<Vec<Box<dyn Generator>>> {
+        let found = open::find(target)?;
+        let model = open::open(&found, &self.compute.model_options())?;
+        let mut options = self.compute.engine_options();
+        options.config.max_num_sequences = EngineConfig::default().max_num_sequences;
+        let engine = open::engine(&model, &options)?;
+        let mut all: Vec<Box<dyn Generator>> =
+            vec![Box::new(EngineGenerator::base(&model, &engine, &found.name))];
+        for spec in &self.adapter {
+            let source = AdapterSource::Path(spec.path.clone());
+            engine
+                .load_adapter(&spec.name, source, LoadOptions::default())
+                .with_context(|| format!("cannot load the adapter {spec}"))?;
+            all.push(Box::new(EngineGenerator::adapter(&model, &engine, &spec.name)?));
+        }
+        Ok(all)
+    }
+
+    fn open_endpoint(&self, url: &str) -> anyhow::Result<Vec<Box<dyn Generator>>> {
+        let file = self.api_key_file.as_ref().map(|path| open::read_text(path, 64 << 10)).transpose()?;
+        let key = match file {
+            Some(text) => Some(text.lines().next().unwrap_or_default().trim().to_owned()),
+            None => std::env::var("WARDROBE_ENDPOINT_API_KEY").ok().filter(|key| !key.is_empty()),
+        };
+        let model = self.served_model.first().cloned();
+        let first = Endpoint::open(EndpointOptions { model, key, ..EndpointOptions::new(url) })?;
+        let others: Vec<_> = self.served_model.iter().skip(1).map(|name| first.with_model(name)).collect();
+        let boxed = |endpoint| -> Box<dyn Generator> { Box::new(endpoint) };
+        Ok([first].into_iter().chain(others).map(boxed).collect())
+    }
+}
+
+fn open_other_runtime(reference: &str) -> anyhow::Result<Vec<Box<dyn Generator>>> {
+    let error =
+        anyhow::anyhow!("{OTHER_RUNTIME}{reference} cannot be asked: this wardrobe was built without it");
+    Err(with_hint(error, "build it with --features mistralrs"))
+}
+
+/// What somebody who is asked refuses, with what helps.
+pub fn explained(error: &AskError) -> Option<&'static str> {
+    match error {
+        AskError::Unsupported { what, .. } if what.contains("chat template") => {
+            Some("--raw gives the prompts to the model as they are")
+        }
+        _ => None,
+    }
+}
