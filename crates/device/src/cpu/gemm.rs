@@ -287,8 +287,9 @@ impl<F: BlockFormat> Kernel for QuantisedGemm<F> {
                     row += match self.rows.1 - row {
                         TILE_ROWS.. => self.tiles::<S, TILE_ROWS>(row, panels),
                         8.. => self.tiles::<S, 8>(row, panels),
-                        4.. => self.tiles::<S, 4>(row, panels),
-                        2.. => self.tiles::<S, 2>(row, panels),
+                        4 | 7 => self.tiles::<S, 4>(row, panels),
+                        3.. => self.tiles::<S, 3>(row, panels),
+                        2 => self.tiles::<S, 2>(row, panels),
                         _ => self.tiles::<S, 1>(row, panels),
                     };
                 }
