@@ -18,6 +18,8 @@ use crate::formats::{Format, Limits, Row, RowError, Rows, lines_text};
 pub const TEXT_ENDINGS: [&str; 4] = ["txt", "text", "md", "rst"];
 /// Endings of files of records.
 const RECORD_ENDINGS: [&str; 6] = ["jsonl", "ndjson", "json", "csv", "tsv", "parquet"];
+/// How the names of texts begin that tell about others.
+const ABOUT: [&str; 6] = ["readme", "license", "licence", "changelog", "citation", "notice"];
 /// Where the text of such a file stands in its one record.
 pub(super) const TEXT_COLUMN: &str = "text";
 /// More files in a folder are no data set but a mistake.
@@ -62,10 +64,18 @@ impl InputFile {
         &self.name
     }
 
-    /// Whether a file of this name holds records or a document.
-    pub fn is_data(name: &str) -> bool {
-        let ending = ending(Path::new(name));
-        RECORD_ENDINGS.iter().chain(&TEXT_ENDINGS).any(|known| ending == *known)
+    /// Which of several files, by their names, hold records or documents. Beside files of records, texts that tell about
+    /// them (a `README.md`, a licence) are none.
+    pub fn choose(names: &[String]) -> Vec<bool> {
+        let has = |endings: &[&str], name: &str| endings.contains(&ending(Path::new(name)).as_str());
+        let has_records = names.iter().any(|name| has(&RECORD_ENDINGS, name));
+        let is_about = |name: &str| {
+            let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+            let is_text = has(&TEXT_ENDINGS, name) && ABOUT.iter().any(|about| stem.starts_with(about));
+            is_text || (stem.starts_with("dataset_info") && has(&["json"], name))
+        };
+        let is_data = |name: &String| has(&RECORD_ENDINGS, name) || has(&TEXT_ENDINGS, name);
+        names.iter().map(|name| is_data(name) && !(has_records && is_about(name))).collect()
     }
 
     fn path(&self) -> Result<PathBuf> {
@@ -121,12 +131,20 @@ impl Source {
         }
         let mut found = BTreeSet::new();
         walk(path, 0, &mut found)?;
-        if found.is_empty() {
+        let names: Vec<String> =
+            found.iter().map(|path: &PathBuf| path.to_string_lossy().into_owned()).collect();
+        let files: Vec<InputFile> = found
+            .into_iter()
+            .zip(InputFile::choose(&names))
+            .filter(|(_, is_data)| *is_data)
+            .map(|(path, _)| InputFile::local(path))
+            .collect();
+        if files.is_empty() {
             let endings: Vec<String> =
                 RECORD_ENDINGS.iter().chain(&TEXT_ENDINGS).map(|ending| format!(".{ending}")).collect();
             return Err(DataError::file(path, format!("has no file that ends in {}", endings.join(", "))));
         }
-        Ok(found.into_iter().map(InputFile::local).collect())
+        Ok(files)
     }
 }
 
@@ -146,7 +164,7 @@ fn walk(folder: &Path, depth: usize, found: &mut BTreeSet<PathBuf>) -> Result<()
         let kind = entry.file_type().map_err(io)?;
         if kind.is_dir() {
             walk(&entry.path(), depth + 1, found)?;
-        } else if InputFile::is_data(&name) && entry.path().is_file() {
+        } else if entry.path().is_file() {
             found.insert(entry.path());
         }
         if found.len() > MAX_FILES {
