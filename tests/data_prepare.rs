@@ -113,6 +113,55 @@ fn biographies_are_made_of_wordnet() {
     assert!(said.contains("wordnet-base"), "{said}");
 }
 
+/// The schema beside a haystack is one that answers are held to, and every gold answer is one that it allows.
+#[test]
+fn answers_can_be_held_to_the_schema_of_a_haystack() {
+    use wardrobe::data::prepare::{self, BiosOptions, Counting, HaystackOptions, Output, Source};
+    use wardrobe_grammar::{Compiler, EngineKind, Limits, Spec, Whitespace};
+    use wardrobe_text::{TokenId, Tokenizer};
+
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let end = TokenId(256);
+    let tokenizer = Tokenizer::made_up(257, None, &[end]).unwrap();
+    let output = |name: &str| Output { path: folder.join(name), replace: false };
+    let (doubtful, balanced) = (false, false);
+    prepare::bios(&BiosOptions { wordnet: wordnet().into(), doubtful, balanced, seed: 1, output: output("b.jsonl") }).unwrap();
+    let options = HaystackOptions {
+        source: Source { files: Source::local(&folder.join("b.jsonl")).unwrap(), ..Source::default() },
+        counting: Counting { tokenizer: &tokenizer, model: "made up" },
+        lengths: vec![900],
+        depths: vec![0.5],
+        per_cell: 30,
+        needle_tokens: "10-400".parse().unwrap(),
+        unknown_share: 0.5,
+        seed: 1,
+        output: output("hay.jsonl"),
+    };
+    prepare::haystack(&options).unwrap();
+    let schema: Value = serde_json::from_slice(&std::fs::read(folder.join("hay.schema.json")).unwrap()).unwrap();
+    let compiler = Compiler::of_tokenizer(tokenizer.clone(), &[end], Limits::default());
+    let spec = Spec::JsonSchema { schema, strict: true };
+    let template = compiler.compile(&spec, Whitespace::default()).unwrap();
+    assert_eq!((template.engine(), template.warnings()), (EngineKind::Closed, &[][..]));
+    let allows = |answer: &str| {
+        let ids = tokenizer.encode_ordinary(answer).unwrap();
+        let mut session = template.session();
+        session.validate(&ids).unwrap() == ids.len() && {
+            ids.iter().for_each(|id| session.accept(*id).unwrap());
+            session.may_end().unwrap()
+        }
+    };
+    let golds: Vec<String> = records(&at(folder, "hay.jsonl"))
+        .iter()
+        .map(|item| item["completion"].as_str().unwrap().to_owned())
+        .collect();
+    assert!(golds.iter().all(|gold| allows(gold)), "{golds:?}");
+    assert!(golds.iter().any(|gold| gold.contains("\"died\": \"unknown\"")));
+    let other = golds[0].replace("false", "\"unknown\"");
+    assert!(!allows(&other), "{other}");
+}
+
 /// From a hub of this process, by the command line's own client.
 #[test]
 fn a_data_set_on_the_hub_is_read_file_by_file() {
