@@ -126,7 +126,14 @@ fn answers_can_be_held_to_the_schema_of_a_haystack() {
     let tokenizer = Tokenizer::made_up(257, None, &[end]).unwrap();
     let output = |name: &str| Output { path: folder.join(name), replace: false };
     let (doubtful, balanced) = (false, false);
-    prepare::bios(&BiosOptions { wordnet: wordnet().into(), doubtful, balanced, seed: 1, output: output("b.jsonl") }).unwrap();
+    prepare::bios(&BiosOptions {
+        wordnet: wordnet().into(),
+        doubtful,
+        balanced,
+        seed: 1,
+        output: output("b.jsonl"),
+    })
+    .unwrap();
     let options = HaystackOptions {
         source: Source { files: Source::local(&folder.join("b.jsonl")).unwrap(), ..Source::default() },
         counting: Counting { tokenizer: &tokenizer, model: "made up" },
@@ -139,7 +146,8 @@ fn answers_can_be_held_to_the_schema_of_a_haystack() {
         output: output("hay.jsonl"),
     };
     prepare::haystack(&options).unwrap();
-    let schema: Value = serde_json::from_slice(&std::fs::read(folder.join("hay.schema.json")).unwrap()).unwrap();
+    let schema: Value =
+        serde_json::from_slice(&std::fs::read(folder.join("hay.schema.json")).unwrap()).unwrap();
     let compiler = Compiler::of_tokenizer(tokenizer.clone(), &[end], Limits::default());
     let spec = Spec::JsonSchema { schema, strict: true };
     let template = compiler.compile(&spec, Whitespace::default()).unwrap();

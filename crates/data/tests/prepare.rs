@@ -6,7 +6,7 @@ mod made;
 #[path = "../../text/tests/support/mod.rs"]
 mod support;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,8 +15,8 @@ use made::*;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use wardrobe_data::prepare::{
-    InputFile, MixOptions, MixSource, Output, RepetitionOptions, SelectOptions, Share, Source, Span, Take,
-    TurnsOptions, mix, repetition, select, turns,
+    InputFile, Output, RepetitionOptions, SelectOptions, Source, Span, Take, TurnsOptions, repetition,
+    select, turns,
 };
 use wardrobe_data::{DataError, Limits};
 use wardrobe_text::Tokenizer;
@@ -185,16 +185,6 @@ fn what_is_not_needed_is_not_fetched() {
     assert_eq!(error.to_string(), "cannot get far/gone.jsonl: no network");
 }
 
-/// That a command failed with a word, and left nothing.
-#[track_caller]
-fn fails<T: std::fmt::Debug>(folder: &Path, result: Result<T, DataError>, said: &str) {
-    let error = result.unwrap_err().to_string();
-    assert!(error.contains(said), "{error}");
-    let left: Vec<String> =
-        names(folder).into_iter().filter(|name| name.contains("out") || name.starts_with('.')).collect();
-    assert_eq!(left, Vec::<String>::new(), "{error}");
-}
-
 #[test]
 fn hostile_inputs_are_told_or_counted_and_nothing_is_left_behind() {
     let folder = tempfile::tempdir().unwrap();
@@ -294,111 +284,6 @@ fn a_file_that_changes_between_two_readings_is_told() {
     fails(folder.path(), select(&options), "changed while it was read");
 }
 
-fn mix_options(folder: &Path, sources: &[(&str, &str)], total: Option<u64>, out: &str) -> MixOptions {
-    let sources = sources.iter().map(|(name, share)| MixSource {
-        name: (*name).to_owned(),
-        source: source(&[&folder.join(name)]),
-        share: share.parse::<Share>().unwrap(),
-    });
-    MixOptions { sources: sources.collect(), total, repeat: false, seed: 1, output: output(folder.join(out)) }
-}
-
-fn numbered(folder: &Path, name: &str, count: usize) {
-    let lines: String = (0..count).map(|n| format!("{{\"text\": \"{name} {n}\"}}\n")).collect();
-    write(folder, name, lines);
-}
-
-fn counts(path: &Path) -> BTreeMap<String, usize> {
-    let mut counts = BTreeMap::new();
-    for record in records(path) {
-        *counts.entry(record["text"].as_str().unwrap().to_owned()).or_default() += 1;
-    }
-    counts
-}
-
-#[test]
-fn sources_are_mixed_in_shares_and_shuffled() {
-    let folder = tempfile::tempdir().unwrap();
-    let folder = folder.path();
-    numbered(folder, "a.jsonl", 100);
-    numbered(folder, "b.jsonl", 50);
-    write(folder, "c.csv", "text\nc 0\nc 1\nc 2\n");
-    for (sources, total, expected) in [
-        (&[("a.jsonl", "70%"), ("b.jsonl", "30%")][..], Some(60), &[42, 18][..]),
-        (&[("a.jsonl", "33.3%"), ("b.jsonl", "33.3%"), ("c.csv", "33.3%")], Some(8), &[3, 3, 2]),
-        (&[("a.jsonl", "70"), ("b.jsonl", "30%")], None, &[70, 30]),
-        (&[("a.jsonl", "10"), ("b.jsonl", "all"), ("c.csv", "1")], None, &[10, 50, 1]),
-        (&[("a.jsonl", "all")], Some(100), &[100]),
-    ] {
-        let options = mix_options(folder, sources, total, "out.jsonl");
-        let report = mix(&options).unwrap();
-        let written: Vec<u64> = report.sources.iter().map(|(_, written)| *written).collect();
-        assert_eq!(written, expected, "{sources:?}");
-        let counts = counts(&folder.join("out.jsonl"));
-        assert_eq!(counts.len() as u64, expected.iter().sum::<u64>(), "something came twice");
-        for ((name, _), expected) in sources.iter().zip(expected) {
-            let stem = name.split('.').next().unwrap();
-            assert_eq!(counts.keys().filter(|text| text.starts_with(stem)).count() as u64, *expected);
-        }
-        // Not in the order of the sources.
-        let order: Vec<String> =
-            records(&folder.join("out.jsonl")).iter().map(|r| r["text"].to_string()).collect();
-        assert!(!order.is_sorted());
-        std::fs::remove_file(folder.join("out.jsonl")).unwrap();
-        std::fs::remove_file(folder.join("out.manifest.json")).unwrap();
-    }
-    let options = mix_options(folder, &[("a.jsonl", "20"), ("c.csv", "all")], None, "one.jsonl");
-    mix(&options).unwrap();
-    check_manifest(&folder.join("one.jsonl"), &[(&folder.join("a.jsonl"), 100), (&folder.join("c.csv"), 3)]);
-    let again = MixOptions { output: output(folder.join("two/one.jsonl")), ..options.clone() };
-    std::fs::create_dir(folder.join("two")).unwrap();
-    mix(&again).unwrap();
-    for name in ["one.jsonl", "one.manifest.json"] {
-        assert_eq!(
-            std::fs::read(folder.join(name)).unwrap(),
-            std::fs::read(folder.join("two").join(name)).unwrap()
-        );
-    }
-    let other = MixOptions { seed: 2, output: output(folder.join("other.jsonl")), ..options };
-    mix(&other).unwrap();
-    assert_ne!(counts(&folder.join("one.jsonl")), counts(&folder.join("other.jsonl")));
-}
-
-#[test]
-fn shares_that_do_not_add_up_and_sources_that_run_short_are_told() {
-    let folder = tempfile::tempdir().unwrap();
-    let folder = folder.path();
-    numbered(folder, "a.jsonl", 10);
-    numbered(folder, "b.jsonl", 10);
-    numbered(folder, "e.jsonl", 0);
-    for (sources, total, said) in [
-        (&[("a.jsonl", "13")][..], None, "a.jsonl has 10 records, 3 fewer than the 13 asked for"),
-        (&[("a.jsonl", "50%"), ("b.jsonl", "50%")], Some(30), "a.jsonl has 10 records, 5 fewer"),
-        (&[("a.jsonl", "5"), ("e.jsonl", "1")], None, "e.jsonl has no record"),
-        (&[("a.jsonl", "60%"), ("b.jsonl", "30%")], Some(10), "90 %"),
-        (&[("a.jsonl", "60%"), ("b.jsonl", "40%")], None, "need the total"),
-        (&[("a.jsonl", "5"), ("b.jsonl", "50%")], Some(13), "not of 13"),
-        (&[("a.jsonl", "5"), ("b.jsonl", "100%")], None, "counts beside them"),
-        (&[("a.jsonl", "5"), ("b.jsonl", "5")], Some(11), "10 records together, not 11"),
-        (&[("a.jsonl", "5"), ("a.jsonl", "5")], None, "is in two sources"),
-        (&[("e.jsonl", "all")], None, "need the total"),
-    ] {
-        fails(folder, mix(&mix_options(folder, sources, total, "out.jsonl")), said);
-    }
-    for share in ["0", "-1", "0%", "101%", "some", "", "1.5"] {
-        assert!(share.parse::<Share>().is_err(), "{share}");
-    }
-
-    let mut options = mix_options(folder, &[("a.jsonl", "27"), ("b.jsonl", "4")], None, "out.jsonl");
-    options.repeat = true;
-    mix(&options).unwrap();
-    let counts = counts(&folder.join("out.jsonl"));
-    let of_a: Vec<usize> =
-        counts.iter().filter(|(text, _)| text.starts_with('a')).map(|(_, count)| *count).collect();
-    assert_eq!((of_a.len(), of_a.iter().sum::<usize>()), (10, 27));
-    assert!(of_a.iter().all(|count| (2..=3).contains(count)) && counts.values().sum::<usize>() == 31);
-}
-
 fn turns_options(source: Source, path: PathBuf) -> TurnsOptions<'static> {
     TurnsOptions {
         source,
@@ -437,6 +322,13 @@ fn questions_of_conversations() {
     );
     assert_eq!((report.num_conversations, report.num_turns, report.dropped.total()), (3, 6, 4));
     check_manifest(&out, &[(&input, 7)]);
+
+    // The same as one list, as many dumps are.
+    let list = write(folder.path(), "list/chats.json", format!("{:#}", Value::Array(lines.to_vec())));
+    let from_list = folder.path().join("from_list.jsonl");
+    turns(&turns_options(source(&[&list]), from_list.clone())).unwrap();
+    let ids = |path: &Path| records(path).iter().map(|record| record["turns"].clone()).collect::<Vec<_>>();
+    assert_eq!(ids(&from_list), ids(&out));
 
     let with = |name: &str, change: &dyn Fn(&mut TurnsOptions<'static>)| {
         let path = folder.path().join(name);

@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, File, Metadata};
-use std::io::Read as _;
+use std::io::{BufReader, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
+use super::list::List;
 use super::product::{Dropped, hex};
 use crate::error::{DataError, Finding, Place, Result};
 use crate::formats::{Format, Limits, Row, RowError, Rows, lines_text};
@@ -286,6 +287,7 @@ pub(super) struct Reader<'a> {
 
 enum OpenFile {
     Rows(Rows, PathBuf),
+    List(List<BufReader<File>>, PathBuf),
     Text(Option<Result<String, String>>, PathBuf),
 }
 
@@ -321,6 +323,7 @@ impl<'a> Reader<'a> {
                     Err(message) => Err(RowError::Finding(Finding::of_file(message))),
                 }),
                 Some(OpenFile::Rows(rows, _)) => rows.next(),
+                Some(OpenFile::List(list, _)) => list.next(),
             };
             let Some(row) = row else {
                 self.open = None;
@@ -358,7 +361,7 @@ impl<'a> Reader<'a> {
     /// The error of a record at fault in the file that is open.
     pub fn at_fault(&self, finding: Finding) -> DataError {
         let path = match &self.open {
-            Some(OpenFile::Rows(_, path) | OpenFile::Text(_, path)) => path.clone(),
+            Some(OpenFile::Rows(_, path) | OpenFile::List(_, path) | OpenFile::Text(_, path)) => path.clone(),
             None => PathBuf::new(),
         };
         DataError::Record { path, finding }
@@ -385,12 +388,33 @@ impl<'a> Reader<'a> {
             && TEXT_ENDINGS.iter().any(|known| ending(Path::new(file.name())) == *known);
         self.open = Some(if is_text {
             OpenFile::Text(Some(read_text(&path, record.bytes, limits.max_record_bytes)?), path)
+        } else if self.source.format.is_none() && is_list(&path)? {
+            if record.bytes > limits.max_file_bytes {
+                let message =
+                    format!("has {} bytes, over the limit of {}", record.bytes, limits.max_file_bytes);
+                return Err(DataError::file(&path, message));
+            }
+            let file = File::open(&path).map_err(|source| DataError::io(&path, source))?;
+            let reader = BufReader::with_capacity(1 << 16, file);
+            OpenFile::List(List::new(&path, reader, limits.max_record_bytes), path)
         } else {
             OpenFile::Rows(Rows::open(&path, self.source.format, limits)?, path)
         });
         self.records.push(record);
         Ok(true)
     }
+}
+
+/// Whether a file is one JSON list: named so, and beginning with a bracket.
+fn is_list(path: &Path) -> Result<bool> {
+    if ending(path) != "json" {
+        return Ok(false);
+    }
+    let mut head = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(4096).read_to_end(&mut head));
+    read.map_err(|source| DataError::io(path, source))?;
+    let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&head);
+    Ok(head.trim_ascii_start().starts_with(b"["))
 }
 
 /// The text of a document, or why it is none.

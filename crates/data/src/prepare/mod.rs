@@ -19,6 +19,7 @@ mod draw;
 mod dump;
 mod haystack;
 mod inputs;
+mod list;
 mod mix;
 mod product;
 mod repetition;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
+use wardrobe_data::DataError;
 use wardrobe_data::prepare::{Counting, Output, Source};
 use wardrobe_text::Tokenizer;
 
@@ -68,4 +69,14 @@ pub fn check_manifest(path: &Path, inputs: &[(&Path, u64)]) {
         assert_eq!(beside["sha256"], sha256(&path.with_file_name(beside["name"].as_str().unwrap())));
     }
     assert_eq!(manifest["version"], env!("CARGO_PKG_VERSION"));
+}
+
+/// That a command failed with a word, and left nothing.
+#[track_caller]
+pub fn fails<T: std::fmt::Debug>(folder: &Path, result: Result<T, DataError>, said: &str) {
+    let error = result.unwrap_err().to_string();
+    assert!(error.contains(said), "{error}");
+    let left: Vec<String> =
+        names(folder).into_iter().filter(|name| name.contains("out") || name.starts_with('.')).collect();
+    assert_eq!(left, Vec::<String>::new(), "{error}");
 }
