@@ -103,9 +103,9 @@ fn biographies_are_made_of_wordnet() {
     let items = at(folder, "items");
     std::fs::create_dir(&items).unwrap();
     let args =
-        ["data", "bios", "--wordnet", &wordnet(), "--items", "--train", "9", "--test", "6", "-o", &items];
+        ["data", "bios", "--wordnet", &wordnet(), "--items", "--train", "12", "--test", "7", "-o", &items];
     succeeds(&mut wardrobe(&args));
-    assert_eq!(records(&at(Path::new(&items), "train.jsonl")).len(), 9);
+    assert_eq!(records(&at(Path::new(&items), "train.jsonl")).len(), 12);
     let checked = at(Path::new(&items), "test.jsonl");
     succeeds(&mut wardrobe(&["data", "check", &checked]));
     fails(&mut wardrobe(&["data", "bios", "--wordnet", &wordnet(), "--train", "9", "-o", &out]), 2);

@@ -207,6 +207,10 @@ pub struct ItemsOptions {
 pub struct ItemsReport {
     /// What was read.
     pub input: InputRecord,
+    /// Items to train on.
+    pub num_train: usize,
+    /// Items to test with.
+    pub num_test: usize,
     /// People asked for to train on.
     pub num_asked_train: usize,
     /// People asked for to test with.
@@ -214,7 +218,8 @@ pub struct ItemsReport {
 }
 
 /// Writes the two files of `datasets/biographies`: each item has three people under names that are not theirs and asks for
-/// the record of one. Nobody is in both files.
+/// the record of one. Nobody is in both files. A file's kinds of people are shares of its items, each rounded, so that
+/// there may be one item more than was asked for.
 ///
 /// # Errors
 /// WordNet cannot be read; too few people or names; what the system says. Then there is no output, or, where the system
@@ -236,6 +241,8 @@ pub fn items(options: &ItemsOptions) -> Result<ItemsReport> {
     let licence = wordnet.licence.as_deref().unwrap_or(LICENCE);
     let report = ItemsReport {
         input: wordnet.input.clone(),
+        num_train: made.train.len(),
+        num_test: made.test.len(),
         num_asked_train: made.num_asked[0],
         num_asked_test: made.num_asked[1],
     };

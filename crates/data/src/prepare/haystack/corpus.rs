@@ -72,11 +72,12 @@ impl Corpus {
         let mut reader = Reader::new(&options.source);
         let mut dropped = Dropped::default();
         while let Some(document) = reader.next(&mut dropped)? {
+            if document.text("text").is_ok_and(|text| !seen.insert(digest(text))) {
+                dropped.count("its text was there before");
+                continue;
+            }
             match corpus.bio(options, &forget, &document, &mut names) {
                 Err(reason) => dropped.count(&reason),
-                Ok(bio) if !seen.insert(digest(&bio.template.text)) => {
-                    dropped.count("its text was there before")
-                }
                 Ok(bio) => {
                     bytes = bytes.saturating_add(bio.template.text.len() * (1 + bio.without.len()));
                     corpus.bios.push(bio);
@@ -120,10 +121,10 @@ impl Corpus {
         }
         let tokens = options.counting.tokens(text).map_err(|_| "over the tokenizer's limit")?;
         let gold = gold(document).and_then(|gold| {
-            let problem = if !template.has_full_name {
-                Some("its text does not have the whole name")
-            } else if !own.is_plain || OwnNames::ends(name).is_none() {
+            let problem = if !own.is_plain || OwnNames::ends(name).is_none() {
                 Some("its name is not a first and a last name")
+            } else if !template.has_full_name {
+                Some("its text does not have the whole name")
             } else if template.is_ambiguous {
                 Some("its name may be somebody else's")
             } else if tokens < options.needle_tokens.min {

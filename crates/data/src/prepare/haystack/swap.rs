@@ -12,8 +12,9 @@ use crate::prepare::bios::TITLES;
 const SUFFIXES: [&str; 16] =
     ["jr", "jr.", "sr", "sr.", "i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x", "xi", "xii"];
 /// Words before a surname that are no first name of somebody else.
-const HARMLESS: &str = "the a an in at on by for from when after before while as with but and or his her their to of mr \
-    mrs ms dr sir president general captain professor bishop pope saint senator judge";
+const HARMLESS: &str = "the a an in at on by for from when after before while as with but and or his her their to of then \
+    thus there this that these those since until because although though so yet if where who what how why also even once \
+    later both only mr mrs ms dr sir president general captain professor bishop pope saint senator judge";
 /// Marks, from a block of Unicode that no text has a use for.
 const FIRST_MARK: char = '\u{e0d0}';
 const STYLES: u32 = 3;
@@ -98,10 +99,10 @@ impl OwnNames {
             .then_some((first, last))
     }
 
-    /// The longest own word that `rest` begins with, as far as a word ends there: its bytes, and whether it is a surname
-    /// and in which case it stands.
-    fn word_at(&self, rest: &str) -> Option<(usize, bool, Style)> {
-        let mut found: Option<(usize, bool, Style)> = None;
+    /// The longest own word that `rest` begins with, as far as a word ends there: the word, its bytes there, whether it is
+    /// a surname and in which case it stands.
+    fn word_at(&self, rest: &str) -> Option<(&str, usize, bool, Style)> {
+        let mut found: Option<(&str, usize, bool, Style)> = None;
         let words =
             self.lasts.iter().map(|word| (word, true)).chain(self.others.iter().map(|word| (word, false)));
         for (word, is_last) in words {
@@ -113,26 +114,31 @@ impl OwnNames {
                 let ends = rest.strip_prefix(form.as_str()).is_some_and(|after| {
                     form.ends_with('.') || !after.starts_with(|c: char| c.is_alphanumeric())
                 });
-                if ends && found.is_none_or(|(bytes, _, _)| form.len() > bytes) {
-                    found = Some((form.len(), is_last, style));
+                if ends && found.is_none_or(|(_, bytes, _, _)| form.len() > bytes) {
+                    found = Some((word, form.len(), is_last, style));
                 }
             }
         }
         found
     }
 
-    /// The run of own words that `rest` begins with: its bytes, what of the name it has, in which case.
+    /// The run of own words that `rest` begins with, each once and a surname last: its bytes, what of the name it has, in
+    /// which case.
     fn run_at(&self, rest: &str) -> Option<(usize, Part, Style)> {
-        let (mut bytes, mut count) = (0, 0);
+        let (mut bytes, mut seen) = (0, Vec::new());
         let (mut has_last, mut has_other, mut has_whole_other) = (false, false, false);
         let (mut all_upper, mut all_lower) = (true, true);
         while let Some(after) = rest.get(bytes..) {
             let gap = after.len() - after.trim_start().len();
-            let is_first = count == 0;
-            if is_first != (gap == 0) {
+            let is_first = seen.is_empty();
+            if has_last || is_first != (gap == 0) {
                 break;
             }
-            let Some((length, is_last, style)) = self.word_at(after.trim_start()) else { break };
+            let Some((own, length, is_last, style)) = self.word_at(after.trim_start()) else { break };
+            if seen.contains(&own) {
+                break;
+            }
+            seen.push(own);
             let word = after.get(gap..gap + length).unwrap_or_default();
             // Small letters, where the name has others, are a word like any other, unless more of the name follows.
             all_lower &= style == Style::Lower;
@@ -141,7 +147,6 @@ impl OwnNames {
             has_other |= !is_last;
             has_whole_other |= !is_last && word.chars().filter(|c| c.is_alphanumeric()).count() > 1;
             bytes += gap + length;
-            count += 1;
         }
         let style = if all_upper {
             Style::Upper
@@ -156,7 +161,7 @@ impl OwnNames {
             (true, false) if has_whole_other => Part::First,
             _ => return None,
         };
-        (count > 1 || !all_lower).then_some((bytes, part, style))
+        (seen.len() > 1 || !all_lower).then_some((bytes, part, style))
     }
 }
 
@@ -185,7 +190,9 @@ impl Template {
                 Part::Last => follows_first_name(&template.text),
                 // The first name of somebody else, or their surname.
                 Part::First => {
-                    before == Some('-') || precedes_surname(after) || follows_first_name(&template.text)
+                    before == Some('-')
+                        || precedes_surname(after)
+                        || (follows_first_name(&template.text) && !follows_first_word(&template.text))
                 }
             };
             template.is_ambiguous |= is_of_others;
@@ -247,6 +254,12 @@ fn follows_first_name(text: &str) -> bool {
     let word = text.rsplit(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
     let is_harmless = HARMLESS.split_whitespace().any(|harmless| harmless == word.to_lowercase());
     word.starts_with(char::is_uppercase) && !is_harmless
+}
+
+/// Whether the text so far ends with the first word of a sentence, which has its capital letter from that.
+fn follows_first_word(text: &str) -> bool {
+    let text = text.trim_end().trim_end_matches(char::is_alphanumeric).trim_end();
+    text.is_empty() || text.ends_with(['.', '!', '?', ';', ':'])
 }
 
 /// Whether a capitalised word follows a space.

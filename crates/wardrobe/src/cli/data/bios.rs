@@ -82,8 +82,8 @@ fn items(args: &BiosArgs) -> anyhow::Result<()> {
     let report = wardrobe::data::prepare::items(&options).map_err(hinted)?;
     output::line(&format!(
         "{} items to train on and {} to test with, asking for {} and {} people: {}",
-        args.train,
-        args.test,
+        report.num_train,
+        report.num_test,
         report.num_asked_train,
         report.num_asked_test,
         args.output.path().display()
