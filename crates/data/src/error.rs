@@ -125,6 +125,17 @@ pub enum DataError {
         /// What is wrong.
         message: String,
     },
+    /// A file that is elsewhere could not be brought here.
+    #[error("cannot get {name}: {source}")]
+    Fetch {
+        /// What it is called.
+        name: String,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// What was read does not suffice for what was asked for.
+    #[error("{0}")]
+    Insufficient(String),
     /// An output that is there already.
     #[error("{} exists", .0.display())]
     OutputExists(PathBuf),

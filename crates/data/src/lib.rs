@@ -10,6 +10,8 @@
 //! every learnt answer ends with one token that says so. The same file, settings and seed give the same examples in the
 //! same order. Nothing in a file panics, and a file is never in memory as a whole.
 //!
+//! Making data sets is in [`prepare`].
+//!
 //! It knows no model and no weights, and evaluates nothing.
 #![forbid(unsafe_code)]
 
@@ -25,6 +27,7 @@ mod formats;
 mod inst;
 mod options;
 mod output;
+pub mod prepare;
 mod record;
 mod records;
 mod shuffle;

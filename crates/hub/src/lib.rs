@@ -2,7 +2,8 @@
 //!
 //! Purpose: turn what a person writes (`smollm2-135m`, `owner/name@revision`, `./model.gguf`) into a path that holds
 //! a complete, checked model. [`ModelRef::parse`] reads the text, [`pull`] answers with the path: from the [`Cache`]
-//! when the model is there, else from its sources in turn.
+//! when the model is there, else from its sources in turn. A [`Dataset`] is the files of a data set on the hub, fetched one by
+//! one as they are needed.
 //!
 //! Sources:
 //! - **local**: a folder or `.gguf` file, returned as it is after a look that it can be a model;
@@ -46,7 +47,7 @@ mod wheel;
 pub use cache::{Cache, Entry};
 pub use catalogue::{CATALOGUE, CatalogueModel, CatalogueSource, HubModel, PackageModel};
 pub use error::{Attempt, HubError};
-pub use hub::{HubOptions, RetryPolicy, Token};
+pub use hub::{Dataset, DatasetFile, DatasetRef, HubOptions, RetryPolicy, Token};
 pub use manifest::{FileRecord, ModelKind};
 pub use package::PipOptions;
 pub use progress::Progress;

@@ -29,6 +29,8 @@ pub enum ModelKind {
     Safetensors,
     /// A PEFT adapter folder (`adapter_config.json`).
     Adapter,
+    /// One file of a data set, or the list of its files.
+    Dataset,
 }
 
 impl std::fmt::Display for ModelKind {
@@ -37,6 +39,7 @@ impl std::fmt::Display for ModelKind {
             ModelKind::Gguf => "gguf",
             ModelKind::Safetensors => "safetensors",
             ModelKind::Adapter => "adapter",
+            ModelKind::Dataset => "dataset",
         })
     }
 }

@@ -11,6 +11,8 @@ mod jsonl;
 mod lines;
 mod parquet;
 
+pub(crate) use lines::text as lines_text;
+
 use std::fs::File;
 use std::io::{BufReader, Read, Seek};
 use std::path::{Path, PathBuf};

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use hf_hub::api::sync::{Api, ApiBuilder, ApiRepo};
 use hf_hub::{Repo, RepoType};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use ureq::http::header::{self, HeaderMap};
 use ureq::http::uri::{Scheme, Uri};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
@@ -47,6 +47,7 @@ pub(super) struct HubClient {
     repo: ApiRepo,
     name: String,
     repo_id: String,
+    kind: RepoType,
     has_token: bool,
     tls: Option<TlsConfig>,
     use_proxy: bool,
@@ -54,7 +55,7 @@ pub(super) struct HubClient {
 }
 
 /// A file of the repository.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct ListedFile {
     pub(super) path: String,
     pub(super) bytes: Option<u64>,
@@ -63,7 +64,7 @@ pub(super) struct ListedFile {
 }
 
 /// The repository at the revision asked for.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Listing {
     pub(super) commit: String,
     pub(super) files: Vec<ListedFile>,
@@ -124,7 +125,7 @@ struct RawLfs {
 }
 
 impl HubClient {
-    pub(super) fn new(settings: Settings, repo: &RepoRef) -> Result<Self, HubError> {
+    pub(super) fn new(settings: Settings, repo: &RepoRef, kind: RepoType) -> Result<Self, HubError> {
         let tls = settings.certificates.as_deref().map(trusted).transpose()?;
         // hf-hub looks for a token file beside its own cache. The settings have found the token already, so it is given a
         // path that no system can open.
@@ -139,16 +140,15 @@ impl HubClient {
             setting: "the hub client".to_owned(),
             reason: error.to_string(),
         })?;
-        let handle = api.repo(Repo::with_revision(
-            repo.repo().to_owned(),
-            RepoType::Model,
-            repo.revision().to_owned(),
-        ));
+        let handle = api.repo(Repo::with_revision(repo.repo().to_owned(), kind, repo.revision().to_owned()));
+        let shown =
+            if matches!(kind, RepoType::Dataset) { format!("the data set {repo}") } else { repo.to_string() };
         Ok(Self {
             repo: handle,
             api,
-            name: repo.to_string(),
+            name: shown,
             repo_id: repo.repo().to_owned(),
+            kind,
             has_token: settings.token.is_some(),
             tls,
             use_proxy: settings.use_proxy,
@@ -158,12 +158,13 @@ impl HubClient {
 
     /// The same repository at exactly this commit, so that all files are of one state.
     pub(super) fn at_commit(&self, commit: &str) -> Self {
-        let handle = Repo::with_revision(self.repo_id.clone(), RepoType::Model, commit.to_owned());
+        let handle = Repo::with_revision(self.repo_id.clone(), self.kind, commit.to_owned());
         Self {
             repo: self.api.repo(handle),
             api: self.api.clone(),
             name: self.name.clone(),
             repo_id: self.repo_id.clone(),
+            kind: self.kind,
             has_token: self.has_token,
             tls: self.tls.clone(),
             use_proxy: self.use_proxy,

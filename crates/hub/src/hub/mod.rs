@@ -2,6 +2,7 @@
 
 mod address;
 mod client;
+mod dataset;
 mod select;
 mod transfer;
 
@@ -17,6 +18,8 @@ use crate::manifest::{FileRecord, Manifest, ModelKind};
 use crate::names::named_folder;
 use crate::progress::Progress;
 use crate::reference::RepoRef;
+
+pub use dataset::{Dataset, DatasetFile, DatasetRef};
 
 use client::{HubClient, Listing, Settings};
 use select::Selection;
@@ -158,7 +161,7 @@ pub(crate) fn fetch(
 ) -> Result<Entry, HubError> {
     let home = std::env::home_dir();
     let settings = options.resolve(&|name| std::env::var(name).ok(), home.as_deref())?;
-    let client = HubClient::new(settings, repo)?;
+    let client = HubClient::new(settings, repo, hf_hub::RepoType::Model)?;
     let origin = repo.repo().to_owned();
     let _lock = cache.lock(&origin, lock_wait, progress)?;
     progress.message(&format!("asking the hub for {repo}"));

@@ -272,6 +272,19 @@ impl Hub {
 
 fn answer(repo: &Repo, request: &Request, storage: &str) -> Response {
     let path = request.path.split('?').next().unwrap_or_default();
+    // A data set of the same name has the same files, under other addresses.
+    let as_model;
+    let path = match (path.strip_prefix("/api/datasets/"), path.strip_prefix("/datasets/")) {
+        (Some(rest), _) => {
+            as_model = format!("/api/models/{rest}");
+            &as_model
+        }
+        (None, Some(rest)) => {
+            as_model = format!("/{rest}");
+            &as_model
+        }
+        _ => path,
+    };
     let missing = |code: &str| Response::new(404, "").with("X-Error-Code", code);
     if let Some(revision) = path.strip_prefix("/api/models/o/n/revision/") {
         if !["main", "v1", "refs%2Fpr%2F1", &repo.commit].contains(&revision) {

@@ -282,8 +282,9 @@ fn cached_model() -> Option<Found> {
     });
     known.or_else(|| {
         let entries = cache.list().ok()?.into_iter();
-        let smallest =
-            entries.filter(|entry| entry.kind != ModelKind::Adapter).min_by_key(|entry| entry.size_bytes)?;
+        let smallest = entries
+            .filter(|entry| matches!(entry.kind, ModelKind::Gguf | ModelKind::Safetensors))
+            .min_by_key(|entry| entry.size_bytes)?;
         Some(Found { path: smallest.path, name: smallest.names.first().cloned().unwrap_or(smallest.id) })
     })
 }
