@@ -16,7 +16,7 @@ use self::end::{Candidates, KnownWay};
 use self::numbers::NumberGuard;
 use crate::Session;
 use crate::error::{GrammarError, Result};
-use crate::gbnf;
+use crate::gbnf::{self, Network, Reading};
 use crate::schema::Prepared;
 use crate::spec::{Spec, Whitespace};
 use crate::vocabulary::Vocabulary;
@@ -43,6 +43,8 @@ pub(crate) struct Grammar {
     /// Strings as JSON writes them; see [`end`].
     samples: Arc<[Vec<u8>]>,
     candidates: Arc<Candidates>,
+    /// The rules of a grammar in GBNF.
+    network: Option<Arc<Network>>,
 }
 
 impl Guidance {
@@ -67,6 +69,7 @@ impl Guidance {
         let kind = spec.kind();
         let json =
             |schema, lenient| TopLevelGrammar::from_json_schema(with_options(schema, whitespace, lenient));
+        let mut rules = None;
         let (grammar, numbers) = match (spec, prepared) {
             (Spec::JsonSchema { strict, .. }, [prepared]) => {
                 (json(prepared.schema.clone(), !strict), Some(NumberGuard::new(self.numbers.clone())))
@@ -77,7 +80,10 @@ impl Guidance {
             (Spec::Regex(regex), _) => (TopLevelGrammar::from_regex(regex), None),
             (Spec::Choice(choices), _) => (TopLevelGrammar::from_lark(choice(choices)?), None),
             (Spec::Lark(lark), _) => (TopLevelGrammar::from_lark(lark.clone()), None),
-            (Spec::Gbnf(source), _) => (TopLevelGrammar::from_lark(gbnf::to_lark(source)?), None),
+            (Spec::Gbnf(source), _) => {
+                let lark = rules.insert(gbnf::parse(source)?).lark();
+                (TopLevelGrammar::from_lark(lark), None)
+            }
             (Spec::ToolCalls(calls), prepared) => {
                 let lark = tools::lark(&self.vocabulary, calls, prepared, whitespace);
                 (TopLevelGrammar::from_lark(lark), Some(tools::guard(self.numbers.clone(), calls)))
@@ -96,6 +102,8 @@ impl Guidance {
             numbers,
             samples: samples.map(|text| json!(text).to_string().into_bytes()).collect(),
             candidates: self.candidates.clone(),
+            // After the engine has taken the grammar, and so found that it is not too large.
+            network: rules.map(|rules| Arc::new(Network::new(&rules, self.vocabulary.trie()))),
         };
         Ok((grammar, warnings))
     }
@@ -145,6 +153,7 @@ impl Grammar {
             numbers: self.numbers.clone(),
             samples: self.samples.clone(),
             candidates: self.candidates.clone(),
+            reading: self.network.clone().map(|network| Reading::new(network, self.vocabulary.clone())),
             accepted: Vec::new(),
             known_way: None,
         }
@@ -158,6 +167,8 @@ pub(crate) struct GuidanceSession {
     numbers: Option<NumberGuard>,
     samples: Arc<[Vec<u8>]>,
     candidates: Arc<Candidates>,
+    /// Of a text that is held to a grammar in GBNF; behind what was accepted, until it is asked.
+    reading: Option<Reading>,
     accepted: Vec<TokenId>,
     known_way: Option<KnownWay>,
 }
@@ -238,6 +249,9 @@ impl Session for GuidanceSession {
         };
         self.matcher.rollback(num_tokens).map_err(engine)?;
         self.accepted.truncate(left);
+        if let Some(reading) = &mut self.reading {
+            reading.cut(left);
+        }
         if self.known_way.as_ref().is_some_and(|way| way.at > left) {
             self.known_way = None;
         }
