@@ -167,6 +167,24 @@ impl<'a> Closer<'a> {
         names
     }
 
+    /// The properties that only alternatives of a schema bring, also where it refers to them.
+    fn alternatives(&mut self, schema: &Value, depth: usize) -> Names {
+        let Value::Object(members) = schema else { return Names::default() };
+        let mut names = self.names_in(members, "anyOf");
+        names.add(&self.names_in(members, "oneOf"));
+        if depth < MAX_COPIES {
+            let target = members.get("$ref").and_then(Value::as_str).and_then(|to| self.target(to));
+            for part in list(members, "allOf").chain(target) {
+                let more = self.alternatives(part, depth + 1);
+                if !self.spend(&more) {
+                    break;
+                }
+                names.add(&more);
+            }
+        }
+        names
+    }
+
     /// Whether there is enough left to go through these names.
     fn spend(&mut self, names: &Names) -> bool {
         self.names_left = self.names_left.saturating_sub(names.named.len() + 1);
@@ -211,17 +229,27 @@ impl<'a> Closer<'a> {
         }
         let closes = closes && !is_closed;
         let all = beside.and(&referred);
+        let closes = closes && !members.contains_key("additionalProperties") && !all.is_open;
+        let mut by_alternatives = false;
         self.depth += usize::from(is_copied);
-        for part in list_mut(members, "allOf") {
-            self.visit(part, &all, false);
+        let parts: Vec<Names> = list(members, "allOf").map(|part| self.names(part)).collect();
+        for (idx, part) in list_mut(members, "allOf").enumerate() {
+            let mut others = given.and(&alternatives[0]).and(&alternatives[1]);
+            for (_, names) in parts.iter().enumerate().filter(|(other, _)| *other != idx) {
+                if self.spend(names) {
+                    others.add(names);
+                }
+            }
+            let own = part.as_object().map(own).unwrap_or_default();
+            let brings = closes && !self.alternatives(part, 0).is_within(&others.and(&own));
+            by_alternatives |= brings;
+            self.visit(part, if brings { &others } else { &all }, brings);
         }
         self.depth -= usize::from(is_copied);
         for keyword in ["then", "else"] {
             members.get_mut(keyword).into_iter().for_each(|part| self.visit(part, &all, false));
         }
         let common = given.and(&self.names_in(members, "allOf"));
-        let closes = closes && !members.contains_key("additionalProperties") && !all.is_open;
-        let mut by_alternatives = false;
         for (idx, keyword) in ["anyOf", "oneOf"].into_iter().enumerate() {
             let [first, second] = &alternatives;
             let (these, those) = if idx == 0 { (first, second) } else { (second, first) };

@@ -12,9 +12,11 @@ mod completion;
 mod network;
 mod recursion;
 mod tokens;
+mod words;
 
 pub(crate) use completion::Reading;
 pub(crate) use network::Network;
+pub(crate) use words::Words;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write;

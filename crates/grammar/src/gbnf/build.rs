@@ -3,10 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use toktrie::TokTrie;
-
 use super::network::{Characters, Counter, Edge, Ends, Kind, Node, Step};
 use super::tokens::{self, Cost};
+use super::words::Words;
 use super::{Class, Gbnf, Item, Sequence, Symbol};
 
 /// Groups that become part of the rule that they are in, one in another; deeper ones are rules of their own.
@@ -17,7 +16,7 @@ const MAX_WORD: usize = 24;
 
 pub(super) struct Builder<'a> {
     grammar: &'a Gbnf,
-    trie: &'a TokTrie,
+    words: &'a Words,
     nodes: Vec<Node>,
     rules: Vec<Ends>,
     /// Rules of the network, by those of the grammar.
@@ -38,10 +37,10 @@ struct Place {
 }
 
 impl<'a> Builder<'a> {
-    pub(super) fn new(grammar: &'a Gbnf, trie: &'a TokTrie) -> Self {
+    pub(super) fn new(grammar: &'a Gbnf, words: &'a Words) -> Self {
         Builder {
             grammar,
-            trie,
+            words,
             nodes: Vec::new(),
             rules: Vec::new(),
             known: HashMap::new(),
@@ -134,8 +133,7 @@ impl<'a> Builder<'a> {
             let cost = self.char_cost(*c);
             self.edge(from, Step::Char(*c, cost), to);
             let word: String = literal.iter().skip(idx).take(MAX_WORD).collect();
-            let found: Vec<usize> =
-                tokens::prefixes(self.trie, word.as_bytes()).map(|(bytes, _)| bytes).collect();
+            let found: Vec<usize> = self.words.prefixes(word.as_bytes()).map(|(bytes, _)| bytes).collect();
             for bytes in found {
                 let Some(chars) = word.get(..bytes).map(|word| word.chars().count()) else { continue };
                 if let Some(&to) = at.get(idx + chars).filter(|_| chars > 1) {
@@ -146,7 +144,7 @@ impl<'a> Builder<'a> {
     }
 
     fn char_cost(&self, c: char) -> Cost {
-        tokens::cost(self.trie, c.encode_utf8(&mut [0; 4]).as_bytes())
+        tokens::cost(self.words, c.encode_utf8(&mut [0; 4]).as_bytes())
     }
 
     fn item(&mut self, item: &'a Item, place: Place) {
@@ -195,9 +193,9 @@ impl<'a> Builder<'a> {
         match symbol {
             Symbol::Char(c) => Step::Char(*c, self.char_cost(*c)),
             Symbol::Class(class) => {
-                let trie = self.trie;
+                let words = self.words;
                 let known =
-                    self.classes.entry(class).or_insert_with(|| Arc::new(Characters::new(trie, class)));
+                    self.classes.entry(class).or_insert_with(|| Arc::new(Characters::new(words, class)));
                 Step::Class(known.clone())
             }
             Symbol::Rule(rule) => Step::Rule(self.rule(*rule)),

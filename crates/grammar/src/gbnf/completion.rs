@@ -15,6 +15,7 @@ use wardrobe_text::TokenId;
 
 use super::network::{Edge, Kind, Network, Step};
 use super::tokens::{self, Cost};
+use super::words::Words;
 use crate::vocabulary::Vocabulary;
 
 /// Places of one column, and all that columns keep together.
@@ -77,6 +78,7 @@ struct Mark {
 pub(crate) struct Reading {
     network: Arc<Network>,
     vocabulary: Vocabulary,
+    words: Arc<Words>,
     columns: Vec<Column>,
     /// Places where a character is next.
     scans: Vec<Place>,
@@ -93,10 +95,11 @@ pub(crate) struct Reading {
 }
 
 impl Reading {
-    pub(crate) fn new(network: Arc<Network>, vocabulary: Vocabulary) -> Self {
+    pub(crate) fn new(network: Arc<Network>, vocabulary: Vocabulary, words: Arc<Words>) -> Self {
         let mut reading = Reading {
             network,
             vocabulary,
+            words,
             columns: Vec::new(),
             scans: Vec::new(),
             calls: Vec::new(),
@@ -357,14 +360,14 @@ impl Reading {
         let begin = if tail.len == 0 {
             scans.iter().map(|&place| (self.rest(place).0, place)).min_by_key(|(cost, _)| *cost)
         } else {
-            let trie = self.vocabulary.trie();
+            let words = &*self.words;
             let within = within(&tail)?;
             let mut best = None;
             for &place in scans {
                 // Steps with a character that may be this one.
                 let mut ends = Vec::new();
                 let nexts = after(&self.network, place, |step| {
-                    let end = cheapest(step, trie, within, tail.len);
+                    let end = cheapest(step, words, within, tail.len);
                     ends.extend(end);
                     end.is_some()
                 });
@@ -390,7 +393,7 @@ impl Reading {
             }
         }
         text.extend(rest.into_bytes());
-        Some(tokens::fewest(self.vocabulary.trie(), &text))
+        Some(tokens::fewest(&self.words, &text))
     }
 }
 
@@ -418,13 +421,13 @@ fn after(network: &Network, place: Place, mut is_chosen: impl FnMut(&Step) -> bo
 }
 
 /// The cheapest way to go on in a character of which some bytes are there, and the character.
-fn cheapest(step: &Step, trie: &toktrie::TokTrie, within: (u32, u32), from: usize) -> Option<(Cost, char)> {
+fn cheapest(step: &Step, words: &Words, within: (u32, u32), from: usize) -> Option<(Cost, char)> {
     match step {
         Step::Char(c, _) if (within.0..=within.1).contains(&(*c as u32)) => {
-            let cost = tokens::cost(trie, c.encode_utf8(&mut [0; 4]).as_bytes().get(from..)?);
+            let cost = tokens::cost(words, c.encode_utf8(&mut [0; 4]).as_bytes().get(from..)?);
             cost.is_finite().then_some((cost, *c))
         }
-        Step::Class(characters) => characters.cheapest(trie, within, from),
+        Step::Class(characters) => characters.cheapest(words, within, from),
         _ => None,
     }
 }

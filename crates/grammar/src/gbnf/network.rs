@@ -12,10 +12,9 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 
-use toktrie::TokTrie;
-
 use super::build::Builder;
 use super::tokens::{self, Cost};
+use super::words::Words;
 use super::{Class, Gbnf};
 
 /// A grammar's rules, and ways to their ends. Immutable.
@@ -106,7 +105,7 @@ const USUAL: &str = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456
 const MAX_SAMPLED: usize = 16;
 
 impl Characters {
-    pub(super) fn new(trie: &TokTrie, class: &Class) -> Self {
+    pub(super) fn new(words: &Words, class: &Class) -> Self {
         let mut given: Vec<(u32, u32)> = class.ranges.iter().map(|(a, b)| (*a as u32, *b as u32)).collect();
         given.sort_unstable();
         let mut ranges: Vec<(u32, u32)> = Vec::new();
@@ -131,7 +130,7 @@ impl Characters {
             ranges = others;
         }
         let mut characters = Characters { ranges, sample: '\0', cost: Cost::INFINITE };
-        if let Some((cost, sample)) = characters.cheapest(trie, (0, char::MAX as u32), 0) {
+        if let Some((cost, sample)) = characters.cheapest(words, (0, char::MAX as u32), 0) {
             (characters.cost, characters.sample) = (cost, sample);
         }
         characters
@@ -145,7 +144,7 @@ impl Characters {
 
     /// The character within a range whose bytes from `from` on cost least, and that cost; `None` if no such character can be
     /// written.
-    pub(super) fn cheapest(&self, trie: &TokTrie, within: (u32, u32), from: usize) -> Option<(Cost, char)> {
+    pub(super) fn cheapest(&self, words: &Words, within: (u32, u32), from: usize) -> Option<(Cost, char)> {
         let is_within = |c: &char| (within.0..=within.1).contains(&(*c as u32));
         let usual = USUAL.chars().filter(|c| is_within(c) && self.contains(*c));
         // The shortest encodings of each range come first in it; ranges that span several have the start of each.
@@ -163,7 +162,7 @@ impl Characters {
         for c in usual.chain(sampled) {
             let mut buffer = [0; 4];
             let Some(text) = c.encode_utf8(&mut buffer).as_bytes().get(from..) else { continue };
-            let cost = tokens::cost(trie, text);
+            let cost = tokens::cost(words, text);
             if cost.is_finite() && found.is_none_or(|(known, _)| cost < known) {
                 let is_least = cost == Cost::new(1, 1);
                 found = Some((cost, c));
@@ -177,8 +176,8 @@ impl Characters {
 }
 
 impl Network {
-    pub(crate) fn new(grammar: &Gbnf, trie: &TokTrie) -> Self {
-        let (nodes, rules, root) = Builder::new(grammar, trie).build();
+    pub(crate) fn new(grammar: &Gbnf, words: &Words) -> Self {
+        let (nodes, rules, root) = Builder::new(grammar, words).build();
         let mut network = Network { nodes, rules, root };
         network.settle();
         // What may be empty need not be there.

@@ -2,8 +2,9 @@
 
 use std::ops::Add;
 
-use toktrie::TokTrie;
 use wardrobe_text::TokenId;
+
+use super::words::Words;
 
 /// Tokens of a text, then bytes: less is better. Costs without a bound are infinite, and so are those that no memory holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,19 +62,9 @@ impl Add for Cost {
     }
 }
 
-/// How many bytes of a text's beginning tokens have, and which these are; short ones first.
-pub(super) fn prefixes(trie: &TokTrie, text: &[u8]) -> impl Iterator<Item = (usize, TokenId)> {
-    let mut node = Some(trie.root());
-    let steps = text.iter().map_while(move |byte| {
-        node = trie.child_at_byte(node?, *byte);
-        node
-    });
-    steps.enumerate().filter_map(|(idx, node)| Some((idx + 1, TokenId(node.token_id()?))))
-}
-
 /// The fewest tokens that a text can be written in, of several ways the one whose last tokens are longest; `None` if there is
 /// a byte that no token has.
-pub(super) fn fewest(trie: &TokTrie, text: &[u8]) -> Option<Vec<TokenId>> {
+pub(super) fn fewest(words: &Words, text: &[u8]) -> Option<Vec<TokenId>> {
     // For every place the fewest tokens up to it, and the last of them, with its length.
     let mut best: Vec<Option<(u32, usize, TokenId)>> = vec![None; text.len() + 1];
     for at in 0..text.len() {
@@ -82,7 +73,7 @@ pub(super) fn fewest(trie: &TokTrie, text: &[u8]) -> Option<Vec<TokenId>> {
             None if at == 0 => 1,
             None => continue,
         };
-        for (len, token) in prefixes(trie, text.get(at..)?) {
+        for (len, token) in words.prefixes(text.get(at..)?) {
             if let Some(known) = best.get_mut(at + len)
                 && known.is_none_or(|(other, _, _)| num < other)
             {
@@ -101,6 +92,6 @@ pub(super) fn fewest(trie: &TokTrie, text: &[u8]) -> Option<Vec<TokenId>> {
 }
 
 /// What a text costs that is written by itself.
-pub(super) fn cost(trie: &TokTrie, text: &[u8]) -> Cost {
-    fewest(trie, text).map_or(Cost::INFINITE, |tokens| Cost::new(tokens.len(), text.len()))
+pub(super) fn cost(words: &Words, text: &[u8]) -> Cost {
+    fewest(words, text).map_or(Cost::INFINITE, |tokens| Cost::new(tokens.len(), text.len()))
 }

@@ -5,7 +5,7 @@ mod end;
 mod numbers;
 mod tools;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::{Matcher, ParserFactory};
@@ -16,7 +16,7 @@ use self::end::{Candidates, KnownWay};
 use self::numbers::NumberGuard;
 use crate::Session;
 use crate::error::{GrammarError, Result};
-use crate::gbnf::{self, Network, Reading};
+use crate::gbnf::{self, Network, Reading, Words};
 use crate::schema::Prepared;
 use crate::spec::{Spec, Whitespace};
 use crate::vocabulary::Vocabulary;
@@ -31,6 +31,8 @@ pub(crate) struct Guidance {
     factory: ParserFactory,
     numbers: Arc<numbers::NumberTokens>,
     candidates: Arc<Candidates>,
+    /// For grammars in GBNF, once there is one.
+    words: OnceLock<Arc<Words>>,
 }
 
 /// A compiled spec.
@@ -43,8 +45,8 @@ pub(crate) struct Grammar {
     /// Strings as JSON writes them; see [`end`].
     samples: Arc<[Vec<u8>]>,
     candidates: Arc<Candidates>,
-    /// The rules of a grammar in GBNF.
-    network: Option<Arc<Network>>,
+    /// The rules of a grammar in GBNF, and the tokens that their costs are in.
+    rules: Option<(Arc<Network>, Arc<Words>)>,
 }
 
 impl Guidance {
@@ -56,7 +58,7 @@ impl Guidance {
             ParserLimits { verbose_errors: false, step_lexer_fuel: STEP_FUEL, ..ParserLimits::default() };
         let numbers = Arc::new(numbers::NumberTokens::new(vocabulary.trie()));
         let candidates = Arc::new(Candidates::new(vocabulary.trie()));
-        Ok(Guidance { vocabulary, factory, numbers, candidates })
+        Ok(Guidance { vocabulary, factory, numbers, candidates, words: OnceLock::new() })
     }
 
     /// Compiles a spec; gives warnings beside it. Bounded by the parser's limits, not by time.
@@ -103,7 +105,10 @@ impl Guidance {
             samples: samples.map(|text| json!(text).to_string().into_bytes()).collect(),
             candidates: self.candidates.clone(),
             // After the engine has taken the grammar, and so found that it is not too large.
-            network: rules.map(|rules| Arc::new(Network::new(&rules, self.vocabulary.trie()))),
+            rules: rules.map(|rules| {
+                let words = self.words.get_or_init(|| Arc::new(Words::new(&self.vocabulary)));
+                (Arc::new(Network::new(&rules, words)), words.clone())
+            }),
         };
         Ok((grammar, warnings))
     }
@@ -147,13 +152,14 @@ fn choice(choices: &[String]) -> Result<String> {
 impl Grammar {
     pub(crate) fn session(&self) -> GuidanceSession {
         let start = self.start.lock().unwrap_or_else(PoisonError::into_inner);
+        let rules = self.rules.clone();
         GuidanceSession {
             vocabulary: self.vocabulary.clone(),
             matcher: start.deep_clone(),
             numbers: self.numbers.clone(),
             samples: self.samples.clone(),
             candidates: self.candidates.clone(),
-            reading: self.network.clone().map(|network| Reading::new(network, self.vocabulary.clone())),
+            reading: rules.map(|(network, words)| Reading::new(network, self.vocabulary.clone(), words)),
             accepted: Vec::new(),
             known_way: None,
         }
