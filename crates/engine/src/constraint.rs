@@ -246,7 +246,8 @@ pub(crate) struct Taken {
 pub(crate) enum Completion {
     /// As the model would have it.
     Chosen,
-    /// The budget left no other way somewhere.
+    /// The budget left no other way somewhere: it, and not the model, chose a token, or the end. Whatever ends the text then,
+    /// save a stop of the caller's own, it ends for its length.
     CutShort,
 }
 

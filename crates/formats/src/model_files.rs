@@ -5,6 +5,8 @@
 //! Invariants: nothing outside the folder is read (the Hugging Face cache's links to its own blobs excepted).
 //! Not done here: building the tokenizer and rendering templates, downloading, pickled checkpoints.
 
+mod templates;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -20,7 +22,6 @@ use crate::safetensors::{INDEX_FILE, SINGLE_FILE, SafetensorsFile};
 use crate::source::TensorSource;
 
 pub(crate) const MAX_CONFIG_BYTES: u64 = 4 << 20;
-const MAX_TEMPLATE_BYTES: u64 = 4 << 20;
 const MAX_TOKENIZER_CONFIG_BYTES: u64 = 32 << 20;
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
@@ -55,7 +56,8 @@ pub struct TokenizerFiles {
     /// The default chat template: `chat_template.jinja`, else `chat_template` of `tokenizer_config.json` (where it
     /// is a list, the one named `default`), else `tokenizer.chat_template` of a GGUF file.
     pub chat_template: Option<String>,
-    /// Other templates by name, such as `tool_use`.
+    /// Other templates by name, such as `tool_use`: from where the default one is, or from `additional_chat_templates/`. Files
+    /// come in the place of all that `tokenizer_config.json` has, as in transformers.
     pub named_chat_templates: BTreeMap<String, String>,
 }
 
@@ -162,7 +164,7 @@ impl ModelFiles {
         let config = ModelConfig::from_gguf(&file)?;
         let tensors = GgufTensors::new(Arc::clone(&file), &config)?;
         if tokenizer.chat_template.is_none() {
-            tokenizer.chat_template = file.metadata().str("tokenizer.chat_template")?.map(str::to_owned);
+            templates::read_gguf(file.metadata(), &mut tokenizer)?;
         }
         Ok(Self {
             config,
@@ -209,17 +211,19 @@ impl ModelFiles {
     ///
     /// # Errors
     /// [`FormatError::Escapes`] for a link that leads out of the folder; [`FormatError::Limit`] for a file over 256 MiB.
-    pub fn companion_files(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
+    pub fn companion_files(&self) -> Result<Vec<(String, Vec<u8>)>> {
         if !self.path.is_dir() {
             return Ok(Vec::new());
         }
-        let present = COMPANION_FILES.iter().filter(|name| paths::exists(&self.path, name));
-        present
-            .map(|name| {
-                let path = paths::confined(&self.path, name)?;
-                Ok((*name, paths::read_bytes(&path, MAX_TOKENIZER_BYTES)?))
-            })
-            .collect()
+        let fixed = COMPANION_FILES.iter().filter(|name| paths::exists(&self.path, name));
+        let named = templates::additional(&self.path)?.into_iter().map(|(_, file)| file);
+        let all = fixed.map(|name| (*name).to_owned()).chain(named);
+        all.map(|name| {
+            let path = paths::confined(&self.path, &name)?;
+            let bytes = paths::read_bytes(&path, MAX_TOKENIZER_BYTES)?;
+            Ok((name, bytes))
+        })
+        .collect()
     }
 
     /// SHA-256 over the whole content of the files that make the model: the GGUF file, or `config.json` and all
@@ -281,38 +285,11 @@ fn tokenizer_files(folder: &Path) -> Result<TokenizerFiles> {
         TokenizerFiles { tokenizer_json: optional(folder, "tokenizer.json")?, ..TokenizerFiles::default() };
     if let Some(path) = optional(folder, "tokenizer_config.json")? {
         let config = paths::read_json_object(&path, MAX_TOKENIZER_CONFIG_BYTES)?;
-        read_templates(&path, &config, &mut files)?;
+        templates::read_config(&path, &config, &mut files)?;
         files.tokenizer_config = Some(config);
     }
-    if let Some(path) = optional(folder, "chat_template.jinja")? {
-        files.chat_template = Some(paths::read_text(&path, MAX_TEMPLATE_BYTES)?);
-    }
+    templates::read_files(folder, &mut files)?;
     Ok(files)
-}
-
-/// `chat_template` of `tokenizer_config.json`: a string, or a list of `{name, template}`.
-fn read_templates(path: &Path, config: &Map<String, Value>, files: &mut TokenizerFiles) -> Result<()> {
-    const KEY: &str = "chat_template";
-    let expected = "a string or a list of {name, template}";
-    match config.get(KEY) {
-        None | Some(Value::Null) => {}
-        Some(Value::String(template)) => files.chat_template = Some(template.clone()),
-        Some(Value::Array(list)) => {
-            for item in list {
-                let part = |key: &str| item.get(key).and_then(Value::as_str);
-                let (Some(name), Some(template)) = (part("name"), part("template")) else {
-                    return Err(FormatError::key(path, KEY, expected, crate::config::describe(item)));
-                };
-                if name == "default" {
-                    files.chat_template = Some(template.to_owned());
-                } else {
-                    files.named_chat_templates.insert(name.to_owned(), template.to_owned());
-                }
-            }
-        }
-        Some(other) => return Err(FormatError::key(path, KEY, expected, crate::config::describe(other))),
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -3,12 +3,20 @@
 //! In GBNF a text is characters; in Lark it is words, which a lexer takes as long as they can be. So that both mean the same,
 //! every character is a word of its own here: `[a-z]* "abc"` has `xabc` in it, as it should.
 //!
-//! A grammar whose end the search of `guidance/end.rs` does not find is refused, as any other; in rules that come back to
-//! themselves by most of their ways, such as `r ::= ("a<" r ">" | "ab")+`, it may miss one that is there.
+//! The rules are kept beside that, as a [`Network`], which knows a short way to the end from everywhere.
 //!
 //! Left recursion is refused, as llama.cpp does, and so are tokens (`<think>`, `<[1000]>`).
 
+mod build;
+mod completion;
+mod network;
 mod recursion;
+mod tokens;
+mod words;
+
+pub(crate) use completion::Reading;
+pub(crate) use network::Network;
+pub(crate) use words::Words;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
@@ -24,8 +32,14 @@ const MAX_ITEMS: usize = 100_000;
 /// Repetitions that a bound may ask for.
 const MAX_COUNT: u32 = 100_000;
 
-/// The grammar in Lark.
-pub(crate) fn to_lark(source: &str) -> Result<String> {
+/// A grammar.
+pub(crate) struct Gbnf {
+    rules: Vec<Rule>,
+    root: usize,
+}
+
+/// Reads a grammar.
+pub(crate) fn parse(source: &str) -> Result<Gbnf> {
     let mut parser = Parser {
         chars: source.chars().collect(),
         at: 0,
@@ -37,17 +51,40 @@ pub(crate) fn to_lark(source: &str) -> Result<String> {
     parser.grammar()?;
     let root = parser.root()?;
     recursion::refuse_left(&parser)?;
-    Ok(written(&parser.rules, root))
+    Ok(Gbnf { rules: parser.rules, root })
 }
 
 /// What stands for a character, or for more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Symbol {
     Char(char),
-    /// In the syntax of regular expressions.
-    Class(String),
+    Class(Class),
     /// By index.
     Rule(usize),
+}
+
+/// Characters that one of may stand somewhere.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Class {
+    /// From first to last, in any order.
+    ranges: Vec<(char, char)>,
+    /// All but those.
+    is_negated: bool,
+}
+
+impl Class {
+    fn any() -> Self {
+        Class { ranges: vec![(char::MIN, char::MAX)], is_negated: false }
+    }
+
+    /// As a regular expression.
+    fn regex(&self) -> String {
+        let mut class = if self.is_negated { "[^".to_owned() } else { "[".to_owned() };
+        for (first, last) in &self.ranges {
+            let _ = write!(class, r"\x{{{:X}}}-\x{{{:X}}}", *first as u32, *last as u32);
+        }
+        class + "]"
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -204,7 +241,7 @@ impl Parser {
                 Some('[') => vec![self.class()?],
                 Some('.') => {
                     self.at += 1;
-                    vec![Symbol::Class(r"[\x{0}-\x{10FFFF}]".to_owned())]
+                    vec![Symbol::Class(Class::any())]
                 }
                 Some('(') => {
                     if depth >= MAX_DEPTH {
@@ -324,12 +361,12 @@ impl Parser {
         Ok(symbols)
     }
 
-    /// `[a-z_]` as a regular expression.
+    /// `[a-z_]`.
     fn class(&mut self) -> Result<Symbol> {
         let start = self.at;
         self.at += 1;
-        let mut class = if self.take('^') { "[^".to_owned() } else { "[".to_owned() };
-        let mut is_empty = true;
+        let is_negated = self.take('^');
+        let mut ranges = Vec::new();
         while !self.take(']') {
             if self.peek().is_none() {
                 return self.error(start, "the characters that begin here have no end");
@@ -346,18 +383,14 @@ impl Parser {
             if last < first {
                 return self.error(at, "the range ends before it begins");
             }
-            let _ = write!(class, r"\x{{{:X}}}-\x{{{:X}}}", first as u32, last as u32);
-            is_empty = false;
+            ranges.push((first, last));
             self.count(1)?;
         }
-        match (is_empty, class.len()) {
-            (false, _) => {
-                class.push(']');
-                Ok(Symbol::Class(class))
-            }
+        match (ranges.is_empty(), is_negated) {
+            (false, _) => Ok(Symbol::Class(Class { ranges, is_negated })),
             // All but none.
-            (true, 2) => Ok(Symbol::Class(r"[\x{0}-\x{10FFFF}]".to_owned())),
-            (true, _) => self.error(start, "no character is in this"),
+            (true, true) => Ok(Symbol::Class(Class::any())),
+            (true, false) => self.error(start, "no character is in this"),
         }
     }
 
@@ -413,40 +446,46 @@ fn is_name(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '-' || c == '_'
 }
 
-/// The rules that can be come to, in Lark.
-fn written(rules: &[Rule], root: usize) -> String {
-    let mut lark = format!("start: r{root}\n");
-    let (mut seen, mut left) = (HashSet::from([root]), vec![root]);
-    while let Some(rule) = left.pop() {
-        let ways = rules.get(rule).and_then(|rule| rule.ways.as_deref()).unwrap_or_default();
-        let _ = write!(lark, "r{rule}:");
-        for (idx, way) in ways.iter().enumerate() {
-            lark.push_str(if idx > 0 { " |" } else { "" });
-            for Item { symbol, min, max } in way {
-                if *max == Some(0) {
-                    continue;
-                }
-                let _ = match symbol {
-                    Symbol::Char(c) => write!(lark, " {}", json!(c.to_string())),
-                    Symbol::Class(class) => write!(lark, " /{class}/"),
-                    Symbol::Rule(rule) => {
-                        if seen.insert(*rule) {
-                            left.push(*rule);
-                        }
-                        write!(lark, " r{rule}")
-                    }
-                };
-                let _ = match (min, max) {
-                    (1, Some(1)) => Ok(()),
-                    (0, None) => write!(lark, "*"),
-                    (1, None) => write!(lark, "+"),
-                    (0, Some(1)) => write!(lark, "?"),
-                    (min, None) => write!(lark, "{{{min},}}"),
-                    (min, Some(max)) => write!(lark, "{{{min},{max}}}"),
-                };
-            }
-        }
-        lark.push('\n');
+impl Gbnf {
+    /// The ways of a rule; none for one that there is not.
+    fn ways(&self, rule: usize) -> &[Sequence] {
+        self.rules.get(rule).and_then(|rule| rule.ways.as_deref()).unwrap_or_default()
     }
-    lark
+
+    /// The rules that can be come to, in Lark.
+    pub(crate) fn lark(&self) -> String {
+        let mut lark = format!("start: r{}\n", self.root);
+        let (mut seen, mut left) = (HashSet::from([self.root]), vec![self.root]);
+        while let Some(rule) = left.pop() {
+            let _ = write!(lark, "r{rule}:");
+            for (idx, way) in self.ways(rule).iter().enumerate() {
+                lark.push_str(if idx > 0 { " |" } else { "" });
+                for Item { symbol, min, max } in way {
+                    if *max == Some(0) {
+                        continue;
+                    }
+                    let _ = match symbol {
+                        Symbol::Char(c) => write!(lark, " {}", json!(c.to_string())),
+                        Symbol::Class(class) => write!(lark, " /{}/", class.regex()),
+                        Symbol::Rule(rule) => {
+                            if seen.insert(*rule) {
+                                left.push(*rule);
+                            }
+                            write!(lark, " r{rule}")
+                        }
+                    };
+                    let _ = match (min, max) {
+                        (1, Some(1)) => Ok(()),
+                        (0, None) => write!(lark, "*"),
+                        (1, None) => write!(lark, "+"),
+                        (0, Some(1)) => write!(lark, "?"),
+                        (min, None) => write!(lark, "{{{min},}}"),
+                        (min, Some(max)) => write!(lark, "{{{min},{max}}}"),
+                    };
+                }
+            }
+            lark.push('\n');
+        }
+        lark
+    }
 }

@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod closed;
+mod closing;
 mod compiler;
 mod error;
 #[doc(hidden)]
@@ -28,6 +29,7 @@ mod template;
 mod tools;
 mod vocabulary;
 
+pub use closing::close_objects;
 pub use compiler::{Compiler, Limits};
 pub use error::{GrammarError, Result};
 pub use spec::{Beside, Function, Spec, ToolCalls, Whitespace};

@@ -46,7 +46,7 @@ pub struct Function {
     /// Its name.
     pub name: String,
     /// The schema of its arguments, an object. Objects in it that name properties and do not speak of others have no
-    /// others: nobody would read them.
+    /// others ([`close_objects`](crate::close_objects)): nobody would read them.
     pub parameters: Value,
     /// As in [`Spec::JsonSchema`].
     pub strict: bool,

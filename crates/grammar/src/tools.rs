@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use serde_json::{Map, Value, json};
 use wardrobe_text::is_function_name;
 
+use crate::closing::close_objects;
 use crate::error::{GrammarError, Result};
 use crate::schema::{self, OneOf, Prepared};
 use crate::spec::{Beside, ToolCalls};
@@ -80,48 +81,8 @@ fn parameters(schema: &Value) -> Result<Value> {
         schema.insert("properties".to_owned(), json!({}));
     }
     let mut schema = Value::Object(schema);
-    close(&mut schema);
+    close_objects(&mut schema);
     Ok(schema)
-}
-
-/// Closes every object that names properties and says nothing of others, also by way of other schemas.
-fn close(schema: &mut Value) {
-    match schema {
-        Value::Object(members) => {
-            for (keyword, value) in members.iter_mut() {
-                match (keyword.as_str(), value) {
-                    // Values, not schemas, whatever they look like.
-                    ("const" | "enum" | "default" | "examples", _) => {}
-                    // Schemas by names, which are no keywords.
-                    (
-                        "properties" | "patternProperties" | "$defs" | "definitions" | "dependentSchemas",
-                        Value::Object(named),
-                    ) => named.values_mut().for_each(close),
-                    (_, value) => close(value),
-                }
-            }
-            let speaks_of_others = [
-                "additionalProperties",
-                "unevaluatedProperties",
-                "patternProperties",
-                "propertyNames",
-                "allOf",
-                "anyOf",
-                "oneOf",
-                "$ref",
-                "if",
-                "dependentSchemas",
-                "dependencies",
-            ];
-            let is_open = !speaks_of_others.iter().any(|keyword| members.contains_key(*keyword));
-            let is_object = members.get("type").is_some_and(|kind| kind == "object");
-            if is_open && is_object && members.get("properties").is_some_and(Value::is_object) {
-                members.insert("additionalProperties".to_owned(), json!(false));
-            }
-        }
-        Value::Array(items) => items.iter_mut().for_each(close),
-        _ => {}
-    }
 }
 
 fn invalid(message: &str) -> GrammarError {

@@ -21,7 +21,7 @@ pub struct ServedModel {
     /// Compiles what answers are held to, for the model's vocabulary.
     pub compiler: Arc<Compiler>,
     /// The model's chat template. Without one, chat requests are refused.
-    pub chat_template: Option<ChatTemplate>,
+    pub chat_template: Option<Arc<ChatTemplate>>,
     /// The name under which clients ask for the base model.
     pub model_id: String,
     /// Other names for it.

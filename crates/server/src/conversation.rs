@@ -40,8 +40,10 @@ impl Conversation {
                     .map_err(|error| ApiError::from_template(error).with_param("chat_template"))?,
             ),
         };
-        let shown = template.as_ref().or(state.model.chat_template.as_ref());
-        let knows_developer = shown.is_some_and(|template| template.source().contains("developer"));
+        let shown = template.as_ref().or(state.model.chat_template.as_deref());
+        let mut sources = shown.into_iter().flat_map(|shown| [Some(shown.source()), shown.tool_use_source()]);
+        let knows_developer =
+            shown.is_some() && sources.all(|source| source.is_none_or(|source| source.contains("developer")));
         for (idx, message) in fields.messages.iter_mut().enumerate() {
             check_message(idx, message, knows_developer)?;
         }
@@ -49,7 +51,7 @@ impl Conversation {
     }
 
     fn template<'a>(&'a self, state: &'a ServerState) -> Result<&'a ChatTemplate> {
-        let template = self.template.as_ref().or(state.model.chat_template.as_ref());
+        let template = self.template.as_ref().or(state.model.chat_template.as_deref());
         template.ok_or_else(|| ApiError::internal("the chat template is gone"))
     }
 
@@ -66,6 +68,12 @@ impl Conversation {
         let template = self.template(state)?;
         let tools = match self.template {
             Some(_) => Arc::new(TemplateTools::new(state, template)),
+            // Without tools the default template renders, whatever there is for those.
+            None if offered.for_prompt.is_none() && template.tool_use_source().is_some() => {
+                let default = template.without_tool_use().map_err(ApiError::from_template)?;
+                let history = &state.template_history;
+                history.get_or_init(|| Arc::new(TemplateTools::new(state, &default))).clone()
+            }
             None => {
                 state.template_tools.get_or_init(|| Arc::new(TemplateTools::new(state, template))).clone()
             }

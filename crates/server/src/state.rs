@@ -41,8 +41,10 @@ pub(crate) struct ServerState {
     /// Calls into the store of jobs at once: each has a thread while it waits for the disk.
     pub job_calls: Arc<Semaphore>,
     pub uploads: Uploads,
-    /// How the model's own chat template has tools, once it was asked.
+    /// How the model's own chat template has tools, once it was asked; and how it has calls of earlier turns where none are
+    /// offered, if it is another template then.
     pub template_tools: OnceLock<Arc<TemplateTools>>,
+    pub template_history: OnceLock<Arc<TemplateTools>>,
     base_fingerprint: String,
     open_requests: Arc<Semaphore>,
     open_tokenizations: Arc<Semaphore>,
@@ -84,6 +86,7 @@ impl ServerState {
             job_calls: Arc::new(Semaphore::new(MAX_JOB_CALLS)),
             uploads: Uploads::new(config.max_concurrent_uploads),
             template_tools: OnceLock::new(),
+            template_history: OnceLock::new(),
             base_fingerprint: format!("fp_{}", short_digest(&digest)),
             open_requests: Arc::new(Semaphore::new(config.max_concurrent_requests)),
             open_tokenizations: Arc::new(Semaphore::new(config.max_concurrent_tokenizations)),

@@ -6,6 +6,8 @@ mod support;
 #[path = "support/http.rs"]
 mod support_http;
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 use support::{Behaviour, engine, served};
 use support_http::Bench;
@@ -25,10 +27,15 @@ const LISTED: &str = "{{ (tools or []) | tojson }}{% for m in messages %}[{{ m.r
     {% if not loop.last %}, {% endif %}{% endfor %}]{% endif %}<|im_end|>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}";
 
 fn bench_with(template: Option<&str>) -> Bench {
+    let template = template.map(|source| ChatTemplate::new(source, TemplateLimits::default()).unwrap());
+    bench_of(template)
+}
+
+fn bench_of(template: Option<ChatTemplate>) -> Bench {
     let engine = engine(Behaviour::default(), |_| {});
     let mut model = served(engine.clone());
-    if let Some(source) = template {
-        model.chat_template = Some(ChatTemplate::new(source, TemplateLimits::default()).unwrap());
+    if template.is_some() {
+        model.chat_template = template.map(Arc::new);
     }
     let server = Server::new(model, ServerConfig::default()).unwrap();
     Bench { router: server.router(), engine, server }
@@ -242,6 +249,30 @@ async fn prompts_tell_of_tools_calls_and_results() {
         ),
         "{told}"
     );
+}
+
+/// A model with a template for tools beside the default one, which knows none.
+#[tokio::test]
+async fn tools_have_a_template_of_their_own() {
+    let default = "{% for m in messages %}({{ m.role }}){{ m.content }}{% endfor %}(assistant)";
+    let both = ChatTemplate::new(default, TemplateLimits::default()).unwrap().with_tool_use(BARE).unwrap();
+    let bench = bench_of(Some(both));
+    assert_eq!(prompt(&bench, body(json!({"tools": null}))).await, "(user)x(assistant)");
+    let told = prompt(&bench, body(json!({}))).await;
+    assert!(told.starts_with("[{\"type\"") && told.ends_with("[user]x<|im_end|>[assistant]"), "{told}");
+    // Calls are in that template's notation.
+    let answer = bench.post(CHAT, &body(json!({"tool_choice": "required"}))).await.ok();
+    let made = calls(&answer["choices"][0]["message"]);
+    assert!(!made.is_empty() && made.len() == 1, "one call alone: {answer}");
+    // Where none are offered, earlier ones are told in a way that the default template can write.
+    let history = json!([
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": null, "tool_calls": [{"id": "call00001", "type": "function",
+            "function": {"name": "weather", "arguments": "{\"city\": \"Rome\", \"days\": 2}"}}]},
+        {"role": "tool", "tool_call_id": "call00001", "content": "sunny"},
+    ]);
+    let told = prompt(&bench, body(json!({"tools": null, "messages": history}))).await;
+    assert!(told.starts_with("(user)x(assistant)<tool_call>") && told.contains("sunny"), "{told}");
 }
 
 #[tokio::test]

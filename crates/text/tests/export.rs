@@ -7,13 +7,19 @@ mod support;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use support::{byte_level_vocab, gguf_vocab, sentencepiece_vocab, variable};
-use wardrobe_text::{GgufVocab, TextError, Tokenizer, TokenizerConfig};
+use wardrobe_text::{GgufVocab, NamedTemplate, TextError, Tokenizer, TokenizerConfig};
 
 /// By way of a `tokenizer.json` and its configuration.
 fn through_json(tokenizer: &Tokenizer) -> (Tokenizer, Vec<u8>, TokenizerConfig) {
     let json = tokenizer.to_tokenizer_json().unwrap();
-    let config = tokenizer.to_tokenizer_config(1024, Some("{{ messages }}")).to_string();
+    let named = |name: &str, source: &str| NamedTemplate { name: name.to_owned(), source: source.to_owned() };
+    let both = [named("default", "{{ messages }}"), named("tool_use", "{{ tools }}")];
+    let config = tokenizer.to_tokenizer_config(1024, &both).to_string();
     let config = TokenizerConfig::from_json(config.as_bytes()).unwrap();
+    assert_eq!(config.chat_template(true), Some("{{ tools }}"));
+    let config = tokenizer.to_tokenizer_config(1024, &both[..1]);
+    assert_eq!(config["chat_template"], "{{ messages }}");
+    let config = TokenizerConfig::from_json(config.to_string().as_bytes()).unwrap();
     assert_eq!(config.chat_template(false), Some("{{ messages }}"));
     (Tokenizer::from_tokenizer_json(&json, Some(&config)).unwrap(), json, config)
 }

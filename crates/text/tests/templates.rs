@@ -116,10 +116,10 @@ fn render(source: &str, case: &Value) -> Result<String, TemplateError> {
     })
 }
 
-fn references(python: &str, cases: &[Value]) -> Vec<Value> {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/independent_templates.py");
+fn references(python: &str, script: &str, cases: &[Value]) -> Vec<Value> {
+    let script = format!("{}/tests/{script}", env!("CARGO_MANIFEST_DIR"));
     let mut child =
-        Command::new(python).arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        Command::new(python).arg(&script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(&serde_json::to_vec(cases).unwrap()).unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{script} failed");
@@ -161,7 +161,9 @@ fn templates_render_as_in_jinja2() {
         }
     }
     let mut wrong = Vec::new();
-    for ((name, case), theirs) in names.iter().zip(&cases).zip(references(&python, &cases)) {
+    for ((name, case), theirs) in
+        names.iter().zip(&cases).zip(references(&python, "independent_templates.py", &cases))
+    {
         let ours = render(case["source"].as_str().unwrap(), &case["ours"]);
         let equal = match (&ours, theirs["text"].as_str()) {
             (Ok(ours), Some(theirs)) => ours == theirs,
@@ -177,6 +179,57 @@ fn templates_render_as_in_jinja2() {
         }
     }
     assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+}
+
+/// Two templates that know tools, each in its way.
+const DEFAULT: &str = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}{% if tools %} of {{ tools | length }}{% endif %}\n{% endfor %}";
+const TOOL_USE: &str = "{{ bos_token }}{% for t in tools or [] %}{{ t | tojson }}\n{% endfor %}{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+
+fn with_tools() -> ChatTemplate {
+    template(DEFAULT, TemplateLimits::default()).with_tool_use(TOOL_USE).unwrap()
+}
+
+#[test]
+fn conversations_with_tools_are_rendered_as_in_transformers() {
+    let test = "conversations_with_tools_are_rendered_as_in_transformers";
+    let Some(python) = variable(test, "WARDROBE_PYTHON") else { return };
+    let mut cases = Vec::new();
+    for conversation in conversations().iter().take(3) {
+        for tools in [Value::Null, json!([]), conversations()[2]["tools"].clone()] {
+            for templates in
+                [json!({"default": DEFAULT, "tool_use": TOOL_USE, "rag": "rag"}), json!({"default": DEFAULT})]
+            {
+                cases.push(
+                    json!({"templates": templates, "messages": conversation["messages"], "tools": tools}),
+                );
+            }
+        }
+    }
+    let theirs = references(&python, "independent_named_templates.py", &cases);
+    for (case, theirs) in cases.iter().zip(theirs) {
+        let template = match case["templates"]["tool_use"] {
+            Value::Null => template(DEFAULT, TemplateLimits::default()),
+            _ => with_tools(),
+        };
+        let messages: Vec<Message> = serde_json::from_value(case["messages"].clone()).unwrap();
+        let ours = template.render(&ChatInput {
+            messages: &messages,
+            tools: Some(&case["tools"]).filter(|tools| !tools.is_null()),
+            add_generation_prompt: true,
+            bos_token: Some("<s>"),
+            eos_token: Some("</s>"),
+            ..ChatInput::default()
+        });
+        assert_eq!(ours.unwrap(), theirs.as_str().unwrap(), "{case}");
+    }
+}
+
+#[test]
+fn a_template_for_tools_has_its_own_source_and_errors() {
+    let both = with_tools();
+    assert_eq!((both.source(), both.tool_use_source()), (DEFAULT, Some(TOOL_USE)));
+    assert_eq!(template(DEFAULT, TemplateLimits::default()).tool_use_source(), None);
+    assert!(matches!(both.with_tool_use("{% for"), Err(TemplateError::Syntax { .. })));
 }
 
 fn template(source: &str, limits: TemplateLimits) -> ChatTemplate {

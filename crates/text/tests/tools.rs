@@ -49,6 +49,17 @@ fn style(source: &str) -> ToolStyle {
     ToolStyle::of(&ChatTemplate::new(source, TemplateLimits::default()).unwrap(), Some("<s>"), Some("</s>"))
 }
 
+#[test]
+fn a_template_for_tools_alone_is_asked_for_the_notation() {
+    let plain = ChatTemplate::new(WITHOUT, TemplateLimits::default()).unwrap();
+    let both = plain.with_tool_use(TAGGED).unwrap();
+    assert_eq!(ToolStyle::of(&both, Some("<s>"), Some("</s>")), style(TAGGED));
+    assert_ne!(style(WITHOUT), style(TAGGED));
+    // The other way round the default one's notation is not used.
+    let tagged = ChatTemplate::new(TAGGED, TemplateLimits::default()).unwrap();
+    assert!(!ToolStyle::of(&tagged.with_tool_use(WITHOUT).unwrap(), None, None).is_by_template());
+}
+
 fn text(text: &str) -> NotationPart {
     NotationPart::Text(text.to_owned())
 }

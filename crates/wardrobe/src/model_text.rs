@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use wardrobe_engine::TokenId;
-use wardrobe_formats::ModelFiles;
+use wardrobe_formats::{ModelFiles, TokenizerFiles};
 use wardrobe_text::{
     ChatInput, ChatTemplate, GgufVocab, Message, TemplateLimits, Tokenizer, TokenizerConfig,
 };
@@ -34,10 +34,8 @@ impl ModelText {
     /// # Errors
     /// As for [`ModelText::open`].
     pub fn of(files: &ModelFiles) -> Result<Self> {
-        let template = files.tokenizer.chat_template.as_deref();
-        let template =
-            template.map(|source| ChatTemplate::new(source, TemplateLimits::default()).map(Arc::new));
-        Ok(Self { tokenizer: tokenizer(files)?, chat_template: template.transpose()? })
+        let template = chat_template(&files.tokenizer)?.map(Arc::new);
+        Ok(Self { tokenizer: tokenizer(files)?, chat_template: template })
     }
 
     /// Tokens of a conversation, up to where the answer begins.
@@ -59,6 +57,16 @@ impl ModelText {
         })?;
         Ok(self.tokenizer.encode(&text, false)?)
     }
+}
+
+/// The chat template of a model, with the one that it has for conversations with tools.
+fn chat_template(files: &TokenizerFiles) -> Result<Option<ChatTemplate>> {
+    let Some(source) = &files.chat_template else { return Ok(None) };
+    let template = ChatTemplate::new(source, TemplateLimits::default())?;
+    Ok(Some(match files.named_chat_templates.get(ChatTemplate::TOOL_USE) {
+        Some(source) => template.with_tool_use(source)?,
+        None => template,
+    }))
 }
 
 /// The tokenizer that the model's files describe.

@@ -4,32 +4,17 @@ use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 use wardrobe_engine::{Choice, TokenId};
-use wardrobe_grammar::{Compiler, Limits, Spec, Template, Whitespace};
+use wardrobe_grammar::{Compiler, Limits, Spec, Template, Whitespace, close_objects};
 
 use crate::error::{Error, Result};
 use crate::model::Model;
 
-/// The schema of a type, to hold answers to. Objects have the type's fields and no others, in their order.
+/// The schema of a type, to hold answers to. Objects have the type's fields and no others ([`close_objects`]), in their order.
 pub fn schema_of<T: JsonSchema>() -> Spec {
     let mut schema = schemars::schema_for!(T).to_value();
-    close(&mut schema);
+    close_objects(&mut schema);
     Spec::JsonSchema { schema, strict: true }
-}
-
-/// Closes every object that has properties and says nothing of others: nobody would read them.
-fn close(schema: &mut Value) {
-    match schema {
-        Value::Object(members) => {
-            members.values_mut().for_each(close);
-            if members.contains_key("properties") && !members.contains_key("additionalProperties") {
-                members.insert("additionalProperties".to_owned(), Value::Bool(false));
-            }
-        }
-        Value::Array(items) => items.iter_mut().for_each(close),
-        _ => {}
-    }
 }
 
 /// The value that an answer is, which was held to [`schema_of`] its type.
@@ -87,5 +72,122 @@ mod tests {
         assert_eq!(ada, Person { name: "Ada".into(), born: None, jobs: vec![Job::Politician] });
         let error = value_of::<Person>(&choice("{\"name\": 3}")).unwrap_err().to_string();
         assert!(error.contains("integer `3`"), "{error}");
+    }
+
+    /// Where a shape is, or what it is.
+    #[derive(Debug, PartialEq, serde::Deserialize, serde::Serialize, JsonSchema)]
+    struct Placed {
+        id: u8,
+        #[serde(flatten)]
+        shape: Shape,
+        #[serde(flatten)]
+        origin: Origin,
+        note: Option<Note>,
+    }
+
+    #[derive(Debug, PartialEq, serde::Deserialize, serde::Serialize, JsonSchema)]
+    #[serde(tag = "kind", rename_all = "snake_case")]
+    enum Shape {
+        Point { x: i8, y: i8 },
+        Circle(Circle),
+        Nothing,
+    }
+
+    #[derive(Debug, PartialEq, serde::Deserialize, serde::Serialize, JsonSchema)]
+    struct Circle {
+        radius: u8,
+    }
+
+    #[derive(Debug, PartialEq, serde::Deserialize, serde::Serialize, JsonSchema)]
+    struct Origin {
+        by: bool,
+    }
+
+    #[derive(Debug, PartialEq, serde::Deserialize, serde::Serialize, JsonSchema)]
+    #[serde(untagged)]
+    enum Note {
+        Marked { mark: bool },
+        Shaped { about: Shape },
+    }
+
+    #[derive(Debug, PartialEq, serde::Deserialize, serde::Serialize, JsonSchema)]
+    #[serde(rename_all = "snake_case")]
+    enum Event {
+        Stopped,
+        Moved { to: Circle },
+        Failed(bool),
+    }
+
+    #[derive(Debug, PartialEq, serde::Deserialize, serde::Serialize, JsonSchema)]
+    struct Log {
+        first: Event,
+        #[serde(flatten)]
+        last: Event2,
+    }
+
+    #[derive(Debug, PartialEq, serde::Deserialize, serde::Serialize, JsonSchema)]
+    #[serde(tag = "t", content = "c")]
+    enum Event2 {
+        Seen(bool),
+        Heard { by: Origin },
+        Missed,
+    }
+
+    /// Random answers are values of the type, and have nothing that the type does not.
+    fn check_answers<T: JsonSchema + DeserializeOwned + serde::Serialize>(others: &[&str]) {
+        let ends = [TokenId(256)];
+        let tokenizer = wardrobe_text::Tokenizer::made_up(257, None, &ends).unwrap();
+        let compiler = Compiler::of_tokenizer(tokenizer, &ends, Limits::default());
+        let spec = schema_of::<T>();
+        let template =
+            compiler.compile(&spec, Whitespace::default()).unwrap_or_else(|e| panic!("{e}\n{spec:?}"));
+        let mut seen = std::collections::HashSet::new();
+        let mut state = 7_u64;
+        for _ in 0..40 {
+            let mut session = template.session();
+            let mut text = Vec::new();
+            let mut mask = vec![0; 9];
+            loop {
+                session.fill_mask(&mut mask).unwrap();
+                let allowed: Vec<u32> =
+                    (0..257).filter(|id| mask[*id as usize / 32] >> (id % 32) & 1 == 1).collect();
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                let token = TokenId(allowed[(state >> 33) as usize % allowed.len()]);
+                if ends.contains(&token) {
+                    break;
+                }
+                session.accept(token).unwrap();
+                text.push(token.0 as u8);
+            }
+            let text = String::from_utf8(text).unwrap();
+            let value: T = value_of(&Choice { text: text.clone(), ..Choice::default() }).unwrap();
+            // What the type does not know would be missing.
+            let again: serde_json::Value = serde_json::to_value(&value).unwrap();
+            let read: serde_json::Value = serde_json::from_str(&text).unwrap();
+            let without_null = |value: serde_json::Value| match value {
+                serde_json::Value::Object(members) => {
+                    members.into_iter().filter(|(_, v)| !v.is_null()).collect()
+                }
+                other => other,
+            };
+            assert_eq!(without_null(read), without_null(again), "{text}");
+            seen.extend(others.iter().filter(|part| text.contains(**part)));
+        }
+        assert_eq!(seen.len(), others.len(), "of {others:?} there were {seen:?}");
+    }
+
+    #[test]
+    fn enums_of_every_kind_are_answered() {
+        check_answers::<Placed>(&[
+            "\"point\"",
+            "\"circle\"",
+            "\"nothing\"",
+            "\"radius\"",
+            "\"mark\"",
+            "\"about\"",
+        ]);
+        check_answers::<Shape>(&["\"point\"", "\"circle\"", "\"nothing\""]);
+        check_answers::<Event>(&["\"stopped\"", "\"moved\"", "\"failed\""]);
+        check_answers::<Log>(&["\"Seen\"", "\"Heard\"", "\"Missed\""]);
     }
 }

@@ -63,7 +63,13 @@ impl ChoiceState {
         let constrained = self.constrained.as_mut().filter(|_| !eos.contains(&sampled.token));
         let Some(constrained) = constrained else {
             let is_free = valid.request.constraint.is_none();
-            return Ok(self.output.accept(valid, sampled, eos, codec, is_free));
+            let mut update = self.output.accept(valid, sampled, eos, codec, is_free);
+            // The model ended what the budget had made of its text.
+            let was_cut = self.constrained.as_ref().is_some_and(|c| c.completion() == Completion::CutShort);
+            if was_cut && matches!(update.finish, Some(Finish::Stop(StopCause::Eos(_)))) {
+                update.finish = Some(Finish::Length);
+            }
+            return Ok(update);
         };
         let left = valid.max_tokens.saturating_sub(self.output.num_tokens() + 1);
         // Tokens that nobody sampled have no log-probabilities.

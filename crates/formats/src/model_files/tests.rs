@@ -29,6 +29,11 @@ fn safetensors_folder(fill: u8) -> TempDir {
 }
 
 fn write_gguf(path: &Path, template: Option<&str>) {
+    let template = template.map(|text| ("tokenizer.chat_template", gguf::Value::String(text.to_owned())));
+    write_gguf_with(path, template.as_slice());
+}
+
+fn write_gguf_with(path: &Path, more: &[(&str, gguf::Value)]) {
     let mut metadata: Vec<(String, gguf::Value)> = [
         ("general.architecture", gguf::Value::String("llama".into())),
         ("llama.block_count", gguf::Value::U32(1)),
@@ -40,8 +45,7 @@ fn write_gguf(path: &Path, template: Option<&str>) {
     ]
     .map(|(k, v)| (k.to_owned(), v))
     .to_vec();
-    metadata
-        .extend(template.map(|t| ("tokenizer.chat_template".to_owned(), gguf::Value::String(t.to_owned()))));
+    metadata.extend(more.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
     let embed =
         GgufTensor { name: "token_embd.weight".into(), storage: StorageType::F32, shape: vec![10, 64] };
     gguf::write(path, &metadata, &[embed], |_| Ok(vec![1; 2560])).unwrap();
@@ -83,9 +87,28 @@ fn a_hugging_face_folder() {
     write("chat_template.jinja", "new");
     let list = json!({"chat_template": [{"name": "default", "template": "d"}, {"name": "tool_use", "template": "t"}]});
     write("tokenizer_config.json", &list.to_string());
-    let model = ModelFiles::open(dir.path()).unwrap();
-    assert_eq!(model.tokenizer.chat_template.as_deref(), Some("new"));
-    assert_eq!(model.tokenizer.named_chat_templates["tool_use"], "t");
+    let templates = || {
+        let files = ModelFiles::open(dir.path()).unwrap().tokenizer;
+        (files.chat_template, files.named_chat_templates.into_iter().collect::<Vec<_>>())
+    };
+    let named = |name: &str, text: &str| vec![(name.to_owned(), text.to_owned())];
+    // Files come in the place of all that the configuration has.
+    assert_eq!(templates(), (Some("new".to_owned()), vec![]));
+    std::fs::create_dir(dir.path().join("additional_chat_templates")).unwrap();
+    write("additional_chat_templates/tool_use.jinja", "file");
+    write("additional_chat_templates/README.md", "no template");
+    assert_eq!(templates(), (Some("new".to_owned()), named("tool_use", "file")));
+    let companions = ModelFiles::open(dir.path()).unwrap().companion_files().unwrap();
+    assert!(companions.contains(&("additional_chat_templates/tool_use.jinja".to_owned(), b"file".to_vec())));
+    std::fs::remove_file(dir.path().join("chat_template.jinja")).unwrap();
+    assert_eq!(templates(), (Some("d".to_owned()), named("tool_use", "file")));
+    for idx in 0..40 {
+        write(&format!("additional_chat_templates/{idx}.jinja"), "one of many");
+    }
+    let message = ModelFiles::open(dir.path()).unwrap_err().to_string();
+    assert!(message.contains("chat templates"), "{message}");
+    std::fs::remove_dir_all(dir.path().join("additional_chat_templates")).unwrap();
+    assert_eq!(templates(), (Some("d".to_owned()), named("tool_use", "t")));
     for bad in [
         json!({"chat_template": 1}),
         json!({"chat_template": [{"name": "x"}]}),
@@ -106,6 +129,27 @@ fn gguf_files_alone_and_in_folders() {
     assert_eq!(model.tokenizer.chat_template.as_deref(), Some("from gguf"));
     assert_eq!(model.gguf_metadata().unwrap().u64("llama.block_count").unwrap(), Some(1));
     assert!(model.tokenizer.read_tokenizer_json().unwrap().is_none());
+
+    // Named ones.
+    let other = tempdir().unwrap();
+    let named = other.path().join("named.gguf");
+    write_gguf_with(
+        &named,
+        &[
+            ("tokenizer.chat_template", gguf::Value::String("default".into())),
+            ("tokenizer.chat_template.tool_use", gguf::Value::String("tools".into())),
+            (
+                "tokenizer.chat_templates",
+                gguf::Value::Array(gguf::Array::String(vec!["tool_use".into(), "gone".into()])),
+            ),
+        ],
+    );
+    let files = ModelFiles::open(&named).unwrap().tokenizer;
+    assert_eq!(files.chat_template.as_deref(), Some("default"));
+    assert_eq!(
+        files.named_chat_templates.into_iter().collect::<Vec<_>>(),
+        [("tool_use".to_owned(), "tools".to_owned())]
+    );
 
     let in_folder = ModelFiles::open(dir.path()).unwrap();
     assert_eq!(in_folder.digest().unwrap(), model.digest().unwrap());

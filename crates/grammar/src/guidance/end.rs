@@ -1,5 +1,7 @@
-//! A short way to the end of a text, found by trying: the grammar is asked what may come next, and of that the most
-//! promising is taken, until the text may end.
+//! A short way to the end of a text. Where the text is held to a grammar in GBNF, its rules know it ([`Reading`]); else it is found
+//! by trying: the grammar is asked what may come next, and of that the most promising is taken, until the text may end.
+//!
+//! [`Reading`]: crate::gbnf::Reading
 
 use toktrie::TokTrie;
 use wardrobe_text::TokenId;
@@ -38,6 +40,12 @@ pub(super) struct KnownWay {
 pub(super) fn find(session: &mut GuidanceSession, max_tokens: usize) -> Result<Option<Vec<TokenId>>> {
     if session.may_end()? {
         return Ok(Some(Vec::new()));
+    }
+    if let Some(reading) = &mut session.reading
+        && reading.follow(&session.accepted)
+        && let Some(way) = reading.way()
+    {
+        return Ok(way.filter(|way| way.len() <= max_tokens));
     }
     // Most tokens leave the way as it was, or go it: a search after each of them would take longer than masks do.
     let way = match known(session, max_tokens)? {

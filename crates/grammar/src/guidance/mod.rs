@@ -5,7 +5,7 @@ mod end;
 mod numbers;
 mod tools;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::{Matcher, ParserFactory};
@@ -16,7 +16,7 @@ use self::end::{Candidates, KnownWay};
 use self::numbers::NumberGuard;
 use crate::Session;
 use crate::error::{GrammarError, Result};
-use crate::gbnf;
+use crate::gbnf::{self, Network, Reading, Words};
 use crate::schema::Prepared;
 use crate::spec::{Spec, Whitespace};
 use crate::vocabulary::Vocabulary;
@@ -31,6 +31,8 @@ pub(crate) struct Guidance {
     factory: ParserFactory,
     numbers: Arc<numbers::NumberTokens>,
     candidates: Arc<Candidates>,
+    /// For grammars in GBNF, once there is one.
+    words: OnceLock<Arc<Words>>,
 }
 
 /// A compiled spec.
@@ -43,6 +45,8 @@ pub(crate) struct Grammar {
     /// Strings as JSON writes them; see [`end`].
     samples: Arc<[Vec<u8>]>,
     candidates: Arc<Candidates>,
+    /// The rules of a grammar in GBNF, and the tokens that their costs are in.
+    rules: Option<(Arc<Network>, Arc<Words>)>,
 }
 
 impl Guidance {
@@ -54,7 +58,7 @@ impl Guidance {
             ParserLimits { verbose_errors: false, step_lexer_fuel: STEP_FUEL, ..ParserLimits::default() };
         let numbers = Arc::new(numbers::NumberTokens::new(vocabulary.trie()));
         let candidates = Arc::new(Candidates::new(vocabulary.trie()));
-        Ok(Guidance { vocabulary, factory, numbers, candidates })
+        Ok(Guidance { vocabulary, factory, numbers, candidates, words: OnceLock::new() })
     }
 
     /// Compiles a spec; gives warnings beside it. Bounded by the parser's limits, not by time.
@@ -67,6 +71,7 @@ impl Guidance {
         let kind = spec.kind();
         let json =
             |schema, lenient| TopLevelGrammar::from_json_schema(with_options(schema, whitespace, lenient));
+        let mut rules = None;
         let (grammar, numbers) = match (spec, prepared) {
             (Spec::JsonSchema { strict, .. }, [prepared]) => {
                 (json(prepared.schema.clone(), !strict), Some(NumberGuard::new(self.numbers.clone())))
@@ -77,7 +82,10 @@ impl Guidance {
             (Spec::Regex(regex), _) => (TopLevelGrammar::from_regex(regex), None),
             (Spec::Choice(choices), _) => (TopLevelGrammar::from_lark(choice(choices)?), None),
             (Spec::Lark(lark), _) => (TopLevelGrammar::from_lark(lark.clone()), None),
-            (Spec::Gbnf(source), _) => (TopLevelGrammar::from_lark(gbnf::to_lark(source)?), None),
+            (Spec::Gbnf(source), _) => {
+                let lark = rules.insert(gbnf::parse(source)?).lark();
+                (TopLevelGrammar::from_lark(lark), None)
+            }
             (Spec::ToolCalls(calls), prepared) => {
                 let lark = tools::lark(&self.vocabulary, calls, prepared, whitespace);
                 (TopLevelGrammar::from_lark(lark), Some(tools::guard(self.numbers.clone(), calls)))
@@ -96,6 +104,11 @@ impl Guidance {
             numbers,
             samples: samples.map(|text| json!(text).to_string().into_bytes()).collect(),
             candidates: self.candidates.clone(),
+            // After the engine has taken the grammar, and so found that it is not too large.
+            rules: rules.map(|rules| {
+                let words = self.words.get_or_init(|| Arc::new(Words::new(&self.vocabulary)));
+                (Arc::new(Network::new(&rules, words)), words.clone())
+            }),
         };
         Ok((grammar, warnings))
     }
@@ -139,12 +152,14 @@ fn choice(choices: &[String]) -> Result<String> {
 impl Grammar {
     pub(crate) fn session(&self) -> GuidanceSession {
         let start = self.start.lock().unwrap_or_else(PoisonError::into_inner);
+        let rules = self.rules.clone();
         GuidanceSession {
             vocabulary: self.vocabulary.clone(),
             matcher: start.deep_clone(),
             numbers: self.numbers.clone(),
             samples: self.samples.clone(),
             candidates: self.candidates.clone(),
+            reading: rules.map(|(network, words)| Reading::new(network, self.vocabulary.clone(), words)),
             accepted: Vec::new(),
             known_way: None,
         }
@@ -158,6 +173,8 @@ pub(crate) struct GuidanceSession {
     numbers: Option<NumberGuard>,
     samples: Arc<[Vec<u8>]>,
     candidates: Arc<Candidates>,
+    /// Of a text that is held to a grammar in GBNF; behind what was accepted, until it is asked.
+    reading: Option<Reading>,
     accepted: Vec<TokenId>,
     known_way: Option<KnownWay>,
 }
@@ -238,6 +255,9 @@ impl Session for GuidanceSession {
         };
         self.matcher.rollback(num_tokens).map_err(engine)?;
         self.accepted.truncate(left);
+        if let Some(reading) = &mut self.reading {
+            reading.cut(left);
+        }
         if self.known_way.as_ref().is_some_and(|way| way.at > left) {
             self.known_way = None;
         }

@@ -1,6 +1,7 @@
 //! A vocabulary of bytes and some longer tokens, and what tests do with sessions.
 #![allow(dead_code, clippy::unwrap_used, clippy::panic)]
 
+pub mod gbnf;
 pub mod generations;
 pub mod instances;
 pub mod validity;
@@ -64,6 +65,22 @@ pub fn tokenizer() -> Tokenizer {
         ..GgufVocab::default()
     })
     .unwrap()
+}
+
+/// A vocabulary of bytes alone: one token a byte, and the one that ends a text.
+pub fn bytes_alone() -> Vocabulary {
+    let mut tokens: Vec<String> = (0..=255).map(|byte| spelling(byte).to_string()).collect();
+    tokens.push("<|im_end|>".to_owned());
+    let tokenizer = Tokenizer::from_gguf(GgufVocab {
+        model: "gpt2".to_owned(),
+        pre: Some("gpt-2".to_owned()),
+        tokens,
+        token_types: (0..=256).map(|id| if id < 256 { 1 } else { 3 }).collect(),
+        eos_id: Some(256),
+        add_bos: Some(false),
+        ..GgufVocab::default()
+    });
+    Vocabulary::new(tokenizer.unwrap(), &[TokenId(256)]).unwrap()
 }
 
 pub fn compiler() -> Compiler {

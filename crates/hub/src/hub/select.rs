@@ -25,6 +25,8 @@ const MODEL_TEXTS: [&str; 7] = [
     "chat_template.jinja",
     "chat_template.json",
 ];
+/// Chat templates beside the default one; models in use have three.
+const MAX_TEMPLATES: usize = 32;
 /// The texts of a PEFT adapter.
 const ADAPTER_CONFIG: &str = "adapter_config.json";
 const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
@@ -48,6 +50,12 @@ pub(super) struct Selection {
 #[derive(Deserialize)]
 struct Index {
     weight_map: std::collections::BTreeMap<String, String>,
+}
+
+/// Whether this is a chat template with a name, such as that for conversations with tools.
+fn is_named_template(path: &str) -> bool {
+    let file = path.strip_prefix("additional_chat_templates/").and_then(|name| name.strip_suffix(".jinja"));
+    file.is_some_and(|name| !name.is_empty() && !name.contains('/')) && is_safe_relative_path(path)
 }
 
 impl Selection {
@@ -82,6 +90,8 @@ impl Selection {
             return Ok(Self { kind: ModelKind::Adapter, files, index: None, main_file: None });
         }
         let mut files: Vec<String> = texts(&MODEL_TEXTS);
+        let names = listing.files.iter().map(|file| &file.path).filter(|name| is_named_template(name));
+        files.extend(names.take(MAX_TEMPLATES).cloned());
         let index = if has(INDEX) {
             Some(INDEX.to_owned())
         } else {
@@ -173,12 +183,22 @@ mod tests {
             "tokenizer_config.json",
             "consolidated.safetensors",
             "training_args.bin",
+            "additional_chat_templates/tool_use.jinja",
+            "additional_chat_templates/sub/x.jinja",
+            "additional_chat_templates/.jinja",
+            "additional_chat_templates/notes.md",
         ];
         let selection = choose("o/n", &names).unwrap();
         assert_eq!(selection.kind, ModelKind::Safetensors);
         assert_eq!(
             selection.files,
-            ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"]
+            [
+                "config.json",
+                "tokenizer.json",
+                "tokenizer_config.json",
+                "additional_chat_templates/tool_use.jinja",
+                "model.safetensors"
+            ]
         );
         let other = choose("o/n", &["config.json", "weights.safetensors", "sub/x.safetensors"]).unwrap();
         assert_eq!(other.files, ["config.json", "weights.safetensors"]);

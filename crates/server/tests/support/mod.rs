@@ -298,7 +298,7 @@ pub fn served(engine: Engine) -> ServedModel {
         engine,
         tokenizer: tokenizer(),
         compiler: compiler(),
-        chat_template: Some(ChatTemplate::new(TEMPLATE, TemplateLimits::default()).unwrap()),
+        chat_template: Some(Arc::new(ChatTemplate::new(TEMPLATE, TemplateLimits::default()).unwrap())),
         model_id: "fake".to_owned(),
         aliases: vec!["org/fake-alias".to_owned()],
         root: None,

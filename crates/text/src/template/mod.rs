@@ -106,12 +106,13 @@ pub enum TemplateError {
     },
 }
 
-/// A compiled chat template.
+/// A compiled chat template: of a model, or of a request. It may have another one beside it for conversations with tools.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
     source: String,
     limits: TemplateLimits,
+    tool_use: Option<Box<ChatTemplate>>,
 }
 
 /// The only template of an environment.
@@ -124,19 +125,48 @@ impl ChatTemplate {
     /// The source is not valid or too long.
     pub fn new(source: &str, limits: TemplateLimits) -> Result<Self, TemplateError> {
         let environment = environment(source, limits, UndefinedBehavior::Lenient)?;
-        Ok(Self { environment, source: source.to_owned(), limits })
+        Ok(Self { environment, source: source.to_owned(), limits, tool_use: None })
     }
 
-    /// The source, as it was given.
+    /// The template that models have under this name renders conversations whose input has tools.
+    pub const TOOL_USE: &str = "tool_use";
+
+    /// Has conversations whose input has tools rendered by another template, as transformers does with the one that is named
+    /// [`ChatTemplate::TOOL_USE`].
+    ///
+    /// # Errors
+    /// That one's source is not valid or too long.
+    pub fn with_tool_use(mut self, source: &str) -> Result<Self, TemplateError> {
+        self.tool_use = Some(Box::new(Self::new(source, self.limits)?));
+        Ok(self)
+    }
+
+    /// The default template by itself.
+    ///
+    /// # Errors
+    /// None that [`ChatTemplate::new`] did not have.
+    pub fn without_tool_use(&self) -> Result<Self, TemplateError> {
+        Self::new(&self.source, self.limits)
+    }
+
+    /// The source of the default template, as it was given.
     pub fn source(&self) -> &str {
         &self.source
     }
 
-    /// The text of a conversation.
+    /// The source of the template for conversations with tools, if that is another one.
+    pub fn tool_use_source(&self) -> Option<&str> {
+        self.tool_use.as_ref().map(|template| template.source())
+    }
+
+    /// The text of a conversation. Where the input has tools (be it none in a list), the template for those has it.
     ///
     /// # Errors
     /// The template refuses the conversation ([`TemplateError::Raised`]), fails on it, or exceeds a limit.
     pub fn render(&self, input: &ChatInput<'_>) -> Result<String, TemplateError> {
+        if let Some(tool_use) = self.tool_use.as_ref().filter(|_| input.tools.is_some()) {
+            return tool_use.render(input);
+        }
         let continued = input.continued_text()?;
         let context = input.context(strftime::now_unix_s);
         let text = render(&self.environment, context, self.limits)?;

@@ -6,7 +6,7 @@
 use super::gguf::GgufVocab;
 use super::json::{kind, steps};
 use super::pre::{self, GPT2, GivenCut};
-use super::{MAX_VOCAB_TOKENS, Tokenizer, TokenizerConfig, vocabulary};
+use super::{MAX_VOCAB_TOKENS, NamedTemplate, Tokenizer, TokenizerConfig, vocabulary};
 use crate::{Result, TextError, TokenId};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -209,8 +209,8 @@ fn special_texts(tokenizer: &Tokenizer) -> BTreeMap<&'static str, String> {
 
 impl Tokenizer {
     /// The content of the `tokenizer_config.json` beside [`Tokenizer::to_tokenizer_json`]: what transformers needs to take
-    /// the file as it is, the tokens with a role, the longest text, and the chat template.
-    pub fn to_tokenizer_config(&self, max_tokens: usize, chat_template: Option<&str>) -> Value {
+    /// the file as it is, the tokens with a role, the longest text, and the chat templates: one as it is, several by name.
+    pub fn to_tokenizer_config(&self, max_tokens: usize, chat_templates: &[NamedTemplate]) -> Value {
         let mut config = json!({
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": false,
@@ -220,9 +220,14 @@ impl Tokenizer {
             for (role, text) in special_texts(self) {
                 map.insert(role.to_owned(), Value::String(text));
             }
-            if let Some(template) = chat_template {
-                map.insert("chat_template".to_owned(), Value::String(template.to_owned()));
-            }
+            let named =
+                |template: &NamedTemplate| json!({"name": template.name, "template": template.source});
+            let value = match chat_templates {
+                [] => None,
+                [one] if one.name == "default" => Some(Value::String(one.source.clone())),
+                several => Some(several.iter().map(named).collect()),
+            };
+            map.extend(value.map(|value| ("chat_template".to_owned(), value)));
         }
         config
     }

@@ -6,12 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
-use wardrobe::{
-    AdapterInfo, AdapterSource, ChatTemplate, Engine, EngineOptions, LoadOptions, Model, ModelFineTuner,
-};
+use wardrobe::{AdapterInfo, AdapterSource, Engine, EngineOptions, LoadOptions, Model, ModelFineTuner};
 use wardrobe_batch::{JobRunner, RunnerConfig};
 use wardrobe_server::{ServedModel, Server};
-use wardrobe_text::TemplateLimits;
 
 use super::failure::{UsageError, with_hint};
 use super::output::{self, Style};
@@ -197,12 +194,11 @@ pub fn served_model(
     names: &[String],
     path: &Path,
 ) -> anyhow::Result<ServedModel> {
-    let template = model.chat_template().map(|t| ChatTemplate::new(t.source(), TemplateLimits::default()));
     Ok(ServedModel {
         engine: engine.clone(),
         tokenizer: model.tokenizer().clone(),
         compiler: model.compiler().clone(),
-        chat_template: template.transpose()?,
+        chat_template: model.chat_template().cloned(),
         model_id: names.first().cloned().unwrap_or_default(),
         aliases: names.get(1..).unwrap_or_default().to_vec(),
         root: Some(path.display().to_string()),

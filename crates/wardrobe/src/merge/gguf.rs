@@ -208,5 +208,14 @@ fn vocab_metadata(
     let files = &source.files.tokenizer;
     let template = files.chat_template.as_deref().or_else(|| config?.chat_template(false));
     metadata.extend(template.map(|t| ("tokenizer.chat_template".to_owned(), Value::String(t.to_owned()))));
+    let named = &files.named_chat_templates;
+    if !named.is_empty() {
+        let names = Array::String(named.keys().cloned().collect());
+        metadata.push(("tokenizer.chat_templates".to_owned(), Value::Array(names)));
+        let of = |(name, text): (&String, &String)| {
+            (format!("tokenizer.chat_template.{name}"), Value::String(text.clone()))
+        };
+        metadata.extend(named.iter().map(of));
+    }
     metadata
 }

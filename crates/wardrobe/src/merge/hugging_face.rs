@@ -9,6 +9,7 @@ use wardrobe_formats::gguf::RowOrder;
 use wardrobe_formats::staging::{Staging, write_file, write_json};
 use wardrobe_formats::{FormatError, ModelConfig, StorageType, safetensors};
 use wardrobe_models::{MergedTensors, RopeSpec};
+use wardrobe_text::NamedTemplate;
 
 use super::tensors::{Item, Progress, Writing};
 use super::{MergeFormat, MergeOptions, MergeReport, Source, check_space};
@@ -48,7 +49,12 @@ pub(super) fn write(
 
     let staging = Staging::folder(output, options.replace)?;
     for (name, bytes) in &small_files {
-        write_file(&staging.path().join(name), bytes)?;
+        let path = staging.path().join(name);
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)
+                .map_err(|source| FormatError::Io { path: folder.to_owned(), source })?;
+        }
+        write_file(&path, bytes)?;
     }
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     let infos: Vec<_> = items.iter().map(Item::info).collect();
@@ -133,8 +139,7 @@ fn small_files(
     // Whatever is wrong with it is told before a byte of the weights is written.
     config_json(source, merged, whole)?;
     let files = source.files;
-    let mut small: Vec<(String, Vec<u8>)> =
-        files.companion_files()?.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect();
+    let mut small = files.companion_files()?;
     if files.hf_config().is_some() {
         return Ok(small);
     }
@@ -147,9 +152,13 @@ fn small_files(
     let tokenizer = crate::model_text::tokenizer(files)?;
     add("tokenizer.json", &|| Ok(tokenizer.to_tokenizer_json()?))?;
     add("tokenizer_config.json", &|| {
-        let template = files.tokenizer.chat_template.as_deref();
+        let default = files.tokenizer.chat_template.iter().map(|source| ("default", source));
+        let named = files.tokenizer.named_chat_templates.iter().map(|(name, source)| (name.as_str(), source));
+        let template =
+            |(name, source): (&str, &String)| NamedTemplate { name: name.to_owned(), source: source.clone() };
+        let templates: Vec<NamedTemplate> = default.chain(named).map(template).collect();
         let max_tokens = source.config.max_position_embeddings;
-        pretty(files.path(), &tokenizer.to_tokenizer_config(max_tokens, template))
+        pretty(files.path(), &tokenizer.to_tokenizer_config(max_tokens, &templates))
     })?;
     add("generation_config.json", &|| pretty(files.path(), &source.config.to_hf_generation()))?;
     Ok(small)

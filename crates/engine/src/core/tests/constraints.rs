@@ -154,6 +154,93 @@ fn what_ends_a_text_leaves_it_whole() {
     assert!(matches!(refused, Err(SubmitError::InvalidField { field: "max_tokens", .. })));
 }
 
+/// Texts `10 10 10 10 10 10` and `11 12`, and the model has its mind on the first.
+#[derive(Clone)]
+struct Detour {
+    taken: Vec<TokenId>,
+}
+
+impl SessionSource for Detour {
+    fn session(&self) -> Box<dyn Session> {
+        Box::new(self.clone())
+    }
+}
+
+impl Detour {
+    fn left(&self) -> Vec<TokenId> {
+        let text = if self.taken.first() == Some(&TokenId(10)) {
+            vec![TokenId(10); 6]
+        } else {
+            vec![TokenId(11), TokenId(12)]
+        };
+        text[self.taken.len()..].to_vec()
+    }
+}
+
+impl Session for Detour {
+    fn fill_mask(&mut self, mask: &mut [u32]) -> wardrobe_grammar::Result<()> {
+        let next = match self.taken.len() {
+            0 => TokenId(10),
+            _ => self.left().first().copied().unwrap_or(SIM_EOS),
+        };
+        mask[next.0 as usize / 32] |= 1 << (next.0 % 32);
+        Ok(())
+    }
+
+    fn accept(&mut self, token: TokenId) -> wardrobe_grammar::Result<()> {
+        if self.left().first() != Some(&token) && !(self.taken.is_empty() && token == TokenId(10)) {
+            return Err(GrammarError::NotAllowed { token });
+        }
+        self.taken.push(token);
+        Ok(())
+    }
+
+    fn validate(&mut self, _draft: &[TokenId]) -> wardrobe_grammar::Result<usize> {
+        panic!("the engine does not ask")
+    }
+
+    fn rollback(&mut self, num_tokens: usize) -> wardrobe_grammar::Result<()> {
+        self.taken.truncate(self.taken.len() - num_tokens);
+        Ok(())
+    }
+
+    fn forced_tokens(&mut self) -> Vec<TokenId> {
+        Vec::new()
+    }
+
+    fn may_end(&mut self) -> wardrobe_grammar::Result<bool> {
+        Ok(self.left().is_empty())
+    }
+
+    /// The end is the model's to choose, too.
+    fn is_done(&mut self) -> wardrobe_grammar::Result<bool> {
+        Ok(false)
+    }
+
+    fn shortest_end(&mut self, max_tokens: usize) -> wardrobe_grammar::Result<Option<Vec<TokenId>>> {
+        Ok(Some(self.left()).filter(|way| way.len() <= max_tokens))
+    }
+}
+
+/// What the budget had a say in ended for its length, also where the model then ends it.
+#[test]
+fn a_text_that_the_budget_steered_is_of_its_length() {
+    for (max_tokens, tokens, cut) in [(4, vec![11, 12], true), (20, vec![10; 6], false)] {
+        let template =
+            Template::custom(Arc::new(Detour { taken: Vec::new() }), vec![TokenId(11), TokenId(12)]);
+        let request = Request::new(vec![TokenId(1)]).with_constraint(template).with_max_tokens(max_tokens);
+        let mut bench = Bench::new(ROOMY, EngineConfig::default());
+        let stream = bench.submit(request);
+        until_ended(&mut bench);
+        let completion = finished(stream).0;
+        assert_eq!(ids(&completion), tokens);
+        assert_eq!(completion.choices[0].token_ids.last(), Some(&SIM_EOS), "the model ended it");
+        let stopped = Finish::Stop(StopCause::Eos(SIM_EOS));
+        assert_eq!(completion.choices[0].finish, Some(if cut { Finish::Length } else { stopped }));
+        bench.assert_at_rest();
+    }
+}
+
 #[test]
 fn tokens_without_an_alternative_take_no_step_of_their_own() {
     let mut bench = Bench::new(ROOMY, EngineConfig::default());
