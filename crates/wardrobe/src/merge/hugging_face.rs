@@ -11,7 +11,8 @@ use wardrobe_formats::{FormatError, ModelConfig, StorageType, safetensors};
 use wardrobe_models::{MergedTensors, RopeSpec};
 
 use super::tensors::{Item, Progress, Writing};
-use super::{MergeFormat, MergeOptions, MergeReport, Source, check_space};
+use super::{MergeFormat, MergeOptions, MergeReport, Source};
+use crate::disk::check_space;
 use crate::error::{Error, Result};
 
 pub(super) fn write(
