@@ -226,8 +226,12 @@ impl Deployment {
             return output("names no folder to write");
         }
         match dir.to_str() {
-            Some(text) if !text.chars().any(char::is_control) => {}
-            _ => return output("has characters in its path that a systemd unit cannot have"),
+            Some(text) if !text.contains(|c: char| c.is_control() || matches!(c, '"' | '\'' | '\\')) => {}
+            _ => {
+                return output(
+                    "has a quotation mark or another character in its path that a systemd unit cannot have",
+                );
+            }
         }
         if dir.exists() && !dir.is_dir() {
             return output("is no folder");
