@@ -21,7 +21,7 @@ export no_proxy=127.0.0.1,localhost NO_PROXY=127.0.0.1,localhost
 clients=${WARDROBE_CLIENTS:-openai_python openai_node async_openai instructor langchain_openai lm_eval}
 # Against a server with a job folder: add these. TRAINING_FILE names a file to train on (default: a few made-up records),
 # LONG_EPOCHS makes a job that lasts until it is cancelled, SIMULATED=1 says that the trainer computes nothing.
-#   WARDROBE_CLIENTS="openai_fine_tuning together_fine_tuning openai_batches"
+#   WARDROBE_CLIENTS="openai_fine_tuning together_fine_tuning together_2023 openai_batches"
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${WARDROBE_CLIENTS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/wardrobe-clients}
 python=${PYTHON:-$(command -v python3.11 || command -v python3)}
@@ -76,6 +76,11 @@ openai_batches() {
 together_fine_tuning() {
     venv together_fine_tuning
     "$cache/together_fine_tuning/bin/python" "$here/together_fine_tuning/check.py"
+}
+
+together_2023() {
+    venv together_2023
+    "$cache/together_2023/bin/python" "$here/together_2023/check.py"
 }
 
 instructor() {

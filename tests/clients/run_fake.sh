@@ -30,7 +30,7 @@ serve() {
 }
 
 export WARDROBE_API_KEY=key-of-run-fake SIMULATED=1
-all="openai_python openai_node async_openai instructor langchain_openai lm_eval openai_fine_tuning together_fine_tuning openai_batches"
+all="openai_python openai_node async_openai instructor langchain_openai lm_eval openai_fine_tuning together_fine_tuning together_2023 openai_batches"
 export WARDROBE_CLIENTS=${WARDROBE_CLIENTS:-$all}
 serve "$port" 1024
 serve $((port + 1)) 1

@@ -98,14 +98,19 @@ pub(crate) struct Folders {
 }
 
 impl Folders {
-    /// Makes what is missing below `root`.
-    pub fn make(root: &Path) -> Result<Self> {
-        let folders = Self {
+    /// Where they are below `root`.
+    pub fn below(root: &Path) -> Self {
+        Self {
             files: root.join("files"),
             uploads: root.join("uploads"),
             jobs: root.join("jobs"),
             batches: root.join("batches"),
-        };
+        }
+    }
+
+    /// Makes what is missing below `root`.
+    pub fn make(root: &Path) -> Result<Self> {
+        let folders = Self::below(root);
         for path in [&folders.files, &folders.uploads, &folders.jobs, &folders.batches] {
             fs::create_dir_all(path).map_err(|error| BatchError::io(path, &error))?;
         }

@@ -21,6 +21,7 @@ mod control;
 mod error;
 mod files;
 mod fine_tuner;
+mod finished;
 mod ids;
 mod job;
 pub mod records;
@@ -45,6 +46,7 @@ pub use fine_tuner::{
     DatasetFormat, FileCheck, FineTuner, Finished, JobFailure, JobFile, JobFiles, ModelLimits, Problem,
     Refusal,
 };
+pub use finished::FinishedJob;
 pub use ids::IdSource;
 pub use job::{
     Checkpoint, CheckpointMetrics, EarlyStop, Event, EventKind, EventLevel, Job, JobError, JobProgress,

@@ -20,6 +20,8 @@ use crate::spec::JobSpec;
 use crate::store::{NewJob, Store};
 use crate::worker::{Shared, is_below};
 
+/// The database, in the folder.
+pub(crate) const DATABASE_FILE: &str = "jobs.sqlite";
 /// How much of a base model's name goes into an adapter's.
 const MAX_BASE_CHARS: usize = 96;
 
@@ -58,7 +60,7 @@ impl JobRunner {
             Err(TryLockError::Error(error)) => return Err(io(error)),
         }
         let folders = Folders::make(root)?;
-        let store = Store::open(&root.join("jobs.sqlite"))?;
+        let store = Store::open(&root.join(DATABASE_FILE))?;
         folders.sweep(&store)?;
         for job in store.recover()? {
             tracing::warn!(job, "a job that did not end before the last shutdown is queued again");

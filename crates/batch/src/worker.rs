@@ -240,8 +240,13 @@ impl Shared {
 
     /// The folder that a job's trainer works in.
     pub fn work_dir(&self, id: &str) -> std::path::PathBuf {
-        self.folders.job(id).join("work")
+        work_dir(&self.folders, id)
     }
+}
+
+/// The folder that a job's trainer works in.
+pub(crate) fn work_dir(folders: &Folders, id: &str) -> std::path::PathBuf {
+    folders.job(id).join("work")
 }
 
 /// [`End`], with what it owns.

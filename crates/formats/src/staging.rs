@@ -51,6 +51,24 @@ impl Staging {
     /// # Errors
     /// [`FormatError::Io`]; without `replace` that something has taken the name meanwhile.
     pub fn publish(self) -> Result<()> {
+        self.swap().map(drop)
+    }
+
+    /// As [`Staging::publish`], but what was there is not removed: tells where it is now, if anything was.
+    ///
+    /// # Errors
+    /// As [`Staging::publish`].
+    pub fn publish_beside_old(self) -> Result<Option<PathBuf>> {
+        let old = self.swap()?;
+        Ok(old.map(|old| {
+            let path = old.path.clone();
+            old.keep();
+            path
+        }))
+    }
+
+    /// Gives the target's name away; what had it is removed when the result is dropped.
+    fn swap(self) -> Result<Option<Temporary>> {
         let Self { temporary, target, replace } = self;
         let target = target.as_path();
         let parent = parent_of(target);
@@ -81,8 +99,12 @@ impl Staging {
             return Err(FormatError::io(target, e));
         }
         temporary.keep();
-        drop(old);
-        sync_folder(&parent)
+        if let Err(e) = sync_folder(&parent) {
+            // Whether the new one lasts is not known, so the old one stays.
+            old.into_iter().for_each(Temporary::keep);
+            return Err(e);
+        }
+        Ok(old)
     }
 }
 
@@ -124,7 +146,10 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Makes renames and new names in a folder durable, where the system has that.
-fn sync_folder(path: &Path) -> Result<()> {
+///
+/// # Errors
+/// [`FormatError::Io`].
+pub fn sync_folder(path: &Path) -> Result<()> {
     #[cfg(unix)]
     File::open(path).and_then(|f| f.sync_all()).map_err(|e| FormatError::io(path, e))?;
     #[cfg(not(unix))]

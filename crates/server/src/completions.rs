@@ -22,6 +22,7 @@ use crate::state::{ServerState, unix_s};
 use crate::target;
 use crate::tools::refuse_tools;
 use crate::wire::completions::{CompletionFields, TextChoice, TextCompletion};
+use crate::wire::inference::InferenceFields;
 use crate::wire::logprobs::{CompletionLogprobs, PromptLogprobs, TextOffset, TokenStyle};
 use crate::wire::prompt::Prompt;
 use crate::wire::request::GenerationFields;
@@ -64,6 +65,11 @@ impl Prepared {
         refuse_tools(&body)?;
         let mut fields: GenerationFields = body.parse()?;
         let own: CompletionFields = body.parse()?;
+        if api == Api::Inference {
+            let older: InferenceFields = body.parse()?;
+            older.check()?;
+            fields.stream = older.stream_tokens.or(fields.stream);
+        }
         let target = target::resolve(state, &fields)?;
         let mut admitted = Admitted::new(place, context, &target);
         let shape = AnswerShape::new(&fields, own.logprobs.is_some(), TokenStyle::TextOrBytes)?;

@@ -17,7 +17,9 @@ use crate::fine_tuning::cancel_and_wait;
 use crate::jobs::{Id, Runner, call};
 use crate::query::Query;
 use crate::state::ServerState;
-use crate::wire::fine_tunes::{self as wire, CreateFineTune, EstimatePrice, Limits, SchedulerFields};
+use crate::wire::fine_tunes::{
+    self as wire, CreateFineTune, EstimatePrice, EventNames, Limits, SchedulerFields,
+};
 
 /// What one answer holds: these lists have no pages.
 const MAX_JOBS: usize = 1000;
@@ -75,7 +77,7 @@ fn refuse_unsupported(fields: &CreateFineTune) -> Result<()> {
         ("from_checkpoint", set(&fields.from_checkpoint), "jobs start from the base model"),
         ("from_hf_model", set(&fields.from_hf_model), "jobs start from the base model"),
         ("hf_output_repo_name", set(&fields.hf_output_repo_name), "download the adapter instead"),
-        ("wandb_api_key", set(&fields.wandb_key), "metrics are in the job's events and result file"),
+        ("wandb_key", set(&fields.wandb_key), "metrics are in the job's events and result file"),
     ] {
         if is_set {
             return Err(ApiError::unsupported(name, why));
@@ -169,11 +171,13 @@ pub(crate) async fn retrieve(
     State(state): State<Arc<ServerState>>,
     Runner(runner): Runner,
     Id(id): Id,
+    headers: HeaderMap,
 ) -> Result<Response> {
     let jobs = runner.clone();
     let work = move || Ok((jobs.job(&id)?, jobs.milestones(&id, MAX_EVENTS)?));
     let (job, events) = call(&state, work).await?;
-    Ok(json(&wire::job(&job, &runner.config().organization, Some(&events))))
+    let events = Some((events.as_slice(), EventNames::of(&headers)));
+    Ok(json(&wire::job(&job, &runner.config().organization, events)))
 }
 
 /// `POST /v1/fine-tunes/{id}/cancel`.
@@ -202,9 +206,12 @@ pub(crate) async fn events(
     State(state): State<Arc<ServerState>>,
     Runner(runner): Runner,
     Id(id): Id,
+    headers: HeaderMap,
 ) -> Result<Response> {
-    let events = call(&state, move || runner.milestones(&id, MAX_EVENTS)).await?;
-    let data: Vec<_> = events.iter().map(wire::event).collect();
+    let work = move || Ok((runner.job(&id)?, runner.milestones(&id, MAX_EVENTS)?));
+    let (job, events) = call(&state, work).await?;
+    let names = EventNames::of(&headers);
+    let data: Vec<_> = events.iter().map(|event| wire::event(&job, event, names)).collect();
     Ok(json(&value!({"object": "list", "data": data})))
 }
 

@@ -49,6 +49,7 @@ mod fine_tunes;
 mod fine_tuning;
 mod generate;
 mod inference;
+mod instances;
 mod jobs;
 mod loose;
 mod metrics;

@@ -13,7 +13,7 @@ use crate::error::ApiError;
 use crate::state::ServerState;
 use crate::{
     adapters, auth, batches, chat, completions, context, cors, files, fine_tunes, fine_tuning, inference,
-    metrics, models, probes, tokenization,
+    instances, metrics, models, probes, tokenization,
 };
 
 /// A route, for those who list them.
@@ -79,7 +79,18 @@ fn table() -> Vec<Route> {
         at_post("/tokenize", post(tokenization::tokenize)),
         at_post("/detokenize", post(tokenization::detokenize)),
         at_get("/tokenizer_info", get(tokenization::info)),
+        // Together's API of 2023, beside its job routes.
         at_post("/inference", post(inference::create)),
+        at_post("/api/inference", post(inference::create)),
+        at_get("/models/info", get(instances::info)),
+        at_get("/instances", get(instances::list)),
+        at_get("/instances/", get(instances::list)),
+        at_post("/instances/start", post(instances::start)),
+        at_post("/instances/stop", post(instances::stop)),
+        at_get("/v1/files/", get(files::list)),
+        at_post("/v1/fine-tunes/", post(fine_tunes::create)),
+        at_get("/v1/fine-tunes/", get(fine_tunes::list)),
+        at_get("/api/finetune/downloadfinetunefile", get(fine_tunes::download)),
         at_get("/health", get(probes::health)),
         at_get("/ready", get(probes::ready)),
         at_get("/metrics", get(metrics::scrape)),

@@ -32,6 +32,11 @@ pub(crate) trait ChunkWriter: Send + Unpin + 'static {
     fn event(&mut self, prompt_idx: usize, event: Event, out: &mut BytesMut) -> Result<()>;
     /// All prompts have ended: what comes before `[DONE]`.
     fn end(&mut self, out: &mut BytesMut) -> Result<()>;
+    /// The data of the event that ends a stream which fails.
+    fn error(&mut self, error: &ApiError, out: &mut BytesMut) {
+        // Writing strings to memory cannot fail.
+        let _ = error.write_json(out.writer());
+    }
 }
 
 /// A chunk around its choice: what is the same in all chunks of a stream, written once.
@@ -81,12 +86,17 @@ impl ChunkNames {
         timings: Option<WireTimings>,
         out: &mut BytesMut,
     ) -> Result<()> {
-        out.put_slice(b"data: ");
         let last = Last { head: self.head(), system_fingerprint: fingerprint, choices: [], usage, timings };
-        write_json(&last, out)?;
-        out.put_slice(b"\n\n");
-        Ok(())
+        write_event(&last, out)
     }
+}
+
+/// Writes an event of its own.
+pub(crate) fn write_event(value: &impl Serialize, out: &mut BytesMut) -> Result<()> {
+    out.put_slice(b"data: ");
+    write_json(value, out)?;
+    out.put_slice(b"\n\n");
+    Ok(())
 }
 
 fn write_json(value: &impl Serialize, out: &mut BytesMut) -> Result<()> {
@@ -151,8 +161,7 @@ impl<W: ChunkWriter> SseStream<W> {
         }
         if let Err(error) = result {
             self.buffer.put_slice(b"data: ");
-            // Writing strings to memory cannot fail.
-            let _ = error.write_json((&mut self.buffer).writer());
+            self.writer.error(&error, &mut self.buffer);
             self.buffer.put_slice(b"\n\n");
         }
         self.buffer.put_slice(b"data: [DONE]\n\n");

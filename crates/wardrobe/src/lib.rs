@@ -61,7 +61,9 @@
 
 pub mod bench;
 mod candle;
+pub mod deploy;
 mod device;
+mod disk;
 mod dummy;
 mod error;
 mod fine_tuning;

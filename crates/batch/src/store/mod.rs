@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior};
 
 use crate::error::{BatchError, Result};
 
@@ -37,6 +37,16 @@ impl Store {
         let mut connection = Connection::open(path).map_err(map)?;
         connection.busy_timeout(BUSY_TIMEOUT).map_err(map)?;
         schema::prepare(&mut connection, path)?;
+        Ok(Self { connection: Mutex::new(connection), path: path.to_owned() })
+    }
+
+    /// Opens the database at `path` as it is, to read it only.
+    pub fn open_to_read(path: &Path) -> Result<Self> {
+        let map = |error: rusqlite::Error| of_sqlite(path, &error);
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags).map_err(map)?;
+        connection.busy_timeout(BUSY_TIMEOUT).map_err(map)?;
+        schema::check(&connection, path)?;
         Ok(Self { connection: Mutex::new(connection), path: path.to_owned() })
     }
 

@@ -105,16 +105,31 @@ CREATE INDEX batches_by_status ON batches (status, seq);
 /// The schema that this version writes.
 const VERSION: i64 = MIGRATIONS.len() as i64;
 
+fn ask(connection: &Connection, path: &Path, query: &str) -> Result<i64> {
+    connection.query_row(query, [], |row| row.get(0)).map_err(|error| of_sqlite(path, &error))
+}
+
+/// Checks that a database that is only read is ours and of a schema whose jobs are as they are now.
+pub(super) fn check(connection: &Connection, path: &Path) -> Result<()> {
+    let corrupt = |reason: &str| BatchError::Corrupt { path: path.to_owned(), reason: reason.to_owned() };
+    if ask(connection, path, "PRAGMA application_id")? != APPLICATION_ID {
+        return Err(corrupt("it belongs to another program"));
+    }
+    match ask(connection, path, "PRAGMA user_version")? {
+        found if found > VERSION => Err(BatchError::TooNew { path: path.to_owned(), found, known: VERSION }),
+        // Later versions have added tables only.
+        1.. => Ok(()),
+        _ => Err(corrupt("it has no jobs")),
+    }
+}
+
 /// Checks that the database is whole, ours and not too new, and brings it to this version's schema.
 pub(super) fn prepare(connection: &mut Connection, path: &Path) -> Result<()> {
     let map = |error: rusqlite::Error| of_sqlite(path, &error);
     let corrupt = |reason: &str| BatchError::Corrupt { path: path.to_owned(), reason: reason.to_owned() };
-    let ask = |connection: &Connection, pragma: &str| -> Result<i64> {
-        connection.query_row(pragma, [], |row| row.get(0)).map_err(map)
-    };
-    let tables = ask(connection, "SELECT count(*) FROM sqlite_schema")?;
-    let id = ask(connection, "PRAGMA application_id")?;
-    let found = ask(connection, "PRAGMA user_version")?;
+    let tables = ask(connection, path, "SELECT count(*) FROM sqlite_schema")?;
+    let id = ask(connection, path, "PRAGMA application_id")?;
+    let found = ask(connection, path, "PRAGMA user_version")?;
     if tables > 0 && id != APPLICATION_ID {
         return Err(corrupt("it belongs to another program"));
     }

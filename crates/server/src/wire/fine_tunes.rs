@@ -1,9 +1,10 @@
 //! Fine-tuning jobs in Together's shapes, of its first API and of today's.
 
+use axum::http::{HeaderMap, header};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use wardrobe_batch::{
-    Auto, BatchSize, Checkpoint, Event, EventLevel, Job, JobStatus, LrSchedule, ModelLimits,
+    Auto, BatchSize, Checkpoint, Event, EventKind, EventLevel, Job, JobStatus, LrSchedule, ModelLimits,
 };
 
 use super::request::Seed;
@@ -122,8 +123,41 @@ fn status(job: &Job) -> &'static str {
     }
 }
 
-/// An event.
-pub(crate) fn event(event: &Event) -> Value {
+/// How events are called: clients up to the first versions of 1 know names in capitals, and some refuse others; those of
+/// today know them in small letters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EventNames {
+    Small,
+    Capitals,
+}
+
+impl EventNames {
+    /// By what the client calls itself.
+    pub fn of(headers: &HeaderMap) -> Self {
+        let agent = headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or("");
+        let is_older = agent.starts_with("TogetherPythonOfficial/") || agent.contains("PythonBindings/");
+        if is_older { Self::Capitals } else { Self::Small }
+    }
+
+    fn show(self, name: &str) -> String {
+        match self {
+            Self::Small => name.to_owned(),
+            Self::Capitals => name.to_uppercase(),
+        }
+    }
+}
+
+/// An event of a job.
+pub(crate) fn event(job: &Job, event: &Event, names: EventNames) -> Value {
+    let step = event.data.get("step");
+    let checkpoint_path = match (event.kind, step) {
+        (EventKind::CheckpointSave, Some(step)) => format!("{}:{step}", job.id),
+        _ => String::new(),
+    };
+    let has_adapter = event.kind == EventKind::JobComplete;
+    let model_path = if has_adapter { adapter_path(job) } else { String::new() };
+    // What is known by then.
+    let trained = matches!(event.kind, EventKind::TrainingComplete | EventKind::JobComplete);
     let mut shown = json!({
         "object": "fine-tune-event",
         "created_at": iso_time(event.created_at_ms),
@@ -133,18 +167,23 @@ pub(crate) fn event(event: &Event) -> Value {
             EventLevel::Error => "error",
         },
         "message": event.message,
-        "type": event.kind.name(),
-        "param_count": 0,
-        "token_count": 0,
+        "type": names.show(event.kind.name()),
+        "param_count": job.resolved.param_count.unwrap_or(0),
+        "token_count": if trained { job.progress.trained_tokens } else { 0 },
         "wandb_url": "",
-        "checkpoint_path": "",
-        "model_path": "",
+        "checkpoint_path": checkpoint_path,
+        "model_path": model_path,
         "hash": "",
     });
-    if let (Some(fields), Some(step)) = (shown.as_object_mut(), event.data.get("step")) {
+    if let (Some(fields), Some(step)) = (shown.as_object_mut(), step) {
         fields.insert("step".to_owned(), step.clone());
     }
     shown
+}
+
+/// Where the adapter of a job is, as far as clients are told.
+fn adapter_path(job: &Job) -> String {
+    format!("{}/adapter", job.id)
 }
 
 fn schedule(schedule: LrSchedule) -> &'static str {
@@ -156,7 +195,7 @@ fn schedule(schedule: LrSchedule) -> &'static str {
 }
 
 /// A job. The events go with a single job only, not with a list.
-pub(crate) fn job(job: &Job, organization: &str, events: Option<&[Event]>) -> Value {
+pub(crate) fn job(job: &Job, organization: &str, events: Option<(&[Event], EventNames)>) -> Value {
     let (resolved, progress) = (&job.resolved, &job.progress);
     let now_or_end = job.finished_at_ms.unwrap_or(job.updated_at_ms);
     let remaining_s = progress.estimated_finish_ms.map_or(0, |end| (end - now_or_end).max(0) / 1000);
@@ -180,8 +219,8 @@ pub(crate) fn job(job: &Job, organization: &str, events: Option<&[Event]>) -> Va
         "model_output_name": job.name,
         "output_name": job.name,
         "adapter_output_name": job.name,
-        "model_output_path": succeeded.then(|| format!("{}/adapter", job.id)),
-        "adapter_output_path": succeeded.then(|| format!("{}/adapter", job.id)),
+        "model_output_path": succeeded.then(|| adapter_path(job)),
+        "adapter_output_path": succeeded.then(|| adapter_path(job)),
         "suffix": job.spec.suffix,
         "Suffix": job.spec.suffix,
         "training_file": job.spec.training_file,
@@ -199,7 +238,9 @@ pub(crate) fn job(job: &Job, organization: &str, events: Option<&[Event]>) -> Va
         "evals_completed": progress.evals_completed,
         "queue_depth": job.queue_position,
         "error": job.error.as_ref().map(|error| &error.message),
-        "events": events.map(|events| events.iter().map(event).collect::<Vec<_>>()),
+        "events": events.map(|(events, names)| {
+            events.iter().map(|of_job| event(job, of_job, names)).collect::<Vec<_>>()
+        }),
     });
     let settings = json!({
         "n_epochs": resolved.n_epochs,

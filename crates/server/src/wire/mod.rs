@@ -9,6 +9,7 @@ pub(crate) mod files;
 pub(crate) mod fine_tunes;
 pub(crate) mod fine_tuning;
 pub(crate) mod inference;
+pub(crate) mod instances;
 pub(crate) mod logprobs;
 pub(crate) mod models;
 pub(crate) mod prompt;

@@ -9,6 +9,7 @@ mod cache;
 mod chat;
 mod check;
 mod data;
+mod deploy;
 mod doctor;
 mod dummy;
 mod eval;
@@ -90,6 +91,8 @@ enum Command {
     Label(Box<label::LabelArgs>),
     /// Write a model with an adapter merged into its weights
     Merge(merge::MergeArgs),
+    /// Write a folder that serves fine-tuned adapters: settings, key, systemd unit, Containerfile, test
+    Deploy(Box<deploy::DeployArgs>),
     /// Look after fine-tuning jobs of a running server
     #[command(subcommand)]
     Jobs(jobs::JobsCommand),
@@ -134,6 +137,7 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args),
         Command::Label(args) => label::run(&args),
         Command::Merge(args) => merge::run(&args),
+        Command::Deploy(args) => deploy::run(&args),
         Command::Jobs(command) => jobs::run(&command),
         Command::Bench(args) => bench::run(&args),
         Command::Doctor(args) => doctor::run(&args),

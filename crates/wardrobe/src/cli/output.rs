@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
+pub use wardrobe::deploy::shell_word;
 
 /// Standard output was closed by its reader, as `wardrobe list | head -1` does.
 #[derive(Debug, thiserror::Error)]
@@ -171,15 +172,6 @@ pub fn stderr_is_terminal() -> bool {
     io::stderr().is_terminal()
 }
 
-/// A word as a POSIX shell reads it back.
-pub fn shell_word(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:=@%+,".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        return text.to_owned();
-    }
-    format!("'{}'", text.replace('\'', "'\\''"))
-}
-
 /// Writes a file as a whole or not at all: a reader never sees half of it.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut unfinished = path.as_os_str().to_owned();
@@ -226,12 +218,6 @@ mod tests {
     fn columns_line_up() {
         let rows = [vec!["a".to_owned(), "x".to_owned()], vec!["long".to_owned(), "y".to_owned()]];
         assert_eq!(table(&rows), "a     x\nlong  y\n");
-    }
-
-    #[test]
-    fn words_are_quoted_for_the_shell() {
-        assert_eq!(shell_word("http://127.0.0.1:8000/v1"), "http://127.0.0.1:8000/v1");
-        assert_eq!(shell_word("it's"), "'it'\\''s'");
     }
 
     #[test]

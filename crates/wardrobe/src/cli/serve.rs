@@ -207,14 +207,41 @@ pub fn served_model(
     })
 }
 
-fn read_keys(path: &Path) -> anyhow::Result<Vec<String>> {
+/// The keys of a file.
+pub fn read_keys(path: &Path) -> anyhow::Result<Vec<String>> {
     let text = open::read_text(path, MAX_KEY_FILE_BYTES).context("the file of API keys")?;
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let keys: Vec<String> = lines.map(str::to_owned).collect();
     if keys.is_empty() {
         anyhow::bail!("the file of API keys {} holds no key; write one a line", path.display());
     }
+    if let Some(mode) = open_mode(path) {
+        let note = Style::stderr().note("note:");
+        let path = path.display();
+        output::note(&format!(
+            "{note} the file of API keys {path} can be read by others (mode {mode:o}); chmod 600 closes it"
+        ));
+    }
     Ok(keys)
+}
+
+/// The mode of a file that others than its owner can read, unless a supervisor has put it where they cannot reach it.
+#[cfg(unix)]
+fn open_mode(path: &Path) -> Option<u32> {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    if credentials.is_some_and(|folder| path.starts_with(folder)) {
+        return None;
+    }
+    let mode = path.metadata().ok()?.permissions().mode() & 0o777;
+    (mode & 0o077 != 0).then_some(mode)
+}
+
+/// The mode of a file that others than its owner can read.
+#[cfg(not(unix))]
+fn open_mode(_path: &Path) -> Option<u32> {
+    None
 }
 
 /// Says what was asked for and does not hold, and what may not fit.

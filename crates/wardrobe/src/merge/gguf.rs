@@ -8,7 +8,8 @@ use wardrobe_models::{MergedTensors, RopeSpec};
 use wardrobe_text::{GgufVocab, TokenizerConfig};
 
 use super::tensors::{Item, Progress, Writing};
-use super::{MergeFormat, MergeOptions, MergeReport, Source, check_space};
+use super::{MergeFormat, MergeOptions, MergeReport, Source};
+use crate::disk::check_space;
 use crate::error::{Error, Result};
 
 const ROPE_FACTORS: &str = "rope_freqs.weight";

@@ -1,18 +1,13 @@
 //! Tools: offered in the prompt, called in the answer, whole and streamed, in several notations.
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-#[path = "support/mod.rs"]
-mod support;
-#[path = "support/http.rs"]
-mod support_http;
 
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use support::{Behaviour, engine, served};
-use support_http::Bench;
 use wardrobe_server::{Server, ServerConfig};
 use wardrobe_text::{ChatTemplate, TemplateLimits};
+
+use crate::support::{Behaviour, engine, served};
+use crate::support_http::Bench;
 
 const CHAT: &str = "/v1/chat/completions";
 

@@ -1,14 +1,9 @@
 //! Request bodies that are wrong: the field at fault is named, in the words of JSON.
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-#[path = "support/mod.rs"]
-mod support;
-#[path = "support/http.rs"]
-mod support_http;
 
 use serde_json::json;
-use support_http::Bench;
 use wardrobe_server::ServerConfig;
+
+use crate::support_http::Bench;
 
 #[tokio::test]
 async fn bodies_are_explained_in_the_words_of_json() {

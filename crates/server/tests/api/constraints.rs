@@ -1,14 +1,9 @@
 //! Answers that are held to something: by every field that asks for it, whole and streamed, whatever ends them.
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-#[path = "support/mod.rs"]
-mod support;
-#[path = "support/http.rs"]
-mod support_http;
 
 use serde_json::{Value, json};
-use support_http::Bench;
 use wardrobe_server::ServerConfig;
+
+use crate::support_http::Bench;
 
 type Fits<'a> = &'a dyn Fn(&str) -> bool;
 
@@ -222,7 +217,7 @@ async fn refusals_name_field_keyword_and_path() {
 async fn an_adapters_own_schema_holds_unless_a_request_says_otherwise() {
     let bench = Bench::new(ServerConfig::default());
     let root = tempfile::tempdir().unwrap();
-    support::write_adapter(root.path(), "own", 'k');
+    crate::support::write_adapter(root.path(), "own", 'k');
     std::fs::write(root.path().join("own/schema.json"), record().to_string()).unwrap();
     let source = wardrobe_engine::AdapterSource::Path(root.path().join("own"));
     bench.engine.load_adapter("own", source, wardrobe_engine::LoadOptions::default()).unwrap();

@@ -1,18 +1,11 @@
 //! Fine-tuning jobs over HTTP: one table seen through two APIs.
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-#[path = "support/mod.rs"]
-mod support;
-#[path = "support/http.rs"]
-mod support_http;
-#[path = "support/jobs.rs"]
-mod support_jobs;
 
 use axum::http::Method;
 use serde_json::{Value, json};
-use support_http::Bench;
-use support_jobs::{JobBench, RECORDS, upload};
 use wardrobe_server::ServerConfig;
+
+use crate::support_http::Bench;
+use crate::support_jobs::{JobBench, RECORDS, upload};
 
 const JOBS: &str = "/v1/fine_tuning/jobs";
 

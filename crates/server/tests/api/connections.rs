@@ -1,23 +1,18 @@
 //! Over real connections: clients that go away, read slowly, send slowly; and the end of the server.
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-#[path = "support/mod.rs"]
-mod support;
-#[path = "support/http.rs"]
-mod support_http;
 
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::Behaviour;
-use support_http::Bench;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use wardrobe_server::ServerConfig;
+
+use crate::support::Behaviour;
+use crate::support_http::Bench;
 
 struct Live {
     address: SocketAddr,

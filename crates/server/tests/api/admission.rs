@@ -1,10 +1,4 @@
 //! Who may come in: places and memory are asked for before a body is read, and tokenizing has places of its own.
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-#[path = "support/mod.rs"]
-mod support;
-#[path = "support/http.rs"]
-mod support_http;
 
 use std::time::Duration;
 
@@ -12,9 +6,10 @@ use axum::body::{Body, Bytes};
 use axum::http::{Request, header};
 use futures_util::StreamExt;
 use serde_json::json;
-use support::Behaviour;
-use support_http::Bench;
 use wardrobe_server::ServerConfig;
+
+use crate::support::Behaviour;
+use crate::support_http::Bench;
 
 /// A request whose body starts with `sent` and then does not go on.
 fn unfinished(path: &str, sent: Vec<u8>) -> Request<Body> {

@@ -1,17 +1,12 @@
 //! Adapters over HTTP: loading, replacing, unloading, choosing, and paths that try to escape.
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-#[path = "support/mod.rs"]
-mod support;
-#[path = "support/http.rs"]
-mod support_http;
 
 use serde_json::{Value, json};
-use support::write_adapter;
-use support_http::{Answer, Bench};
 use tempfile::TempDir;
 use wardrobe_engine::{AdapterSource, LoadOptions};
 use wardrobe_server::{Server, ServerConfig, ServerError};
+
+use crate::support::write_adapter;
+use crate::support_http::{Answer, Bench};
 
 fn bench() -> (Bench, TempDir) {
     let folder = tempfile::tempdir().unwrap();
@@ -279,11 +274,11 @@ async fn clients_take_away_only_what_they_can_load_again() {
 
 #[tokio::test]
 async fn a_loaded_adapter_with_a_name_of_the_base_model_is_refused_at_start() {
-    let engine = support::engine(support::Behaviour::default(), |_| {});
+    let engine = crate::support::engine(crate::support::Behaviour::default(), |_| {});
     let folder = tempfile::tempdir().unwrap();
     write_adapter(folder.path(), "a", 'c');
     let source = AdapterSource::Path(folder.path().join("a"));
     engine.load_adapter("org/fake-alias", source, LoadOptions::default()).unwrap();
-    let error = Server::new(support::served(engine), ServerConfig::default()).err().unwrap();
+    let error = Server::new(crate::support::served(engine), ServerConfig::default()).err().unwrap();
     assert!(matches!(error, ServerError::Config { field: "model_id", .. }), "{error}");
 }

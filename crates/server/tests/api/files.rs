@@ -1,12 +1,4 @@
 //! Files over HTTP: uploads in one request and in three, hostile ones, ranges, deletion.
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-#[path = "support/mod.rs"]
-mod support;
-#[path = "support/http.rs"]
-mod support_http;
-#[path = "support/jobs.rs"]
-mod support_jobs;
 
 use std::time::Duration;
 
@@ -14,8 +6,9 @@ use axum::body::Body;
 use axum::http::{Method, Request, header};
 use futures_util::stream;
 use serde_json::json;
-use support_jobs::{JobBench, RECORDS, form, upload};
 use wardrobe_server::ServerConfig;
+
+use crate::support_jobs::{JobBench, RECORDS, form, upload};
 
 /// Files that are kept or arriving.
 fn count(jobs: &JobBench) -> [usize; 2] {

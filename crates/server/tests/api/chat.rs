@@ -1,14 +1,9 @@
 //! `/v1/chat/completions`, whole answers.
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-#[path = "support/mod.rs"]
-mod support;
-#[path = "support/http.rs"]
-mod support_http;
 
 use serde_json::{Value, json};
-use support_http::Bench;
 use wardrobe_server::ServerConfig;
+
+use crate::support_http::Bench;
 
 const ALPHABET: &str = "abcdefghijklmnopqrstuvwxyz.";
 
@@ -198,7 +193,7 @@ async fn messages_take_many_forms() {
 #[tokio::test]
 async fn long_conversations_are_read_off_the_runtimes_thread() {
     let bench = Bench::with(
-        support::Behaviour { num_blocks: 2048, max_context_tokens: 20_000, ..Default::default() },
+        crate::support::Behaviour { num_blocks: 2048, max_context_tokens: 20_000, ..Default::default() },
         ServerConfig { inline_text_bytes: 16, ..ServerConfig::default() },
         |_| {},
     );

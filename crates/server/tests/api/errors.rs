@@ -1,10 +1,4 @@
 //! Every way to be refused: the right status, OpenAI's error shape, and nothing left behind.
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-#[path = "support/mod.rs"]
-mod support;
-#[path = "support/http.rs"]
-mod support_http;
 
 use std::time::Duration;
 
@@ -12,8 +6,9 @@ use axum::body::Body;
 use axum::http::{Method, Request, header};
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use support_http::Bench;
 use wardrobe_server::{RouteInfo, ServerConfig, routes};
+
+use crate::support_http::Bench;
 
 const CHAT: &str = "/v1/chat/completions";
 const TEXT: &str = "/v1/completions";
@@ -275,8 +270,8 @@ async fn models_and_templates_that_are_not_there() {
         let error = bench.post(path, &body).await.error(404);
         assert_eq!((&error["code"], &error["param"]), (&json!("model_not_found"), &json!("model")));
     }
-    let engine = support::engine(support::Behaviour::default(), |_| {});
-    let model = wardrobe_server::ServedModel { chat_template: None, ..support::served(engine) };
+    let engine = crate::support::engine(crate::support::Behaviour::default(), |_| {});
+    let model = wardrobe_server::ServedModel { chat_template: None, ..crate::support::served(engine) };
     let server = wardrobe_server::Server::new(model, ServerConfig::default()).unwrap();
     let bench = Bench { router: server.router(), ..bench };
     assert_eq!(bench.post(CHAT, &chat_body(&json!({}))).await.error(400)["code"], "no_chat_template");
@@ -285,7 +280,7 @@ async fn models_and_templates_that_are_not_there() {
 
 #[tokio::test]
 async fn full_queues_say_when_to_come_back() {
-    let slow = support::Behaviour { step: Duration::from_millis(20), ..Default::default() };
+    let slow = crate::support::Behaviour { step: Duration::from_millis(20), ..Default::default() };
     let bench = Bench::with(slow, ServerConfig::default(), |config| {
         config.queue_capacity = 2;
         config.max_num_sequences = 1;
@@ -312,7 +307,7 @@ async fn full_queues_say_when_to_come_back() {
 
 #[tokio::test]
 async fn some_of_many_prompts_cannot_be_queued_alone() {
-    let slow = support::Behaviour { step: Duration::from_millis(5), ..Default::default() };
+    let slow = crate::support::Behaviour { step: Duration::from_millis(5), ..Default::default() };
     let bench = Bench::with(slow, ServerConfig::default(), |config| {
         config.queue_capacity = 4;
         config.max_num_sequences = 4;
@@ -337,7 +332,7 @@ async fn some_of_many_prompts_cannot_be_queued_alone() {
 
 #[tokio::test]
 async fn failures_inside_are_500_and_leave_nothing_behind() {
-    let behaviour = support::Behaviour { fail_at: Some(3), ..Default::default() };
+    let behaviour = crate::support::Behaviour { fail_at: Some(3), ..Default::default() };
     let bench = Bench::with(behaviour, ServerConfig::default(), |_| {});
     // Greedy: drawn answers might end before it fails.
     let error = bench.post(TEXT, &json!({"prompt": "a", "max_tokens": 9, "temperature": 0})).await.error(500);
@@ -348,7 +343,7 @@ async fn failures_inside_are_500_and_leave_nothing_behind() {
 
 #[tokio::test]
 async fn requests_over_the_time_limit_end() {
-    let slow = support::Behaviour { step: Duration::from_millis(20), ..Default::default() };
+    let slow = crate::support::Behaviour { step: Duration::from_millis(20), ..Default::default() };
     let config =
         ServerConfig { request_timeout: Some(Duration::from_millis(150)), ..ServerConfig::default() };
     let bench = Bench::with(slow, config, |_| {});
@@ -379,7 +374,7 @@ async fn other_origins_are_let_in_by_name_only() {
 
 #[test]
 fn configurations_are_checked() {
-    let engine = support::engine(support::Behaviour::default(), |_| {});
+    let engine = crate::support::engine(crate::support::Behaviour::default(), |_| {});
     type Change = fn(&mut ServerConfig);
     let cases: [(&str, Change); 8] = [
         ("api_keys", |c| c.api_keys = vec![" ".into()]),
@@ -394,7 +389,8 @@ fn configurations_are_checked() {
     for (field, change) in cases {
         let mut config = ServerConfig::default();
         change(&mut config);
-        let error = wardrobe_server::Server::new(support::served(engine.clone()), config).err().unwrap();
+        let error =
+            wardrobe_server::Server::new(crate::support::served(engine.clone()), config).err().unwrap();
         assert!(error.to_string().contains(field), "{error}");
     }
 }

@@ -1,14 +1,9 @@
-//! `/v1/completions`, whole answers, and the routes around it: tokenizer, models, inference.
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-#[path = "support/mod.rs"]
-mod support;
-#[path = "support/http.rs"]
-mod support_http;
+//! `/v1/completions`, whole answers, and the routes around it: tokenizer, models.
 
 use serde_json::{Value, json};
-use support_http::Bench;
 use wardrobe_server::ServerConfig;
+
+use crate::support_http::Bench;
 
 async fn complete(bench: &Bench, change: Value) -> Value {
     let mut body = json!({"model": "fake", "temperature": 0, "prompt": "x", "max_tokens": 3});
@@ -53,7 +48,7 @@ async fn prompts_take_four_shapes() {
 #[tokio::test]
 async fn many_long_prompts_are_read_side_by_side() {
     // Streams hold 4 tokens and may stay full for a moment only: a reader that takes them one after another loses.
-    let bench = Bench::with(support::Behaviour::default(), ServerConfig::default(), |config| {
+    let bench = Bench::with(crate::support::Behaviour::default(), ServerConfig::default(), |config| {
         config.stream_buffer_tokens = 4;
         config.stream_stall_timeout = std::time::Duration::from_millis(300);
     });
@@ -180,7 +175,7 @@ async fn the_tokenizer_is_served() {
     let bench = Bench::new(ServerConfig::default());
     let info = bench.get("/tokenizer_info").await.ok();
     assert_eq!((&info["eos_token"], &info["bos_token"]), (&json!("<|im_end|>"), &json!("<|im_start|>")));
-    assert_eq!(info["chat_template"], support::TEMPLATE);
+    assert_eq!(info["chat_template"], crate::support::TEMPLATE);
     let body = json!({"prompt": "<|im_end|>é", "add_special_tokens": false, "return_token_strs": true});
     let answer = bench.post("/tokenize", &body).await.ok();
     assert_eq!(answer["tokens"], json!([259, 0xc3, 0xa9]));
@@ -218,21 +213,6 @@ async fn models_are_listed_under_all_names() {
     assert_eq!(answer["model"], "org/fake-alias");
     let answer = complete(&bench, json!({"model": null})).await;
     assert_eq!(answer["model"], "fake");
-}
-
-#[tokio::test]
-async fn the_inference_call_of_2023_answers() {
-    let bench = Bench::new(ServerConfig::default());
-    let body = json!({"model": "fake", "prompt": "a", "max_tokens": 4, "temperature": 0, "top_p": 1, "top_k": 50,
-                      "repetition_penalty": 1, "stop": ["zz"], "request_type": "language-model-inference"});
-    let answer = bench.post("/inference", &body).await.ok();
-    assert_eq!((&answer["status"], &answer["model"]), (&json!("finished"), &json!("fake")));
-    assert_eq!(answer["args"], body);
-    assert_eq!((&answer["num_returns"], &answer["subjobs"]), (&json!(1), &json!([])));
-    assert_eq!(answer["output"]["result_type"], "language-model-inference");
-    assert_eq!(answer["output"]["choices"], json!([{"index": 0, "text": "bcde", "finish_reason": "length"}]));
-    bench.post("/inference", &json!({"prompt": ["a", "b"]})).await.error(400);
-    bench.post("/inference", &json!({"prompt": "a", "stream": true})).await.error(400);
 }
 
 #[tokio::test]

@@ -1,12 +1,4 @@
 //! `/v1/batches`: a whole life, refused inputs, cancellation, expiry, restarts, and what batches leave to others.
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-#[path = "support/mod.rs"]
-mod support;
-#[path = "support/http.rs"]
-mod support_http;
-#[path = "support/jobs.rs"]
-mod support_jobs;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,12 +7,13 @@ use std::time::Duration;
 
 use axum::http::Method;
 use serde_json::{Value, json};
-use support::{Behaviour, engine, write_adapter};
-use support_http::Bench;
-use support_jobs::{JobBench, RECORDS, form, upload as upload_training};
 use wardrobe_batch::{Clock, RunnerConfig};
 use wardrobe_engine::{AdapterSource, LoadOptions};
 use wardrobe_server::ServerConfig;
+
+use crate::support::{Behaviour, engine, write_adapter};
+use crate::support_http::Bench;
+use crate::support_jobs::{JobBench, RECORDS, form, upload as upload_training};
 
 const BATCHES: &str = "/v1/batches";
 const CHAT: &str = "/v1/chat/completions";

@@ -1,17 +1,12 @@
 //! Streams of server-sent events, as clients read them.
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-#[path = "support/mod.rs"]
-mod support;
-#[path = "support/http.rs"]
-mod support_http;
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::Behaviour;
-use support_http::Bench;
 use wardrobe_server::ServerConfig;
+
+use crate::support::Behaviour;
+use crate::support_http::Bench;
 
 const ALPHABET: &str = "abcdefghijklmnopqrstuvwxyz.";
 

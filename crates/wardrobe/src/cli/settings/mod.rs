@@ -3,19 +3,18 @@
 //! One struct, [`Settings`], is read from the command line, the environment and a TOML file; every field of it is
 //! optional. [`resolve`] lays them over each other and fills in what is left.
 
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+mod file;
+mod options;
 
-use serde::{Deserialize, Deserializer, Serialize};
-use wardrobe::{CpuOptions, EngineConfig, EngineOptions, LoraOptions, ModelOptions};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use wardrobe::{EngineConfig, EngineOptions};
 use wardrobe_server::ServerConfig;
 
-use super::dummy::{Asked, Chosen, DummyDtype, LoadFormat};
-use super::sources;
+use self::file::{adapter_list, one_or_many};
+use super::dummy::{DummyDtype, LoadFormat};
 use super::values::{AdapterSpec, Adapters, ByteSize, Device, KvDtype, TrainingRest, Weights};
-
-/// Connections beside those whose requests run or wait: for probes, metrics and adapters.
-const SPARE_CONNECTIONS: usize = 64;
 
 /// What can be set, wherever it is set.
 #[derive(Debug, Clone, Default, PartialEq, clap::Args, Serialize, Deserialize)]
@@ -278,29 +277,6 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Reads a settings file. Paths in it are relative to its folder.
-    pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = sources::read_text(path)?;
-        let mut table = sources::parse(path, &text)?;
-        let all = table.len();
-        // These are other commands'.
-        table.retain(|key, value| !(value.is_table() && sources::TABLES.contains(&key)));
-        // From the text, errors tell the line.
-        let settings = if table.len() == all { toml::from_str(&text) } else { table.try_into() };
-        let mut settings: Self = settings.map_err(|error| sources::wrong(path, &error))?;
-        let folder = path.parent().unwrap_or(Path::new(""));
-        let under = |path: &mut PathBuf| *path = folder.join(&*path);
-        settings.adapter.iter_mut().for_each(|adapter| under(&mut adapter.path));
-        settings.adapter_root.iter_mut().for_each(under);
-        settings.job_folder.iter_mut().for_each(under);
-        settings.api_key_file.iter_mut().for_each(under);
-        settings.model_config.iter_mut().for_each(under);
-        if let Some(model) = settings.model.as_mut().filter(|m| m.starts_with("./") || m.starts_with("../")) {
-            *model = folder.join(&*model).display().to_string();
-        }
-        Ok(settings)
-    }
-
     /// These, and where they say nothing, those.
     pub fn or(self, other: Self) -> Self {
         fn list<T>(ours: Vec<T>, theirs: Vec<T>) -> Vec<T> {
@@ -384,180 +360,7 @@ impl Settings {
     pub fn resolve(self, file: Self) -> Self {
         self.or(file).or(Self::defaults())
     }
-
-    /// Which model to serve, `None` if none is named.
-    pub fn choose(&self) -> anyhow::Result<Option<Chosen>> {
-        Asked {
-            model: self.model.as_deref(),
-            format: self.load_format.unwrap_or_default(),
-            config: self.model_config.as_deref(),
-            dtype: self.dummy_dtype,
-            seed: self.dummy_seed,
-        }
-        .choose()
-    }
-
-    /// How to open the model.
-    pub fn model_options(&self) -> ModelOptions {
-        ModelOptions {
-            device: self.device.unwrap_or_default().0,
-            cpu: CpuOptions { threads: self.threads, ..Default::default() },
-            deterministic: self.deterministic.unwrap_or_default(),
-            fp8: self.weights == Some(Weights::Fp8),
-            precision: self.weights.unwrap_or_default().precision(),
-        }
-    }
-
-    /// How to run the engine.
-    pub fn engine_options(&self) -> EngineOptions {
-        let base = EngineOptions::default();
-        let config = EngineConfig::default();
-        EngineOptions {
-            config: EngineConfig {
-                max_num_sequences: self.max_num_seqs.unwrap_or(config.max_num_sequences),
-                max_batch_tokens: self.max_batch_tokens.unwrap_or(config.max_batch_tokens),
-                queue_capacity: self.queue.unwrap_or(config.queue_capacity),
-                prefix_cache: self.prefix_cache.unwrap_or(config.prefix_cache),
-                max_adapters_host_bytes: self
-                    .max_adapters_memory
-                    .map_or(config.max_adapters_host_bytes, |s| s.0),
-                max_adapters_device_bytes: self.max_adapters_device_memory.map(|s| s.0),
-                ..config
-            },
-            kv_bytes: self.kv_memory.map(ByteSize::to_usize).or(base.kv_bytes),
-            kv_dtype: self.kv_dtype.map(|dtype| dtype.0).or(base.kv_dtype),
-            num_slots: self.max_slots.unwrap_or(base.num_slots),
-            max_context_tokens: self.max_context,
-            lora: LoraOptions {
-                max_rank: self.max_rank.unwrap_or(base.lora.max_rank),
-                allow_noop: self.allow_noop.unwrap_or(base.lora.allow_noop),
-                precision: self.adapter_precision.unwrap_or_default().0,
-            },
-        }
-    }
-
-    /// How to run the endpoint.
-    pub fn server_config(&self, api_keys: Vec<String>) -> ServerConfig {
-        let base = ServerConfig::default();
-        let engine = self.engine_options().config;
-        // What the engine would take, the endpoint lets in.
-        let concurrent = engine.queue_capacity.saturating_add(engine.max_num_sequences);
-        let body_limit_bytes = self.max_body.map_or(base.body_limit_bytes, ByteSize::to_usize);
-        ServerConfig {
-            api_keys,
-            max_concurrent_requests: concurrent,
-            max_connections: base.max_connections.max(concurrent.saturating_add(SPARE_CONNECTIONS)),
-            body_limit_bytes,
-            total_body_bytes: base.total_body_bytes.max(body_limit_bytes.saturating_mul(2)),
-            adapter_root: self.adapter_root.clone(),
-            request_timeout: self.request_timeout_seconds.map(Duration::from_secs),
-            drain_limit: self.drain_seconds.map_or(base.drain_limit, Duration::from_secs),
-            drain_delay: self.drain_delay_seconds.map_or(base.drain_delay, Duration::from_secs),
-            cors_allow_origins: self.cors_origin.clone(),
-            ..base
-        }
-    }
-}
-
-fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Given {
-        One(String),
-        Many(Vec<String>),
-    }
-    match Given::deserialize(deserializer) {
-        Ok(Given::One(text)) => Ok(vec![text]),
-        Ok(Given::Many(texts)) => Ok(texts),
-        Err(_) => Err(serde::de::Error::custom("expected a text or a list of texts")),
-    }
-}
-
-fn adapter_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<AdapterSpec>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Given {
-        One(String),
-        Many(Vec<String>),
-        Table(std::collections::BTreeMap<String, PathBuf>),
-    }
-    let texts = match Given::deserialize(deserializer) {
-        Ok(Given::Table(table)) => {
-            return Ok(table.into_iter().map(|(name, path)| AdapterSpec { name, path }).collect());
-        }
-        Ok(Given::One(text)) => vec![text],
-        Ok(Given::Many(texts)) => texts,
-        Err(_) => return Err(serde::de::Error::custom("expected \"NAME=PATH\", a list of them, or a table")),
-    };
-    texts.iter().map(|text| text.parse().map_err(serde::de::Error::custom)).collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn file(text: &str) -> anyhow::Result<Settings> {
-        let folder = tempfile::tempdir()?;
-        let path = folder.path().join("settings.toml");
-        std::fs::write(&path, text)?;
-        Settings::read(&path)
-    }
-
-    #[test]
-    fn what_is_set_nearer_wins() {
-        let flags = Settings { port: Some(1), ..Settings::default() };
-        let file = file("port = 2\nqueue = 3\nkv_memory = \"64MiB\"\nmax_adapters_device_memory = \"2MiB\"")
-            .unwrap();
-        let all = flags.resolve(file);
-        assert_eq!((all.port, all.queue, all.host.as_deref()), (Some(1), Some(3), Some("127.0.0.1")));
-        assert_eq!(all.engine_options().kv_bytes, Some(64 << 20));
-        assert_eq!(all.engine_options().config.queue_capacity, 3);
-        assert_eq!(all.engine_options().config.max_adapters_device_bytes, Some(2 << 20));
-    }
-
-    #[test]
-    fn the_endpoint_lets_in_what_the_engine_takes() {
-        let of = |queue| {
-            let flags = Settings { queue: Some(queue), max_num_seqs: Some(10), ..Settings::default() };
-            flags.resolve(Settings::default()).server_config(Vec::new())
-        };
-        assert_eq!(of(5000).max_concurrent_requests, 5010);
-        assert!(of(5000).max_connections > 5010);
-        assert_eq!(of(3).max_concurrent_requests, 13);
-    }
-
-    #[test]
-    fn defaults_are_the_librarys() {
-        let all = Settings::default().resolve(Settings::default());
-        assert_eq!(all.engine_options().config, EngineConfig::default());
-        assert_eq!(all.server_config(Vec::new()).drain_limit, ServerConfig::default().drain_limit);
-    }
-
-    #[test]
-    fn a_key_that_is_not_known_is_named() {
-        let error = file("prot = 80").unwrap_err().to_string();
-        assert!(error.contains("prot") && error.contains("settings.toml"), "{error}");
-        for text in [
-            "port = \"80\"",
-            "kv_memory = 1.5",
-            "device = \"tpu\"",
-            "adapter = [\"x\"]",
-            "port = 99999",
-            "= 1",
-        ] {
-            assert!(file(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn adapters_are_a_list_or_a_table_relative_to_the_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("s.toml");
-        for text in ["adapter = [\"a=x\", \"b=/y\"]", "[adapters]\na = \"x\"\nb = \"/y\""] {
-            std::fs::write(&path, text).unwrap();
-            let read = Settings::read(&path).unwrap();
-            let paths: Vec<_> = read.adapter.iter().map(|a| (a.name.as_str(), a.path.clone())).collect();
-            assert_eq!(paths, [("a", folder.path().join("x")), ("b", PathBuf::from("/y"))]);
-        }
-    }
-}
+mod tests;
