@@ -188,9 +188,7 @@ impl Backward<'_> {
             Recorded::Experts { x, layers, routing, with_lora } => {
                 self.experts(&x, &layers, &routing, with_lora)
             }
-            Recorded::Combine { x, routing, residual, out } => {
-                self.combine(&x, &routing, &residual, &out)
-            }
+            Recorded::Combine { x, routing, residual, out } => self.combine(&x, &routing, &residual, &out),
         }
     }
 

@@ -170,7 +170,12 @@ pub trait GradOps {
 
     /// Writes the gradient of the logits that [`crate::Ops::route`] read, from that of its weights. Experts that were not taken
     /// have none.
-    unsafe fn route_backward(&mut self, routing: &Routing, d_weights: &Tensor, d_logits: &Tensor) -> Result<()>;
+    unsafe fn route_backward(
+        &mut self,
+        routing: &Routing,
+        d_weights: &Tensor,
+        d_logits: &Tensor,
+    ) -> Result<()>;
 
     /// Writes the gradients of [`crate::Ops::combine`] by weights: `d_x[places[row, j]] = weights[row, j] d_out[row]`, and
     /// `d_weights[row, j] = x[places[row, j]] · d_out[row]`.

@@ -39,7 +39,8 @@ pub use dtype::{DType, Shape, WeightFormat};
 pub use error::{DeviceError, Result};
 pub use experts::{ExpertModules, ExpertTarget, Experts, Routing};
 pub use grad::{
-    AdamW, AttentionBackward, CombineBackward, DoraBackward, Dropout, DropoutArgs, GradOps, LoraGrads, TrainedModule,
+    AdamW, AttentionBackward, CombineBackward, DoraBackward, Dropout, DropoutArgs, GradOps, LoraGrads,
+    TrainedModule,
 };
 pub use kv::{BLOCK_SIZE, KvCache, KvConfig, KvLayer};
 pub use lora::{BoundAdapter, LoraBatch, LoraFactors, LoraModules, LoraTable, ModuleIdx, NULL_SLOT};

@@ -88,12 +88,13 @@ impl RoutingPlaces {
         // SAFETY: one more than experts, by the caller.
         let starts = unsafe { std::slice::from_raw_parts(self.starts.cast_const(), self.num_experts + 1) };
         let mut tile = 0;
-        let groups = starts.iter().zip(starts.iter().skip(1)).enumerate().map(move |(expert, (first, end))| {
-            let pairs = (*first as usize, *end as usize);
-            let group = Group { expert, pairs, tile };
-            tile += (pairs.1 - pairs.0).div_ceil(TILE_ROWS);
-            group
-        });
+        let groups =
+            starts.iter().zip(starts.iter().skip(1)).enumerate().map(move |(expert, (first, end))| {
+                let pairs = (*first as usize, *end as usize);
+                let group = Group { expert, pairs, tile };
+                tile += (pairs.1 - pairs.0).div_ceil(TILE_ROWS);
+                group
+            });
         groups.filter(|group| group.pairs.0 < group.pairs.1)
     }
 

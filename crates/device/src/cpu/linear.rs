@@ -121,7 +121,11 @@ pub(crate) fn lower(
     if is_quantised {
         let halves = |w: &&CpuWeight| with_block_format!(w.format, F => F::PARTS > 1, else false);
         let halves = weights.iter().any(halves);
-        program.push(Phase::Rows(Rows::new(RowOp::Quantise { x, len: cols, halves, experts: None }, rows, cols)));
+        program.push(Phase::Rows(Rows::new(
+            RowOp::Quantise { x, len: cols, halves, experts: None },
+            rows,
+            cols,
+        )));
     }
     program.need(ScratchSize {
         blocks: if is_quantised { Activations::stored_blocks(rows, cols) } else { 0 },

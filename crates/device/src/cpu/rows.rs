@@ -207,9 +207,7 @@ impl RowOp {
             }
             RowOp::Quantise { x, len, .. } => ([Some(Place::of(x, len)), None], None),
             RowOp::Gather { out, len, .. } => ([None, None], Some(Place::of(out, len))),
-            RowOp::Route { logits, routing } => {
-                ([Some(Place::of(logits, routing.num_experts)), None], None)
-            }
+            RowOp::Route { logits, routing } => ([Some(Place::of(logits, routing.num_experts)), None], None),
             RowOp::Combine { residual, out, len, .. } => {
                 ([Some(Place::of(residual, len)), None], Some(Place::of(out, len)))
             }

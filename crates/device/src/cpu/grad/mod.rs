@@ -19,7 +19,9 @@ use super::ops::CpuOps;
 use super::{Cpu, SendPtr, ptr};
 use crate::error::Result;
 use crate::experts::Routing;
-use crate::grad::{AdamW, AttentionBackward, CombineBackward, DoraBackward, DropoutArgs, GradOps, TrainedModule};
+use crate::grad::{
+    AdamW, AttentionBackward, CombineBackward, DoraBackward, DropoutArgs, GradOps, TrainedModule,
+};
 use crate::ops::RopeTables;
 use crate::step::Step;
 use crate::tensor::Tensor;
