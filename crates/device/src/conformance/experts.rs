@@ -237,15 +237,18 @@ pub(super) fn layers(subject: &Subject) {
             for with_lora in [false, true] {
                 let lora = with_lora.then_some(&lora);
                 let [gate, up, down] = &loaded.layers;
-                let outs = ctx.expert_linear(&dispatched, [gate, up], &routing, lora).unwrap();
-                let [down] = ctx.expert_linear(&wide_t, [down], &routing, lora).unwrap();
+                let outs = ctx.scratch(|ctx| {
+                    let [gate, up] = ctx.expert_linear(&dispatched, [gate, up], &routing, lora)?;
+                    let [down] = ctx.expert_linear(&wide_t, [down], &routing, lora)?;
+                    let read = |ctx: &mut Ctx, t: &Tensor| Ok((t.shape().row_len(), ctx.read_f32(t)?));
+                    Ok([read(ctx, &gate)?, read(ctx, &up)?, read(ctx, &down)?])
+                });
+                let outs = outs.unwrap();
                 let placed = |ctx: &mut Ctx, routing: &Routing| {
                     (read_u32(ctx, routing.places()), read_u32(ctx, routing.experts()))
                 };
                 let (places, experts) = placed(&mut ctx, &routing);
-                for (layer, out) in outs.iter().chain([&down]).enumerate() {
-                    let features = out.shape().row_len();
-                    let got = ctx.read_f32(out).unwrap();
+                for (layer, (features, got)) in outs.iter().enumerate() {
                     for (pair, (&place, &expert)) in places.iter().zip(&experts).enumerate() {
                         let row = pair / top_k;
                         let x = match layer {
@@ -257,7 +260,7 @@ pub(super) fn layers(subject: &Subject) {
                         let what = format!(
                             "layer {layer} of {num_experts} experts, {format:?}, {rows} rows, row {row} to {expert}, slot {slot}"
                         );
-                        subject.check(&what, &got[place * features..][..features], &want);
+                        subject.check(&what, &got[place * features..][..*features], &want);
                     }
                 }
             }

@@ -101,18 +101,30 @@ impl Mixture {
             .collect()
     }
 
-    /// `Σ seed out`, of x and of all factors: those of router, gate, up and down, A before B.
-    fn loss(&self, operands: &Operands, seed: &[f32], hidden: usize, dora: bool) -> f64 {
-        let [x, ra, rb, ga, gb, ua, ub, da, db] = &operands[..] else { panic!("nine operands") };
-        let mut loss = 0.0;
-        for (x, seed) in x.chunks(hidden).zip(seed.chunks(hidden)) {
-            let logits = self.layer((0, 0), x, ra, rb, dora);
+    /// The experts of each row.
+    fn chosen(&self, operands: &Operands, hidden: usize, dora: bool) -> Vec<Vec<usize>> {
+        let choose = |x: &[f64]| {
+            let logits = self.layer((0, 0), x, &operands[1], &operands[2], dora);
             let mut order: Vec<usize> = (0..EXPERTS).collect();
             order.sort_by(|&i, &j| logits[j].total_cmp(&logits[i]));
-            let exps: Vec<f64> = order.iter().take(TOP_K).map(|&e| logits[e].exp()).collect();
+            order.truncate(TOP_K);
+            order
+        };
+        operands[0].chunks(hidden).map(choose).collect()
+    }
+
+    /// `Σ seed out`, of x and of all factors: those of router, gate, up and down, A before B. Rows stay with the experts that
+    /// were `chosen`.
+    fn loss(&self, operands: &Operands, chosen: &[Vec<usize>], seed: &[f32], dora: bool) -> f64 {
+        let [x, ra, rb, ga, gb, ua, ub, da, db] = &operands[..] else { panic!("nine operands") };
+        let hidden = x.len() / chosen.len();
+        let mut loss = 0.0;
+        for ((x, seed), chosen) in x.chunks(hidden).zip(seed.chunks(hidden)).zip(chosen) {
+            let logits = self.layer((0, 0), x, ra, rb, dora);
+            let exps: Vec<f64> = chosen.iter().map(|&e| (logits[e] - logits[chosen[0]]).exp()).collect();
             let sum: f64 = exps.iter().sum();
             let mut out = x.to_vec();
-            for (&expert, exp) in order.iter().zip(&exps) {
+            for (&expert, exp) in chosen.iter().zip(&exps) {
                 let gate = self.layer((1, expert), x, ga, gb, dora);
                 let up = self.layer((2, expert), x, ua, ub, dora);
                 let inner: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
@@ -149,7 +161,8 @@ pub(in crate::conformance) fn experts(subject: &Subject) {
         let mut operands: Vec<&[f32]> = vec![&x];
         operands.extend(factors.iter().map(Vec::as_slice));
         let operands = exact(&operands);
-        let loss = |operands: &Operands| mixture.loss(operands, &seed, hidden, dora);
+        let chosen = mixture.chosen(&operands, hidden, dora);
+        let loss = |operands: &Operands| mixture.loss(operands, &chosen, &seed, dora);
         let what = |part: &str| format!("experts of {dims:?}, DoRA {dora}, {part}");
         check(subject, &what("x"), &loss, &operands, (0, &d_x), &mut random);
         for (layer, name) in ["router", "gate", "up", "down"].into_iter().enumerate() {
