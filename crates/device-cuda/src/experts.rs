@@ -8,8 +8,8 @@ use std::any::Any;
 use std::sync::Arc;
 
 use wardrobe_device::{
-    Combine, CombineBackward, DType, DeviceError, ExpertTarget, Experts, LinearTarget, LoraBatch, Result,
-    Routing, Tensor, Weight, WeightData,
+    Combine, CombineBackward, DType, DeviceError, ExpertTarget, Experts, LinearTarget, LoraBatch, Memory,
+    Result, Routing, Tensor, Weight, WeightData,
 };
 
 use crate::device::Cuda;
