@@ -51,7 +51,7 @@ impl WorkerSize {
         let of_mlp = if c.experts.is_some() { 2 * h * pairs + 4 } else { 2 * h };
         let dropped = if self.dropout { 3 * h + q + of_mlp + inner + inner.max(q).max(h) } else { 0 };
         let scaled = if self.dora { 2 * inner.max(q) } else { 0 };
-        let per_row = values + gradients + dropped + scaled + 2 * self.rank;
+        let per_row = values + gradients + dropped + scaled + 2 * self.rank * pairs;
         let head = HEAD_ROWS.min(self.max_rows) * (c.vocab_size + 2 * h);
         4 * (self.max_rows * per_row + head + 2 * h * self.max_rows) + (256 << 10)
     }
