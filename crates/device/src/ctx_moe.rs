@@ -142,10 +142,13 @@ impl Ctx {
         let n = x.shape.row_len();
         expect(op, "x", x, Shape::from([routing.num_pairs(), n]), DType::F32)?;
         expect(op, "residual", residual, Shape::from([routing.num_rows(), n]), DType::F32)?;
-        let out = self.alloc([routing.num_rows(), n], DType::F32)?;
-        let args = Combine { x, routing, weighted: true, residual: Some(residual), out: &out };
-        // SAFETY: checked above; the output is fresh.
-        unsafe { self.ops_mut().combine(args)? };
+        // What a block with experts gives is kept as the last linear layer's result is in others.
+        let (out, is_kept) = self.linear_out(Shape::from([routing.num_rows(), n]), 1)?;
+        if !(is_kept && self.training.recalls()) {
+            let args = Combine { x, routing, weighted: true, residual: Some(residual), out: &out };
+            // SAFETY: checked above; the output is fresh, or nobody else's.
+            unsafe { self.ops_mut().combine(args)? };
+        }
         self.training.record(|| Recorded::Combine {
             x: x.clone(),
             routing: routing.clone(),
