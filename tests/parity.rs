@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use serde_json::json;
-use support::lora::RandomLora;
+use support::lora::{self, RandomLora};
 use support::random::Rng;
 use support::reference::{Logits, Reference, argmax, log_softmax};
 use support::tiny::TinyModel;
@@ -136,7 +136,8 @@ fn random_texts(vocab_size: usize) -> Vec<Vec<TokenId>> {
 fn check_tiny(case: &str, tiny: &TinyModel, reference: impl Fn(&Reference, &[Vec<TokenId>]) -> Logits) {
     let dir = tiny.write();
     let base = Reference::open(dir.path());
-    let adapter = RandomLora::default().build(&base.config);
+    let targets: &[&str] = if tiny.experts.is_some() { &lora::MIXTRAL_MODULES } else { &lora::ALL_MODULES };
+    let adapter = RandomLora { targets: targets.to_vec(), ..RandomLora::default() }.build(&base.config);
     let texts = random_texts(tiny.vocab_size);
     let (of_base, of_adapter) = (reference(&base, &texts), reference(&base.merged(&adapter), &texts));
     let moved = of_base.iter().flatten().flatten().zip(of_adapter.iter().flatten().flatten());
@@ -167,6 +168,24 @@ fn a_head_of_its_own_in_every_float_type() {
         let tiny = TinyModel { tied: false, num_kv_heads: 4, storage, seed, ..TinyModel::default() };
         check_tiny(&format!("own head, {storage}"), &tiny, Reference::logits);
     }
+}
+
+#[test]
+fn mixtures_of_experts() {
+    for storage in [StorageType::F32, StorageType::BF16] {
+        let tiny = TinyModel { storage, ..TinyModel::mixtral() };
+        check_tiny(&format!("Mixtral, {storage}"), &tiny, Reference::mixtral_logits);
+    }
+    let tiny = TinyModel {
+        experts: Some((3, 1)),
+        hidden_size: 48,
+        num_heads: 3,
+        num_kv_heads: 1,
+        intermediate_size: 50,
+        tied: true,
+        ..TinyModel::mixtral()
+    };
+    check_tiny("one expert a token", &tiny, Reference::mixtral_logits);
 }
 
 /// Logits of a text with an adapter whose factors are held in `precision`, and the bytes that these take.

@@ -131,11 +131,42 @@ impl Reference {
     }
 
     fn mlp(&self, x: &Tensor, layer: usize) -> Tensor {
-        let at = |part: &str| format!("model.layers.{layer}.mlp.{part}_proj");
-        let gate = self.linear(x, &at("gate"));
+        let Some(experts) = self.config.experts else {
+            let parent = format!("model.layers.{layer}.mlp");
+            return self.gated(x, &parent, ["gate_proj", "up_proj", "down_proj"]);
+        };
+        let parent = format!("model.layers.{layer}.block_sparse_moe");
+        let logits = self.linear(x, &format!("{parent}.gate"));
+        // Ones where an expert is among a row's.
+        let rows = logits.to_vec2::<f32>().unwrap();
+        let is_taken = |row: &Vec<f32>, e: usize| {
+            let before = (0..row.len()).filter(|&o| row[o] > row[e] || (row[o] == row[e] && o < e)).count();
+            f32::from(u8::from(before < experts.num_experts_per_tok))
+        };
+        let taken: Vec<f32> =
+            rows.iter().flat_map(|row| (0..row.len()).map(move |e| is_taken(row, e))).collect();
+        let taken = tensor(&taken, &[rows.len(), experts.num_experts]);
+        let most = logits.max_keepdim(D::Minus1).unwrap().detach();
+        let softmax = logits.broadcast_sub(&most).unwrap().exp().unwrap();
+        let softmax = softmax.broadcast_div(&softmax.sum_keepdim(D::Minus1).unwrap()).unwrap();
+        let weights = (softmax * taken).unwrap();
+        let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1).unwrap()).unwrap();
+        // Every expert of every row: what a row does not take counts nothing.
+        let mut sum = x.zeros_like().unwrap();
+        for e in 0..experts.num_experts {
+            let out = self.gated(x, &format!("{parent}.experts.{e}"), ["w1", "w3", "w2"]);
+            let weight = weights.narrow(1, e, 1).unwrap();
+            sum = (sum + out.broadcast_mul(&weight).unwrap()).unwrap();
+        }
+        sum
+    }
+
+    fn gated(&self, x: &Tensor, parent: &str, [gate, up, down]: [&str; 3]) -> Tensor {
+        let at = |part: &str| format!("{parent}.{part}");
+        let gate = self.linear(x, &at(gate));
         let sigmoid = ((gate.neg().unwrap().exp().unwrap() + 1.0).unwrap()).recip().unwrap();
-        let inner = ((gate * sigmoid).unwrap() * self.linear(x, &at("up"))).unwrap();
-        self.linear(&inner, &at("down"))
+        let inner = ((gate * sigmoid).unwrap() * self.linear(x, &at(up))).unwrap();
+        self.linear(&inner, &at(down))
     }
 
     fn logits(&self, tokens: &[TokenId]) -> Tensor {
@@ -275,16 +306,48 @@ fn gradients_are_those_of_candles_autograd() {
 }
 
 #[test]
-fn how_examples_are_divided_makes_no_difference() {
-    let model = TinyModel::default();
+fn gradients_reach_experts_and_their_router() {
+    let model = TinyModel::mixtral();
     let folder = model.write();
     let opened = Model::open(folder.path(), &ModelOptions::default()).unwrap();
-    let kind = RandomLora::default();
+    let examples = examples(model.vocab_size, &[70, 2, 33, 131, 8]);
+    let all = || support::lora::MIXTRAL_MODULES.to_vec();
+    for kind in [
+        RandomLora { rank: 4, targets: all(), ..RandomLora::default() },
+        RandomLora { rank: 3, targets: vec!["gate", "w2"], ..RandomLora::default() },
+        RandomLora { rank: 3, targets: vec!["q_proj", "o_proj"], ..RandomLora::default() },
+        RandomLora { rank: 3, use_dora: true, targets: all(), ..RandomLora::default() },
+    ] {
+        let dir = folder.path().join("adapter");
+        let _ = std::fs::remove_dir_all(&dir);
+        kind.write(opened.config(), &dir);
+        let adapter = PeftAdapter::open(&dir).unwrap();
+        let want = Reference::open(folder.path(), &adapter).gradients(&examples);
+        let got = gradients(&opened, &adapter, config(&kind), &examples);
+        let off = largest_difference(&got, &want);
+        assert!(off < 1e-3, "{kind:?}: off by {off:e}");
+    }
+}
+
+#[test]
+fn how_examples_are_divided_makes_no_difference() {
+    divided(&TinyModel::default(), &RandomLora::default());
+}
+
+#[test]
+fn how_examples_are_divided_makes_no_difference_to_experts() {
+    let targets = support::lora::MIXTRAL_MODULES.to_vec();
+    divided(&TinyModel::mixtral(), &RandomLora { targets, ..RandomLora::default() });
+}
+
+fn divided(model: &TinyModel, kind: &RandomLora) {
+    let folder = model.write();
+    let opened = Model::open(folder.path(), &ModelOptions::default()).unwrap();
     let dir = folder.path().join("adapter");
     kind.write(opened.config(), &dir);
     let adapter = PeftAdapter::open(&dir).unwrap();
     let examples = examples(model.vocab_size, &[40, 9, 33, 17, 64, 5, 28]);
-    let whole = TrainConfig { micro_batch_tokens: 4096, threads: Some(1), ..config(&kind) };
+    let whole = TrainConfig { micro_batch_tokens: 4096, threads: Some(1), ..config(kind) };
     let want = gradients(&opened, &adapter, whole.clone(), &examples);
     for (micro_batch_tokens, threads) in [(1, 1), (50, 1), (100, 3), (4096, 2)] {
         let divided = TrainConfig { micro_batch_tokens, threads: Some(threads), ..whole.clone() };

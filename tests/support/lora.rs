@@ -10,6 +10,9 @@ use super::random::Rng;
 pub const ALL_MODULES: [&str; 7] =
     ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
+/// Those of a block with experts.
+pub const MIXTRAL_MODULES: [&str; 8] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate", "w1", "w2", "w3"];
+
 /// What a random adapter is like.
 #[derive(Debug, Clone)]
 pub struct RandomLora {
@@ -54,8 +57,23 @@ pub fn module_shape(c: &ModelConfig, short_name: &str) -> (usize, usize) {
         "k_proj" | "v_proj" => (c.kv_size(), c.hidden_size),
         "o_proj" => (c.hidden_size, c.q_size()),
         "gate_proj" | "up_proj" => (c.intermediate_size, c.hidden_size),
-        "down_proj" => (c.hidden_size, c.intermediate_size),
+        "down_proj" | "w2" => (c.hidden_size, c.intermediate_size),
+        "w1" | "w3" => (c.intermediate_size, c.hidden_size),
+        "gate" => (c.experts.unwrap().num_experts, c.hidden_size),
         other => panic!("no module {other}"),
+    }
+}
+
+/// The paths of a block's modules of this name: one, or each expert's.
+pub fn module_paths(c: &ModelConfig, layer: usize, short_name: &str) -> Vec<String> {
+    let of_block = |part: &str| format!("model.layers.{layer}.block_sparse_moe.{part}");
+    match short_name {
+        "gate" => vec![of_block("gate")],
+        "w1" | "w2" | "w3" => {
+            let experts = 0..c.experts.unwrap().num_experts;
+            experts.map(|e| of_block(&format!("experts.{e}.{short_name}"))).collect()
+        }
+        _ => vec![module_path(layer, short_name)],
     }
 }
 
@@ -91,9 +109,9 @@ impl RandomLora {
         let mut rng = Rng::new(self.seed);
         let mut modules = Vec::new();
         for layer in 0..model.num_layers {
-            for short_name in &self.targets {
+            let paths = |name| module_paths(model, layer, name).into_iter().map(move |path| (name, path));
+            for (short_name, module_path) in self.targets.iter().copied().flat_map(paths) {
                 let (out, input) = module_shape(model, short_name);
-                let module_path = module_path(layer, short_name);
                 let of = |key: &str| module_path.ends_with(key);
                 let rank = self.rank_pattern.iter().find(|(k, _)| of(k)).map_or(self.rank, |p| p.1);
                 let alpha = self.alpha_pattern.iter().find(|(k, _)| of(k)).map_or(self.alpha, |p| p.1);

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use candle_core::{D, DType, Device, IndexOp, Tensor};
 use candle_nn::VarBuilder;
-use candle_transformers::models::{llama, mistral, qwen2};
+use candle_transformers::models::{llama, mistral, mixtral, qwen2};
 use wardrobe::{ModelConfig, TokenId};
 use wardrobe_formats::{AdapterTensor, ModelFiles, PeftAdapter, RopeScaling, convert};
 
@@ -176,6 +176,51 @@ impl Reference {
             logits
         };
         texts.iter().map(of_text).collect()
+    }
+
+    /// Logits by candle's Mixtral, a token at a time as [`Reference::logits`].
+    pub fn mixtral_logits(&self, texts: &[Vec<TokenId>]) -> Logits {
+        let c = &self.config;
+        assert_eq!(c.head_dim * c.num_heads, c.hidden_size, "candle's Mixtral has no head width of its own");
+        assert_eq!((c.sliding_window, &c.rope_scaling), (None, &RopeScaling::None));
+        let experts = c.experts.unwrap();
+        let longest = texts.iter().map(Vec::len).max().unwrap();
+        let config: mixtral::Config = serde_json::from_value(serde_json::json!({
+            "vocab_size": c.vocab_size,
+            "hidden_size": c.hidden_size,
+            "intermediate_size": c.intermediate_size,
+            "num_hidden_layers": c.num_layers,
+            "num_attention_heads": c.num_heads,
+            "num_key_value_heads": c.num_kv_heads,
+            "hidden_act": "silu",
+            "max_position_embeddings": longest,
+            "rms_norm_eps": c.rms_norm_eps,
+            "rope_theta": c.rope_theta,
+            "sliding_window": longest,
+            "num_experts_per_tok": experts.num_experts_per_tok,
+            "num_local_experts": experts.num_experts,
+            "use_flash_attn": false,
+        }))
+        .unwrap();
+        let mut with_head = self.clone();
+        if c.tie_word_embeddings {
+            let embedding = self.tensors["model.embed_tokens.weight"].clone();
+            with_head.tensors.insert("lm_head.weight".to_owned(), embedding);
+        }
+        let mut model = mixtral::Model::new(&config, with_head.var_builder()).unwrap();
+        let mut logits: Logits = vec![Vec::new(); texts.len()];
+        for position in 0..longest {
+            let column: Vec<u32> = texts.iter().map(|t| t.get(position).map_or(0, |id| id.0)).collect();
+            let input = Tensor::from_vec(column, (texts.len(), 1), &Device::Cpu).unwrap();
+            let rows = model.forward(&input, position).unwrap().squeeze(1).unwrap();
+            let rows = rows.to_vec2::<f32>().unwrap();
+            for ((row, text), out) in rows.into_iter().zip(texts).zip(&mut logits) {
+                if position < text.len() {
+                    out.push(row);
+                }
+            }
+        }
+        logits
     }
 
     /// Logits by candle's Mistral, which knows a head width of its own and a sliding window. Every prefix is computed

@@ -28,6 +28,8 @@ pub struct TinyModel {
     pub sliding_window: Option<usize>,
     pub max_position_embeddings: usize,
     pub storage: StorageType,
+    /// Experts of a block, and how many of them a token goes to.
+    pub experts: Option<(usize, usize)>,
     pub seed: u64,
 }
 
@@ -49,6 +51,7 @@ impl Default for TinyModel {
             sliding_window: None,
             max_position_embeddings: 512,
             storage: StorageType::F32,
+            experts: None,
             seed: 1,
         }
     }
@@ -58,6 +61,11 @@ impl Default for TinyModel {
 const SPECIALS: [&str; 2] = ["<|im_start|>", "<|im_end|>"];
 
 impl TinyModel {
+    /// A Mixtral of five experts, two for a token.
+    pub fn mixtral() -> Self {
+        TinyModel { model_type: "mixtral", experts: Some((5, 2)), tied: false, seed: 21, ..Self::default() }
+    }
+
     /// Writes the folder; it lives as long as the result.
     pub fn write(&self) -> TempDir {
         let dir = tempfile::tempdir().unwrap();
@@ -72,9 +80,12 @@ impl TinyModel {
     }
 
     fn config(&self) -> Value {
-        let architecture =
-            if self.model_type == "mistral" { "MistralForCausalLM" } else { "LlamaForCausalLM" };
-        json!({
+        let architecture = match self.model_type {
+            "mistral" => "MistralForCausalLM",
+            "mixtral" => "MixtralForCausalLM",
+            _ => "LlamaForCausalLM",
+        };
+        let mut config = json!({
             "architectures": [architecture],
             "model_type": self.model_type,
             "vocab_size": self.vocab_size,
@@ -92,7 +103,14 @@ impl TinyModel {
             "max_position_embeddings": self.max_position_embeddings,
             "tie_word_embeddings": self.tied,
             "eos_token_id": self.vocab_size - 1,
-        })
+        });
+        if let Some((num_experts, top_k)) = self.experts {
+            config["num_local_experts"] = json!(num_experts);
+            config["num_experts_per_tok"] = json!(top_k);
+            config["router_jitter_noise"] = json!(0.1);
+            config["output_router_logits"] = json!(false);
+        }
+        config
     }
 
     fn write_weights(&self, dir: &Path) {
@@ -112,17 +130,33 @@ impl TinyModel {
         for layer in 0..self.num_layers {
             let at = |part: &str| format!("model.layers.{layer}.{part}.weight");
             // Queries and keys over one, so that attention is far from uniform.
-            for (part, out, input, gain) in [
+            let mut parts: Vec<(String, usize, usize, f32)> = [
                 ("self_attn.q_proj", q, hidden, 1.5),
                 ("self_attn.k_proj", kv, hidden, 1.5),
                 ("self_attn.v_proj", kv, hidden, 1.0),
                 ("self_attn.o_proj", hidden, q, 1.0),
-                ("mlp.gate_proj", inner, hidden, 1.0),
-                ("mlp.up_proj", inner, hidden, 1.0),
-                ("mlp.down_proj", hidden, inner, 1.0),
-            ] {
+            ]
+            .map(|(part, out, input, gain)| (part.to_owned(), out, input, gain))
+            .into();
+            let mlp = |parent: &str, names: [&str; 3]| {
+                [(inner, hidden), (inner, hidden), (hidden, inner)]
+                    .into_iter()
+                    .zip(names)
+                    .map(|((out, input), name)| (format!("{parent}.{name}"), out, input, 1.0))
+                    .collect::<Vec<_>>()
+            };
+            match self.experts {
+                None => parts.extend(mlp("mlp", ["gate_proj", "up_proj", "down_proj"])),
+                Some((num_experts, _)) => {
+                    parts.push(("block_sparse_moe.gate".to_owned(), num_experts, hidden, 2.0));
+                    for e in 0..num_experts {
+                        parts.extend(mlp(&format!("block_sparse_moe.experts.{e}"), ["w1", "w3", "w2"]));
+                    }
+                }
+            }
+            for (part, out, input, gain) in parts {
                 let (shape, values) = matrix(&mut rng, out, input, gain);
-                add(at(part), shape, values);
+                add(at(&part), shape, values);
             }
             add(at("input_layernorm"), vec![hidden], norm(&mut rng));
             add(at("post_attention_layernorm"), vec![hidden], norm(&mut rng));

@@ -4,10 +4,11 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use wardrobe_device::{DType, Device, DeviceError, HostTensor, Memory, Ops, Result, Weight};
+use wardrobe_device::{DType, Device, DeviceError, HostTensor, Memory, Ops, Result, Weight, WeightData};
 
 use crate::driver::cuda::CudaDriver;
 use crate::driver::{Card, Driver, Image, MemoryInfo, Stream};
+use crate::experts::ExpertTable;
 use crate::kernels::Kernels;
 use crate::loader::Loader;
 use crate::memory::DeviceMemory;
@@ -213,6 +214,10 @@ impl Device for CudaDevice {
 
     fn load_weight(&self, host: &HostTensor<'_>) -> Result<Weight> {
         Ok(Weight::new(host, Arc::new(CudaWeight::load(&self.cuda, host)?)))
+    }
+
+    fn expert_table(&self, weights: &[Weight]) -> Result<Option<Arc<dyn WeightData>>> {
+        Ok(Some(Arc::new(ExpertTable::new(&self.cuda, weights)?)))
     }
 
     fn dequantise_rows(&self, weight: &Weight, first_row: usize, out: &mut [f32]) -> Result<()> {

@@ -12,6 +12,7 @@ mod adapters;
 mod attention;
 mod device;
 pub mod driver;
+mod experts;
 mod grad;
 mod kernels;
 mod libraries;

@@ -299,6 +299,12 @@ impl CudaOps {
         Ok(Matrix { at: to, stride })
     }
 
+    /// Rows of this type that are aligned to 16 bytes, and the elements from one to the next.
+    pub(crate) fn aligned_rows(&mut self, x: &Tensor, dtype: DType) -> Result<(DevicePtr, usize)> {
+        let Matrix { at, stride } = self.matrix_of(x, dtype)?;
+        Ok((at, stride))
+    }
+
     fn queue_product(&mut self, product: &Product) -> Result<()> {
         let Product { element, transposed, x, w, bias, residual, out, rows, n, k, .. } = *product;
         if !self.is_deterministic() {

@@ -3,14 +3,17 @@
 //! Steps of generation bring other factors with each row: `lora.cu` goes row by row. Steps with prompts bring long runs of rows of one
 //! slot: `lora_mma.cu` takes runs, and leaves rows of short ones to `lora.cu`, by a list.
 
-use wardrobe_device::{LinearTarget, LoraBatch, Result, Tensor};
+use std::sync::Arc;
 
+use wardrobe_device::{LinearTarget, LoraBatch, LoraTable, Result, Tensor};
+
+use crate::adapters::SlotEntries;
 use crate::driver::{DevicePtr, Launch};
 use crate::kernels::{LoraArgs, LoraTarget, ShortRowsArgs, blocks, element_type};
 use crate::ops::{CudaOps, Room, addr, addr_or_null, int};
 
 /// Layers of one launch.
-const TARGETS: usize = 3;
+pub(crate) const TARGETS: usize = 3;
 /// Inputs of a split where rows go one by one.
 const SPLIT_LEN: usize = 512;
 /// Rows of a step from which on runs are looked for.
@@ -46,12 +49,7 @@ impl CudaOps {
         if adapted.is_empty() {
             return Ok(Vec::new());
         }
-        let (driver, stream) = (self.driver().clone(), self.stream());
-        let is_recording = self.is_recording();
-        let entries = self.slots.entries(&driver, stream, lora.table, is_recording)?;
-        if entries.has_grown {
-            self.forget();
-        }
+        let entries = self.slot_entries(lora.table)?;
         let mut groups = Vec::new();
         let mut rest = adapted.as_slice();
         while let Some(first) = rest.first() {
@@ -63,24 +61,32 @@ impl CudaOps {
             for (to, target) in own.iter_mut().zip(group) {
                 *to = lora_target(x, target)?;
             }
-            let args = LoraArgs {
-                targets: own,
-                entries: entries.entries,
+            groups.push(LoraArgs {
                 slots: addr("linear", "adapter slots", lora.slots)?,
                 scales: addr("linear", "adapter scales", lora.scales)?,
-                low: DevicePtr::NULL,
-                list: DevicePtr::NULL,
                 num_targets: int(group.len()),
                 num_modules: int(lora.table.num_modules()),
                 rows: int(x.shape().rows()),
                 cols: int(x.shape().row_len()),
-                splits: 0,
-                split_len: 0,
-                max_rank: int(entries.max_rank),
-                long_run: int(LONG_RUN),
-            };
-            groups.push(args);
+                ..LoraArgs::of(own, &entries)
+            });
         }
+        self.shrink_groups(groups)
+    }
+
+    /// What the slots of a table hold, as it is now.
+    pub(crate) fn slot_entries(&mut self, table: &Arc<LoraTable>) -> Result<SlotEntries> {
+        let (driver, stream) = (self.driver().clone(), self.stream());
+        let is_recording = self.is_recording();
+        let entries = self.slots.entries(&driver, stream, table, is_recording)?;
+        if entries.has_grown {
+            self.forget();
+        }
+        Ok(entries)
+    }
+
+    /// Queues the products with A of launches that lack room and cuts.
+    pub(crate) fn shrink_groups(&mut self, groups: Vec<LoraArgs>) -> Result<Vec<Shrunk>> {
         let mut start = 0;
         let plans: Vec<(Shrunk, usize)> = groups
             .into_iter()
@@ -216,9 +222,31 @@ fn lora_target(x: &Tensor, target: &LinearTarget<'_>) -> Result<LoraTarget> {
     })
 }
 
+impl LoraArgs {
+    /// A launch over these, without rows so far.
+    pub(crate) fn of(targets: [LoraTarget; TARGETS], entries: &SlotEntries) -> Self {
+        LoraArgs {
+            targets,
+            entries: entries.entries,
+            slots: DevicePtr::NULL,
+            scales: DevicePtr::NULL,
+            low: DevicePtr::NULL,
+            list: DevicePtr::NULL,
+            num_targets: 0,
+            num_modules: 0,
+            rows: 0,
+            cols: 0,
+            splits: 0,
+            split_len: 0,
+            max_rank: int(entries.max_rank),
+            long_run: int(LONG_RUN),
+        }
+    }
+}
+
 impl LoraTarget {
     /// No layer.
-    const NONE: LoraTarget = LoraTarget {
+    pub(crate) const NONE: LoraTarget = LoraTarget {
         x: DevicePtr::NULL,
         out: DevicePtr::NULL,
         bias: DevicePtr::NULL,

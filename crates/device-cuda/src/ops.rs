@@ -4,8 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use wardrobe_device::{
-    DType, DeviceError, GradOps, GraphKey, LinearTarget, LogprobRow, LoraBatch, Ops, PagedAttention, Result,
-    RopeTables, SampleRow, Sampled, StepMode, Tensor, TokenLogprobs, Weight,
+    Combine, DType, DeviceError, ExpertTarget, GradOps, GraphKey, LinearTarget, LogprobRow, LoraBatch, Ops,
+    PagedAttention, Result, RopeTables, Routing, SampleRow, Sampled, StepMode, Tensor, TokenLogprobs, Weight,
 };
 
 use crate::adapters::SlotTables;
@@ -33,9 +33,11 @@ pub(crate) enum Room {
     Sample,
     /// Parts of gradients.
     Gradients,
+    /// Adapters of pairs of rows and experts.
+    Experts,
 }
 
-const NUM_ROOMS: usize = 7;
+const NUM_ROOMS: usize = 8;
 
 /// Ops on one stream.
 pub(crate) struct CudaOps {
@@ -129,6 +131,11 @@ impl CudaOps {
 
     pub(crate) fn is_recording(&self) -> bool {
         self.steps.is_recording()
+    }
+
+    /// Whether the step that runs is of a shape that is recorded when it comes again.
+    pub(crate) fn may_be_recorded(&self) -> bool {
+        self.steps.may_be_recorded()
     }
 
     /// Forgets recorded steps.
@@ -265,6 +272,27 @@ impl Ops for CudaOps {
         let kernel = self.kernels().get::<GatherArgs>("gather", "gather_rows", 0)?;
         // SAFETY: see above.
         unsafe { kernel.launch(self.driver().as_ref(), self.stream, blocks(out.shape().rows(), 256), &args) }
+    }
+
+    unsafe fn route(&mut self, logits: &Tensor, routing: &Routing) -> Result<()> {
+        self.flush()?;
+        self.queue_route(logits, routing)
+    }
+
+    unsafe fn expert_linear(
+        &mut self,
+        x: &Tensor,
+        targets: &[ExpertTarget<'_>],
+        routing: &Routing,
+        lora: Option<&LoraBatch<'_>>,
+    ) -> Result<()> {
+        self.flush()?;
+        self.queue_expert_linear(x, targets, routing, lora)
+    }
+
+    unsafe fn combine(&mut self, args: Combine<'_>) -> Result<()> {
+        self.flush()?;
+        self.queue_combine(&args)
     }
 
     unsafe fn sample(&mut self, logits: &Tensor, rows: &[SampleRow]) -> Result<Vec<Sampled>> {

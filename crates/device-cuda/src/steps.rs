@@ -41,19 +41,33 @@ pub(crate) struct Steps {
     graphs: Vec<(GraphKey, Graph)>,
     seen: HashSet<GraphKey>,
     is_recording: bool,
+    may_be_recorded: bool,
 }
 
 impl Steps {
     pub(crate) fn new(driver: Arc<dyn Driver>, stream: Stream) -> Self {
-        Steps { driver, stream, graphs: Vec::new(), seen: HashSet::new(), is_recording: false }
+        Steps {
+            driver,
+            stream,
+            graphs: Vec::new(),
+            seen: HashSet::new(),
+            is_recording: false,
+            may_be_recorded: false,
+        }
     }
 
     pub(crate) fn is_recording(&self) -> bool {
         self.is_recording
     }
 
+    /// Whether the step that runs is of a shape that is recorded when it comes again: it may not wait for the card.
+    pub(crate) fn may_be_recorded(&self) -> bool {
+        self.may_be_recorded
+    }
+
     pub(crate) fn begin(&mut self, key: &GraphKey) -> Result<StepMode> {
-        if !key.is_one_row_a_sequence() || key.num_rows > MAX_ROWS {
+        self.may_be_recorded = key.is_one_row_a_sequence() && key.num_rows <= MAX_ROWS;
+        if !self.may_be_recorded {
             return Ok(StepMode::Run);
         }
         if let Some(idx) = self.graphs.iter().position(|(k, _)| k == key) {
@@ -71,6 +85,7 @@ impl Steps {
 
     /// Runs what was recorded, which was not done meanwhile.
     pub(crate) fn end(&mut self, key: &GraphKey, ok: bool) -> Result<()> {
+        self.may_be_recorded = false;
         if !std::mem::take(&mut self.is_recording) {
             return Ok(());
         }

@@ -47,9 +47,9 @@ impl Ctx {
 }
 
 /// A walk back. Gradients are found by their values' places; what a gradient no longer needs is lent again.
-struct Backward<'a> {
-    ctx: &'a mut Ctx,
-    modules: &'a [Option<TrainedModule>],
+pub(crate) struct Backward<'a> {
+    pub(crate) ctx: &'a mut Ctx,
+    pub(crate) modules: &'a [Option<TrainedModule>],
     gradients: HashMap<usize, Tensor>,
     free: Vec<Tensor>,
     /// What was lent, whole, by its place.
@@ -60,7 +60,7 @@ const OP: &str = "backward";
 
 impl Backward<'_> {
     /// A tensor that holds anything.
-    fn alloc(&mut self, shape: impl Into<Shape>) -> Result<Tensor> {
+    pub(crate) fn alloc(&mut self, shape: impl Into<Shape>) -> Result<Tensor> {
         let shape = shape.into();
         let wanted = shape.numel();
         let fits = |t: &Tensor| t.shape().numel() >= wanted;
@@ -83,12 +83,12 @@ impl Backward<'_> {
     }
 
     /// Takes back what is no longer needed; a seed's memory belongs to others.
-    fn release(&mut self, t: &Tensor) -> Result<()> {
+    pub(crate) fn release(&mut self, t: &Tensor) -> Result<()> {
         self.free.extend(self.lent.remove(&t.addr(OP, "gradient")?));
         Ok(())
     }
 
-    fn take(&mut self, value: &Tensor) -> Result<Option<Tensor>> {
+    pub(crate) fn take(&mut self, value: &Tensor) -> Result<Option<Tensor>> {
         let gradient = self.gradients.remove(&value.addr(OP, "value")?);
         gradient.map(|g| g.reshape(value.shape())).transpose()
     }
@@ -102,7 +102,7 @@ impl Backward<'_> {
     }
 
     /// Adds to a value's gradient.
-    fn give(&mut self, value: &Tensor, gradient: Tensor) -> Result<()> {
+    pub(crate) fn give(&mut self, value: &Tensor, gradient: Tensor) -> Result<()> {
         let gradient = match self.take(value)? {
             Some(so_far) => {
                 self.ctx.add_scaled(&gradient.reshape(value.shape())?, 1.0, &so_far)?;
@@ -183,6 +183,12 @@ impl Backward<'_> {
                 self.release(&d_out)?;
                 self.give(&x, d_x)
             }
+            Recorded::Route { logits, routing } => self.route(&logits, &routing),
+            Recorded::Dispatch { x, routing, out } => self.dispatch(&x, &routing, &out),
+            Recorded::Experts { x, layers, routing, with_lora } => {
+                self.experts(&x, &layers, &routing, with_lora)
+            }
+            Recorded::Combine { x, routing, residual, out } => self.combine(&x, &routing, &residual, &out),
         }
     }
 
@@ -227,7 +233,7 @@ impl Backward<'_> {
     }
 
     /// The gradient of what DoRA scales, where it does.
-    fn dora(
+    pub(crate) fn dora(
         &mut self,
         module: &TrainedModule,
         target: &RecordedTarget,
@@ -254,7 +260,7 @@ impl Backward<'_> {
         Ok(Some(scaled))
     }
 
-    fn lora(
+    pub(crate) fn lora(
         &mut self,
         module: &TrainedModule,
         target: &RecordedTarget,

@@ -386,7 +386,7 @@ impl Ctx {
             if let (Some(lora), Some(module)) = (lora, p.module) {
                 lora.check(module, p.weight)?;
             }
-            let (out, kept) = self.linear_out(shape)?;
+            let (out, kept) = self.linear_out(shape, 1)?;
             are_kept &= kept;
             outs.push(out);
         }

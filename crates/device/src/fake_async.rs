@@ -14,13 +14,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Result, invalid};
+use crate::experts::{ExpertTarget, Experts, Routing};
 use crate::kv::KvLayer;
 use crate::lora::LoraBatch;
-use crate::ops::{Device, LinearTarget, Ops, PagedAttention, RopeTables, StepMode};
+use crate::ops::{Combine, Device, LinearTarget, Ops, PagedAttention, RopeTables, StepMode};
 use crate::sample::{LogprobRow, SampleRow, Sampled, TokenLogprobs};
 use crate::step::{GraphKey, Step};
 use crate::tensor::{Life, Memory, Tensor};
-use crate::weight::{HostTensor, Weight};
+use crate::weight::{HostTensor, Weight, WeightData};
 
 /// Wraps a device; see the module's head.
 #[derive(Debug, Clone)]
@@ -50,6 +51,10 @@ impl Device for FakeAsyncDevice {
 
     fn dequantise_rows(&self, weight: &Weight, first_row: usize, out: &mut [f32]) -> Result<()> {
         self.inner.dequantise_rows(weight, first_row, out)
+    }
+
+    fn expert_table(&self, weights: &[Weight]) -> Result<Option<Arc<dyn WeightData>>> {
+        self.inner.expert_table(weights)
     }
 
     fn linear_input(&self) -> crate::DType {
@@ -83,6 +88,13 @@ impl fmt::Debug for FakeAsyncOps {
 /// The operand's place, for as long as the graph lives.
 fn pin(t: &Tensor) -> Tensor {
     Tensor { life: Life::Persistent, ..t.clone() }
+}
+
+/// The same of a routing.
+fn pin_routing(routing: &Routing) -> Routing {
+    let Routing { num_experts, weights, experts, places, rows, starts } = routing;
+    let [weights, experts, places, rows, starts] = [weights, experts, places, rows, starts].map(pin);
+    Routing { num_experts: *num_experts, weights, experts, places, rows, starts }
 }
 
 struct OwnedTarget {
@@ -259,6 +271,44 @@ impl Ops for FakeAsyncOps {
         let (x, rows, out) = (pin(x), pin(rows), pin(out));
         // SAFETY: checked when recorded; row numbers are checked at each step.
         self.submit(move |ops| unsafe { ops.gather_rows(&x, &rows, &out) })
+    }
+
+    unsafe fn route(&mut self, logits: &Tensor, routing: &Routing) -> Result<()> {
+        let (logits, routing) = (pin(logits), pin_routing(routing));
+        // SAFETY: checked when recorded.
+        self.submit(move |ops| unsafe { ops.route(&logits, &routing) })
+    }
+
+    unsafe fn expert_linear(
+        &mut self,
+        x: &Tensor,
+        targets: &[ExpertTarget<'_>],
+        routing: &Routing,
+        lora: Option<&LoraBatch<'_>>,
+    ) -> Result<()> {
+        let (x, routing) = (pin(x), pin_routing(routing));
+        let targets: Vec<(Experts, Option<Tensor>, Tensor)> =
+            targets.iter().map(|t| (t.experts.clone(), t.lora_x.map(pin), pin(t.out))).collect();
+        let lora = lora.map(|l| (l.table.clone(), pin(l.slots), pin(l.scales)));
+        self.submit(move |ops| {
+            let targets: Vec<ExpertTarget<'_>> = targets
+                .iter()
+                .map(|(experts, lora_x, out)| ExpertTarget { experts, lora_x: lora_x.as_ref(), out })
+                .collect();
+            let batch = lora.as_ref().map(|(table, slots, scales)| LoraBatch { table, slots, scales });
+            // SAFETY: checked when recorded; the routing is the step's own, adapters are checked when they are bound.
+            unsafe { ops.expert_linear(&x, &targets, &routing, batch.as_ref()) }
+        })
+    }
+
+    unsafe fn combine(&mut self, args: Combine<'_>) -> Result<()> {
+        let (x, routing, residual) = (pin(args.x), pin_routing(args.routing), args.residual.map(pin));
+        let (out, weighted) = (pin(args.out), args.weighted);
+        self.submit(move |ops| {
+            let residual = residual.as_ref();
+            // SAFETY: checked when recorded.
+            unsafe { ops.combine(Combine { x: &x, routing: &routing, weighted, residual, out: &out }) }
+        })
     }
 
     unsafe fn sample(&mut self, logits: &Tensor, rows: &[SampleRow]) -> Result<Vec<Sampled>> {

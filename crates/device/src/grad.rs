@@ -7,6 +7,7 @@
 //! Models never call these: [`crate::Ctx::backward`] does, from what a [`crate::Tape`] has recorded.
 
 use crate::error::Result;
+use crate::experts::Routing;
 use crate::lora::LoraFactors;
 use crate::ops::RopeTables;
 use crate::step::Step;
@@ -167,6 +168,19 @@ pub trait GradOps {
     /// `d_x[rows[i]] += d_out[i]`. `rows` U32, ascending, none twice.
     unsafe fn gather_rows_backward(&mut self, d_out: &Tensor, rows: &Tensor, d_x: &Tensor) -> Result<()>;
 
+    /// Writes the gradient of the logits that [`crate::Ops::route`] read, from that of its weights. Experts that were not taken
+    /// have none.
+    unsafe fn route_backward(
+        &mut self,
+        routing: &Routing,
+        d_weights: &Tensor,
+        d_logits: &Tensor,
+    ) -> Result<()>;
+
+    /// Writes the gradients of [`crate::Ops::combine`] by weights: `d_x[places[row, j]] = weights[row, j] d_out[row]`, and
+    /// `d_weights[row, j] = x[places[row, j]] · d_out[row]`.
+    unsafe fn combine_backward(&mut self, args: CombineBackward<'_>) -> Result<()>;
+
     /// `to += factor * from`.
     unsafe fn add_scaled(&mut self, from: &Tensor, factor: f32, to: &Tensor) -> Result<()>;
 
@@ -204,6 +218,21 @@ pub trait GradOps {
 
     /// `xᵀ` in panels of 16 of its rows (see [`LoraFactors::pack_b`]): `x` `[rank, n]`, `out` `[n, rank]`.
     unsafe fn transpose_panels(&mut self, x: &Tensor, out: &Tensor) -> Result<()>;
+}
+
+/// Operands of [`GradOps::combine_backward`].
+#[derive(Debug)]
+pub struct CombineBackward<'a> {
+    /// `[pairs, n]`.
+    pub x: &'a Tensor,
+    /// Whose pairs these are.
+    pub routing: &'a Routing,
+    /// `[rows, n]`.
+    pub d_out: &'a Tensor,
+    /// Written, `[pairs, n]`.
+    pub d_x: &'a Tensor,
+    /// Written, `[rows, top_k]`.
+    pub d_weights: &'a Tensor,
 }
 
 /// Operands of [`GradOps::dora_backward`].

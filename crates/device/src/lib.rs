@@ -10,14 +10,17 @@
 
 mod arena;
 mod backward;
+mod backward_moe;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod cpu;
 mod ctx;
 mod ctx_grad;
+mod ctx_moe;
 mod ctx_sample;
 mod dtype;
 mod error;
+mod experts;
 #[cfg(any(test, feature = "conformance"))]
 pub mod fake_async;
 mod grad;
@@ -34,12 +37,14 @@ pub use arena::Reservation;
 pub use ctx::{AttentionSpec, Ctx, CtxConfig, Projection};
 pub use dtype::{DType, Shape, WeightFormat};
 pub use error::{DeviceError, Result};
+pub use experts::{ExpertModules, ExpertTarget, Experts, Routing};
 pub use grad::{
-    AdamW, AttentionBackward, DoraBackward, Dropout, DropoutArgs, GradOps, LoraGrads, TrainedModule,
+    AdamW, AttentionBackward, CombineBackward, DoraBackward, Dropout, DropoutArgs, GradOps, LoraGrads,
+    TrainedModule,
 };
 pub use kv::{BLOCK_SIZE, KvCache, KvConfig, KvLayer};
 pub use lora::{BoundAdapter, LoraBatch, LoraFactors, LoraModules, LoraTable, ModuleIdx, NULL_SLOT};
-pub use ops::{Device, LinearTarget, Ops, PagedAttention, RopeTables, StepMode};
+pub use ops::{Combine, Device, LinearTarget, Ops, PagedAttention, RopeTables, StepMode};
 pub use sample::{LogprobRow, SampleRow, Sampled, TokenCount, TokenEdit, TokenLogprobs};
 pub use step::{GraphKey, Step, StepBounds, StepInputs, StepLimits};
 pub use tape::{AttentionMemo, BlockMemo, LinearMemo, MemoUse, Seed, Tape};

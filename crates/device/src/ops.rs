@@ -8,13 +8,14 @@ use std::sync::Arc;
 
 use crate::DType;
 use crate::error::{DeviceError, Result};
+use crate::experts::{ExpertTarget, Routing};
 use crate::grad::GradOps;
 use crate::kv::KvLayer;
 use crate::lora::{LoraBatch, ModuleIdx};
 use crate::sample::{LogprobRow, SampleRow, Sampled, TokenLogprobs};
 use crate::step::{GraphKey, Step};
 use crate::tensor::{Memory, Tensor};
-use crate::weight::{HostTensor, Weight};
+use crate::weight::{HostTensor, Weight, WeightData};
 
 /// A place that computes: hands out memory, repacks weights, and opens contexts' op sets.
 pub trait Device: Send + Sync + fmt::Debug {
@@ -65,6 +66,12 @@ pub trait Device: Send + Sync + fmt::Debug {
 
     /// Rows `first_row ..` of a weight of this device, dequantised, `[rows, cols]`; as many as `out` holds.
     fn dequantise_rows(&self, weight: &Weight, first_row: usize, out: &mut [f32]) -> Result<()>;
+
+    /// What ops over these experts' weights, which are of one shape, read besides, if anything.
+    fn expert_table(&self, weights: &[Weight]) -> Result<Option<Arc<dyn WeightData>>> {
+        let _ = weights;
+        Ok(None)
+    }
 
     /// `‖W + scale B A‖` of each row of a weight of this device, for `A` `[rank, in]` and `B` `[out, rank]`: what DoRA
     /// divides by.
@@ -153,6 +160,21 @@ pub struct PagedAttention<'a> {
     pub lse: Option<&'a Tensor>,
 }
 
+/// Operands of [`Ops::combine`].
+#[derive(Debug)]
+pub struct Combine<'a> {
+    /// `[pairs, n]`.
+    pub x: &'a Tensor,
+    /// Whose pairs these are.
+    pub routing: &'a Routing,
+    /// Whether each counts by its weight.
+    pub weighted: bool,
+    /// `[rows, n]`.
+    pub residual: Option<&'a Tensor>,
+    /// `[rows, n]`.
+    pub out: &'a Tensor,
+}
+
 /// The ops of one context. Tensors are contiguous; unless said otherwise they are F32 and the first extent is rows. What linear
 /// layers read, and norms, activations and attention write, is F32 or of [`Device::linear_input`].
 ///
@@ -229,6 +251,25 @@ pub trait Ops: Send {
 
     /// `out[i] = x[rows[i]]`. `rows` U32.
     unsafe fn gather_rows(&mut self, x: &Tensor, rows: &Tensor, out: &Tensor) -> Result<()>;
+
+    /// Each row's experts: those of the `top_k` largest of `logits` `[rows, num_experts]`, of equal ones the first, and their
+    /// softmax, which is that over all experts brought to the sum of one. Writes all of `routing`.
+    unsafe fn route(&mut self, logits: &Tensor, routing: &Routing) -> Result<()>;
+
+    /// For each target `out[i] = x[i] Wᵀ + scale (x[i] Aᵀ) Bᵀ` with the weight, and the module, of the pair's expert and its
+    /// row's adapter; `x` `[pairs, in]`. `lora`'s slots are those of the rows. As in [`Ops::linear`], a pair's result does not
+    /// depend on the others.
+    unsafe fn expert_linear(
+        &mut self,
+        x: &Tensor,
+        targets: &[ExpertTarget<'_>],
+        routing: &Routing,
+        lora: Option<&LoraBatch<'_>>,
+    ) -> Result<()>;
+
+    /// `out[row] = residual[row] + Σ_j weights[row, j] x[places[row, j]]`, in this order; without `weights` each counts once.
+    /// `x` `[pairs, n]`, `out` `[rows, n]`.
+    unsafe fn combine(&mut self, args: Combine<'_>) -> Result<()>;
 
     /// Draws a token from each row of `logits` `[rows, vocabulary]`; `logits` is left as it was.
     unsafe fn sample(&mut self, logits: &Tensor, rows: &[SampleRow]) -> Result<Vec<Sampled>>;

@@ -8,6 +8,7 @@
 
 use crate::ctx::{AttentionSpec, Ctx, Projection};
 use crate::error::{DeviceError, Result, invalid};
+use crate::experts::{Experts, Routing};
 use crate::grad::{Dropout, DropoutArgs, GradOps};
 use crate::lora::{LoraBatch, ModuleIdx};
 use crate::ops::RopeTables;
@@ -46,7 +47,7 @@ pub struct LinearMemo {
 
 #[derive(Clone, Debug)]
 enum KeptLinears {
-    /// Each, `[max_rows, out]`.
+    /// Each, `[max_rows, out]`; of experts with that many rows for each of a row's.
     All { max_rows: usize, outs: Vec<Tensor> },
     /// The last of so many, once it is known how many there are.
     Last { out: Tensor, count: Option<usize> },
@@ -95,6 +96,17 @@ pub(crate) enum Recorded {
     Attention(Box<RecordedAttention>),
     SiluMul { gate: Tensor, up: Tensor, out: Tensor },
     Gather { x: Tensor, rows: Tensor, out: Tensor },
+    Route { logits: Tensor, routing: Routing },
+    Dispatch { x: Tensor, routing: Routing, out: Tensor },
+    Experts { x: Tensor, layers: Vec<RecordedExperts>, routing: Routing, with_lora: bool },
+    Combine { x: Tensor, routing: Routing, residual: Tensor, out: Tensor },
+}
+
+#[derive(Debug)]
+pub(crate) struct RecordedExperts {
+    pub(crate) experts: Experts,
+    pub(crate) lora_x: Option<Tensor>,
+    pub(crate) out: Tensor,
 }
 
 #[derive(Debug)]
@@ -213,15 +225,15 @@ impl Ctx {
         result
     }
 
-    /// Where a linear op's result goes: to what is kept, if it is.
-    pub(crate) fn linear_out(&mut self, shape: Shape) -> Result<(Tensor, bool)> {
+    /// Where a linear op's result goes: to what is kept, if it is. It has `multiple` rows for each of the step's.
+    pub(crate) fn linear_out(&mut self, shape: Shape, multiple: usize) -> Result<(Tensor, bool)> {
         let device = self.device().clone();
         let mut linears = self.training.memo.as_mut().and_then(|(memo, _)| memo.linears.as_mut());
         let idx = linears.as_ref().map_or(0, |linears| linears.next);
         let kept = match linears.as_mut().map(|linears| &mut linears.kept) {
             Some(KeptLinears::All { max_rows, outs }) => {
                 if outs.len() <= idx {
-                    let whole = shape.with_rows(*max_rows);
+                    let whole = shape.with_rows(max_rows.saturating_mul(multiple));
                     let bytes = whole.numel().saturating_mul(DType::F32.size_bytes());
                     let memory = device.alloc("kept values", bytes)?;
                     outs.push(Tensor::persistent(memory, whole, DType::F32)?);
@@ -314,6 +326,26 @@ impl Ctx {
 }
 
 impl RowDropout {
+    /// The same for pairs of rows and experts.
+    pub(crate) fn of_pairs(&self, ctx: &mut Ctx, routing: &Routing) -> Result<Self> {
+        let shape = Shape::from([routing.num_rows()]);
+        let mut gather = |of: &Tensor| -> Result<Tensor> {
+            expect("dropout", "rows", of, shape, DType::U32)?;
+            let out = ctx.alloc([routing.num_pairs(), 1], DType::U32)?;
+            // SAFETY: checked above; the rows of a routing are rows of its step, and elements are copied whatever they are.
+            unsafe { ctx.ops_mut().gather_rows(&of.reshape([routing.num_rows(), 1])?, &routing.rows, &out)? };
+            out.reshape([routing.num_pairs()])
+        };
+        let (example_idx, positions) = (gather(&self.example_idx)?, gather(&self.positions)?);
+        Ok(RowDropout { dropout: self.dropout, example_idx, positions })
+    }
+
+    /// The same for some rows.
+    pub(crate) fn rows(&self, first: usize, len: usize) -> Result<Self> {
+        let (example_idx, positions) = (self.example_idx.rows(first, len)?, self.positions.rows(first, len)?);
+        Ok(RowDropout { dropout: self.dropout, example_idx, positions })
+    }
+
     pub(crate) fn args<'a>(
         &'a self,
         module: ModuleIdx,

@@ -56,6 +56,7 @@ fn config() -> ModelConfig {
         bos_token_id: None,
         eos_token_ids: Vec::new(),
         hidden_act: HiddenAct::Silu,
+        experts: None,
     };
     config.check(Path::new("test")).unwrap();
     config

@@ -30,7 +30,7 @@ pub mod source;
 pub mod staging;
 pub mod storage;
 
-pub use config::{HfConfigFile, HiddenAct, ModelConfig, RopeScaling};
+pub use config::{ExpertsConfig, HfConfigFile, HiddenAct, ModelConfig, RopeScaling};
 pub use digest::{ContentDigest, Digest};
 pub use error::{FormatError, Result};
 pub use model_files::{ModelFiles, TokenizerFiles};

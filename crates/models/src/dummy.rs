@@ -65,15 +65,17 @@ fn bytes_of(storage: StorageType, numel: u64) -> u64 {
 }
 
 /// How many matrices there are, of how many numbers each. An architecture that has others is to be counted here.
-fn matrices(config: &ModelConfig) -> [(u64, u64); 4] {
+fn matrices(config: &ModelConfig) -> [(u64, u64); 5] {
     let layers = config.num_layers as u64;
+    let mlps = config.experts.map_or(1, |experts| experts.num_experts) as u64;
     let of = |rows: usize| (rows as u64).saturating_mul(config.hidden_size as u64);
     [
         (1 + u64::from(!config.tie_word_embeddings), of(config.vocab_size)),
-        // Queries and what attention gives; keys and values; the MLP's three.
+        // Queries and what attention gives; keys and values; the MLP's three, or each expert's, and the router.
         (2 * layers, of(config.q_size())),
         (2 * layers, of(config.kv_size())),
-        (3 * layers, of(config.intermediate_size)),
+        (3 * layers * mlps, of(config.intermediate_size)),
+        (if config.experts.is_some() { layers } else { 0 }, of(mlps as usize)),
     ]
 }
 
@@ -82,7 +84,9 @@ fn vector_bytes(config: &ModelConfig) -> u64 {
     let hidden = config.hidden_size as u64;
     let attention = config.q_size() as u64 + 2 * config.kv_size() as u64 + hidden;
     let mlp = 2 * config.intermediate_size as u64 + hidden;
-    let biases = attention * u64::from(config.attention_bias) + mlp * u64::from(config.mlp_bias);
+    // Experts have none.
+    let has_mlp_biases = config.mlp_bias && config.experts.is_none();
+    let biases = attention * u64::from(config.attention_bias) + mlp * u64::from(has_mlp_biases);
     4 * (config.num_layers as u64 * (2 * hidden + biases) + hidden)
 }
 

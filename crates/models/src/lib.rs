@@ -45,6 +45,28 @@ pub struct Module {
     pub weight: Weight,
 }
 
+impl Module {
+    /// Whether it is an expert's, through which a few of the tokens go.
+    pub fn is_of_expert(&self) -> bool {
+        is_of_expert(&self.path)
+    }
+}
+
+/// Whether a module of this path is an expert's.
+pub fn is_of_expert(path: &str) -> bool {
+    path.split('.').any(|part| part == "experts")
+}
+
+/// What is trained where nobody says otherwise, as `target_modules` has it: every linear layer but the head, and of a model
+/// with experts attention's alone, since factors of all experts are many and each learns from few tokens.
+pub fn default_target_modules(config: &ModelConfig) -> Vec<String> {
+    let names: &[&str] = match config.experts {
+        Some(_) => &["q_proj", "k_proj", "v_proj", "o_proj"],
+        None => &["all-linear"],
+    };
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
 /// What a forward pass reads besides the step: state that outlives it.
 #[derive(Debug)]
 pub struct ForwardState<'a> {

@@ -1,6 +1,6 @@
 //! Takes a model's tensors from their source one at a time and hands them to the device.
 
-use wardrobe_device::{Ctx, HostTensor, ModuleIdx, Tensor, Weight, WeightFormat};
+use wardrobe_device::{Ctx, ExpertModules, Experts, HostTensor, ModuleIdx, Tensor, Weight, WeightFormat};
 use wardrobe_formats::{Digest, ModelConfig, StorageType, TensorInfo, convert};
 
 use crate::Module;
@@ -131,6 +131,32 @@ impl<'a> Loader<'a> {
         let weight = self.weight(&format!("{path}.weight"), rows, cols)?;
         let bias = self.optional_vector(&format!("{path}.bias"), rows)?;
         Ok(self.register(path, weight, bias))
+    }
+
+    /// The linear layers of `num_experts` experts, `path.E.NAME.weight` `[out, in]` for each part `(NAME, out, in)`; adapters
+    /// may adapt each of them. An expert's layers are modules one after the other.
+    pub(crate) fn experts<const N: usize>(
+        &mut self,
+        path: &str,
+        num_experts: usize,
+        parts: [(&str, usize, usize); N],
+    ) -> Result<[Experts; N]> {
+        let first = self.modules.len() as u32;
+        let mut weights: [Vec<Weight>; N] = std::array::from_fn(|_| Vec::with_capacity(num_experts));
+        for expert in 0..num_experts {
+            for ((name, rows, cols), weights) in parts.into_iter().zip(&mut weights) {
+                let path = format!("{path}.{expert}.{name}");
+                let weight = self.weight(&format!("{path}.weight"), rows, cols)?;
+                weights.push(self.register(&path, weight, None).weight);
+            }
+        }
+        let mut layers = Vec::with_capacity(N);
+        for (idx, weights) in weights.into_iter().enumerate() {
+            let modules = ExpertModules { first: ModuleIdx(first + idx as u32), stride: N as u32 };
+            layers.push(self.ctx.experts(weights, Some(modules))?);
+        }
+        let invalid = || wardrobe_device::DeviceError::Invalid { op: "experts", reason: path.to_owned() };
+        layers.try_into().map_err(|_| invalid().into())
     }
 
     /// Makes a loaded weight one that adapters may adapt.

@@ -117,7 +117,7 @@ fn spec(fields: CreateFineTune) -> Result<JobSpec> {
         hyperparameters.lora_rank = lora.lora_r.into();
         hyperparameters.lora_alpha = lora.lora_alpha.into();
         hyperparameters.lora_dropout = lora.lora_dropout.into();
-        let modules = not_empty(lora.lora_trainable_modules).filter(|names| names != "all-linear");
+        let modules = not_empty(lora.lora_trainable_modules);
         let split = |names: String| names.split(',').map(|name| name.trim().to_owned()).collect::<Vec<_>>();
         hyperparameters.lora_target_modules = modules.map(split).into();
     }

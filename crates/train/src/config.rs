@@ -19,7 +19,8 @@ pub struct LoraConfig {
     pub alpha: f64,
     /// Probability of a value of a module's input to be left out of its update while training.
     pub dropout: f32,
-    /// Names of modules, each the end of a path (`q_proj`), or `all-linear` alone: every linear layer but the head.
+    /// Names of modules, each the end of a path (`q_proj`), or `all-linear` alone: every linear layer but the head. None are
+    /// the model's usual ones ([`wardrobe_models::default_target_modules`]).
     pub target_modules: Vec<String>,
     /// Rank-stabilised scale (Kalajdzievski, arXiv 2312.03732).
     pub use_rslora: bool,
@@ -33,7 +34,7 @@ impl Default for LoraConfig {
             rank: 16,
             alpha: 32.0,
             dropout: 0.0,
-            target_modules: vec![ALL_LINEAR.to_owned()],
+            target_modules: Vec::new(),
             use_rslora: false,
             use_dora: false,
         }
@@ -79,7 +80,7 @@ impl LoraConfig {
         if !(0.0..1.0).contains(&self.dropout) {
             return fail("dropout", format!("{} is not from 0 to below 1", self.dropout));
         }
-        if self.target_modules.is_empty() || self.target_modules.iter().any(|m| m.trim().is_empty()) {
+        if self.target_modules.iter().any(|m| m.trim().is_empty()) {
             return fail("target_modules", "names no module".to_owned());
         }
         if self.target_modules.len() > 1 && self.target_modules.iter().any(|m| m == ALL_LINEAR) {

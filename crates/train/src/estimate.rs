@@ -38,7 +38,7 @@ pub(crate) fn parameter_bytes(layout: &Layout) -> u64 {
 pub(crate) fn worker_bytes(model: &dyn Decoder, layout: &Layout, size: WorkerSize) -> u64 {
     let c = model.config();
     // Activations as whole numbers, with tables and what the allocator leaves between.
-    let quantised = 3 * size.max_rows * c.intermediate_size.max(c.hidden_size);
+    let quantised = 3 * size.max_rows * c.mlps_per_token() * c.intermediate_size.max(c.hidden_size);
     let rope = 4 * size.max_rows * c.head_dim;
     (size.arena_bytes(c) + size.checkpoint_bytes(c) + quantised + rope + 4 * layout.len) as u64
 }
@@ -49,9 +49,16 @@ pub(crate) fn example_flops(model: &dyn Decoder, layout: &Layout, rows: usize, s
     let (rows, supervised) = (rows as u64, supervised as u64);
     let size = |m: &wardrobe_models::Module| (m.weight.rows() * m.weight.cols()) as u64;
     let head = model.modules().iter().filter(|m| m.path == "lm_head").map(size).sum::<u64>();
-    let linear = model.modules().iter().map(size).sum::<u64>() - head;
+    let of_experts = model.modules().iter().filter(|m| m.is_of_expert()).map(size).sum::<u64>();
+    let others = model.modules().iter().map(size).sum::<u64>() - head - of_experts;
+    // Of the experts, and of their factors, a token takes a few.
+    let taken =
+        |size: u64| c.experts.map_or(size, |e| size * e.num_experts_per_tok as u64 / e.num_experts as u64);
+    let factors_of_experts = layout.modules.iter().filter(|m| m.is_of_expert());
+    let factors_of_experts = factors_of_experts.map(|m| m.rank * (m.input + m.out)).sum::<usize>() as u64;
+    let factors = layout.len as u64 - factors_of_experts + taken(factors_of_experts);
     // A product is two operations; forward, again, and back. Factors take twice as much going back.
-    let linears = 2 * (3 * linear + 4 * layout.len as u64) * rows;
+    let linears = 2 * (3 * (others + taken(of_experts)) + 4 * factors) * rows;
     // Scores and values forward, five products back, over half of the square.
     let attention = 7 * rows * rows * (c.q_size() * c.num_layers) as u64;
     linears + attention + 2 * 2 * head * supervised

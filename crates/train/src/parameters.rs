@@ -46,7 +46,9 @@ impl Layout {
                 continue;
             }
             let (out, input, rank) = (module.weight.rows(), module.weight.cols(), lora.rank);
-            if rank > input.min(out) {
+            // A router has few outputs, and has the rank of the others all the same.
+            let most = if module.path.ends_with(".gate") { input } else { input.min(out) };
+            if rank > most {
                 let reason = format!("{rank} exceeds the layer {} of {out} by {input}", module.path);
                 return Err(TrainError::config("rank", reason));
             }
@@ -80,6 +82,11 @@ impl Layout {
 }
 
 impl ModuleLayout {
+    /// Whether it is an expert's.
+    pub(crate) fn is_of_expert(&self) -> bool {
+        wardrobe_models::is_of_expert(&self.path)
+    }
+
     fn views(&self, flat: &Tensor) -> Result<(Tensor, Tensor, Option<Tensor>)> {
         let a = flat.rows(self.a, self.rank * self.input)?.reshape([self.rank, self.input])?;
         let b = flat.rows(self.b, self.rank * self.out)?.reshape([self.rank, self.out])?;

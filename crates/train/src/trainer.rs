@@ -76,8 +76,11 @@ impl Trainer {
     ///
     /// # Errors
     /// [`TrainError::Config`] naming the setting at fault.
-    pub fn new(device: Arc<dyn Device>, model: Arc<dyn Decoder>, config: TrainConfig) -> Result<Self> {
+    pub fn new(device: Arc<dyn Device>, model: Arc<dyn Decoder>, mut config: TrainConfig) -> Result<Self> {
         config.check()?;
+        if config.lora.target_modules.is_empty() {
+            config.lora.target_modules = wardrobe_models::default_target_modules(model.config());
+        }
         // Settings that do not fit the model are found before any example is read.
         Layout::new(model.as_ref(), &config.lora)?;
         let num_threads = config

@@ -39,14 +39,19 @@ pub(crate) struct WorkerSize {
 impl WorkerSize {
     /// Bytes of scratch memory: a block's values, its gradients at their largest, and a chunk of logits.
     pub(crate) fn arena_bytes(&self, c: &ModelConfig) -> usize {
-        let (h, q, kv, inner) = (c.hidden_size, c.q_size(), c.kv_size(), c.intermediate_size);
-        let values = 5 * h + 3 * q + 3 * kv + 3 * inner;
+        let (h, q, kv) = (c.hidden_size, c.q_size(), c.kv_size());
+        // With experts a row has an inner layer for each that it goes to, and what goes to them and comes from them.
+        let pairs = c.mlps_per_token();
+        let inner = c.intermediate_size * pairs;
+        let routed = c.experts.map_or(0, |e| 4 * h * pairs + 8 * pairs + 4 * e.num_experts);
+        let values = 5 * h + 3 * q + 3 * kv + 3 * inner + routed;
         // At the gated product: the gradients of the residual, of both inputs and of the output; at attention: those of
         // the output, of queries (twice, in parts), keys and values.
         let gradients = h + (2 * inner + h).max(4 * q + 2 * kv + h);
-        let dropped = if self.dropout { 3 * h + q + 2 * h + inner + inner.max(q).max(h) } else { 0 };
+        let of_mlp = if c.experts.is_some() { 2 * h * pairs + 4 } else { 2 * h };
+        let dropped = if self.dropout { 3 * h + q + of_mlp + inner + inner.max(q).max(h) } else { 0 };
         let scaled = if self.dora { 2 * inner.max(q) } else { 0 };
-        let per_row = values + gradients + dropped + scaled + 2 * self.rank;
+        let per_row = values + gradients + dropped + scaled + 2 * self.rank * pairs;
         let head = HEAD_ROWS.min(self.max_rows) * (c.vocab_size + 2 * h);
         4 * (self.max_rows * per_row + head + 2 * h * self.max_rows) + (256 << 10)
     }
@@ -64,7 +69,10 @@ impl WorkerSize {
 
 /// Bytes of a row of a block whose linear layers' results are kept, beside its input.
 pub(crate) fn kept_row_bytes(c: &ModelConfig) -> usize {
-    4 * (c.q_size() + 2 * c.kv_size() + c.hidden_size + 2 * c.intermediate_size)
+    let inner = 2 * c.intermediate_size * c.mlps_per_token();
+    // Of the router, and of what experts give, which is added up by another op.
+    let routed = c.experts.map_or(0, |e| e.num_experts + e.num_experts_per_tok * c.hidden_size);
+    4 * (c.q_size() + 2 * c.kv_size() + c.hidden_size + inner + routed)
 }
 
 /// What a micro-batch gave.

@@ -1,3 +1,5 @@
+#include "../../lib/gemv.cuh"
+
 #include "../../gemv.cu"
 
 #include "weights.hpp"

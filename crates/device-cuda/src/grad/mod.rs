@@ -4,8 +4,8 @@ mod adapters;
 mod layers;
 
 use wardrobe_device::{
-    AdamW, AttentionBackward, DoraBackward, DropoutArgs, GradOps, Result, RopeTables, Step, Tensor,
-    TrainedModule, Weight,
+    AdamW, AttentionBackward, CombineBackward, DoraBackward, DropoutArgs, GradOps, Result, RopeTables,
+    Routing, Step, Tensor, TrainedModule, Weight,
 };
 
 use crate::driver::Launch;
@@ -159,6 +159,21 @@ impl GradOps for CudaOps {
         };
         let launch = columns(d_out.shape().rows(), d_x.shape().row_len());
         launch!(self, GatherRowsBackwardArgs, "elements_backward", "gather_rows_backward", launch, &args)
+    }
+
+    unsafe fn route_backward(
+        &mut self,
+        routing: &Routing,
+        d_weights: &Tensor,
+        d_logits: &Tensor,
+    ) -> Result<()> {
+        self.flush()?;
+        self.queue_route_backward(routing, d_weights, d_logits)
+    }
+
+    unsafe fn combine_backward(&mut self, args: CombineBackward<'_>) -> Result<()> {
+        self.flush()?;
+        self.queue_combine_backward(&args)
     }
 
     unsafe fn add_scaled(&mut self, from: &Tensor, factor: f32, to: &Tensor) -> Result<()> {

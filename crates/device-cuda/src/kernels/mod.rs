@@ -3,6 +3,7 @@
 mod adapters;
 mod attention;
 mod backward;
+mod experts;
 mod linear;
 mod rows;
 mod sample;
@@ -40,6 +41,9 @@ pub(crate) use kernel_args;
 pub(crate) use adapters::{LoraArgs, LoraTarget, ShortRowsArgs};
 pub(crate) use attention::{AttentionArgs, DecodeArgs, KvWriteArgs, RopeArgs, RopeKvArgs};
 pub(crate) use backward::*;
+pub(crate) use experts::{
+    CombineArgs, CombineBackwardArgs, ExpertGemvArgs, ExpertSlotsArgs, RouteArgs, RouteBackwardArgs,
+};
 pub(crate) use linear::{
     ConvertArgs, DequantiseArgs, EmbedArgs, GemmArgs, GemmF32Args, GemvArgs, GemvTarget, WeightArg,
 };

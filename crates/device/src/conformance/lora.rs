@@ -73,7 +73,7 @@ impl HostFactors {
     }
 
     /// Adds the update of one row to the base product.
-    fn apply(&self, x: &[f32], row_scale: f32, out: &mut [Expected]) {
+    pub(super) fn apply(&self, x: &[f32], row_scale: f32, out: &mut [Expected]) {
         let scale = f64::from(self.scale) * f64::from(row_scale);
         for (r, a) in self.a.chunks(x.len()).enumerate() {
             let mut low = Expected::default();

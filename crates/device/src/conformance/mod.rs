@@ -12,6 +12,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod attention;
+mod experts;
 mod invariance;
 mod linear;
 mod lora;
@@ -196,6 +197,8 @@ cases! {
     linear_with_awkward_activations: linear::awkward_activations;
     lora_over_mixed_slots: lora::mixed_slots;
     lora_leaves_other_rows_alone: lora::other_rows_unchanged;
+    routing: experts::routing;
+    layers_of_experts: experts::layers;
     rope: rope::tables_per_row;
     attention_over_ragged_batches: attention::ragged_batches;
     attention_over_long_contexts: attention::long_contexts;
@@ -203,6 +206,7 @@ cases! {
     sample: sampling::draws;
     logprobs: sampling::logprobs;
     linear_is_batch_invariant: invariance::linear_rows;
+    experts_are_batch_invariant: experts::rows_alone;
     attention_is_chunking_invariant: invariance::attention_chunks;
     model_is_batch_invariant: invariance::model;
     rms_norm_backward: training::rms_norm;
@@ -212,8 +216,11 @@ cases! {
     gathered_rows_backward: training::gathered_rows;
     frozen_layers_backward: training::frozen_layers;
     low_rank_updates_backward: training::low_rank_updates;
+    experts_backward: training::experts;
+    experts_dropout: training::experts_dropout;
     dropout: training::dropout;
     cross_entropy: training::cross_entropy;
     adamw: training::adamw;
     steps_rerun_with_new_contents: replay::new_contents;
+    routed_steps_rerun_with_new_contents: experts::new_contents;
 }

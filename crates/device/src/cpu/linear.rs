@@ -21,22 +21,22 @@ use crate::weight::Weight;
 use crate::{Tensor, WeightFormat};
 
 /// Bytes of activations that a task passes over for each panel: they should stay in the second-level cache.
-const ACTIVATION_BYTES: usize = 512 * 1024;
+pub(super) const ACTIVATION_BYTES: usize = 512 * 1024;
 /// A thread's smallest task is one part in so many of its share: a thread that was held up must not hold up the others.
 const SMALLEST_PART: usize = 10;
 
 /// Features of an update that are worth a task.
-const MIN_PIECE: usize = 512;
+pub(super) const MIN_PIECE: usize = 512;
 
 /// Updates that make enough tasks for a thread.
 const UPDATES_PER_THREAD: usize = 4;
 
 /// What is multiplied: the floats, and what they were quantised to where a weight is quantised.
 #[derive(Clone, Copy)]
-struct Operand {
-    x: *const f32,
-    cols: usize,
-    quantised: Activations,
+pub(super) struct Operand {
+    pub(super) x: *const f32,
+    pub(super) cols: usize,
+    pub(super) quantised: Activations,
 }
 
 /// One of the layers that share the input.
@@ -64,10 +64,10 @@ pub(crate) struct Linear {
 
 /// A piece of the base product.
 #[derive(Clone, Copy)]
-struct BaseTask {
-    target: usize,
-    rows: (usize, usize),
-    panels: (usize, usize),
+pub(super) struct BaseTask {
+    pub(super) target: usize,
+    pub(super) rows: (usize, usize),
+    pub(super) panels: (usize, usize),
 }
 
 // SAFETY: places in tensors that outlive the program's runs; tasks write disjoint parts.
@@ -121,7 +121,11 @@ pub(crate) fn lower(
     if is_quantised {
         let halves = |w: &&CpuWeight| with_block_format!(w.format, F => F::PARTS > 1, else false);
         let halves = weights.iter().any(halves);
-        program.push(Phase::Rows(Rows::new(RowOp::Quantise { x, len: cols, halves }, rows, cols)));
+        program.push(Phase::Rows(Rows::new(
+            RowOp::Quantise { x, len: cols, halves, experts: None },
+            rows,
+            cols,
+        )));
     }
     program.need(ScratchSize {
         blocks: if is_quantised { Activations::stored_blocks(rows, cols) } else { 0 },
@@ -247,7 +251,7 @@ impl Target {
 }
 
 /// Where a factor lies; null for none.
-fn place(factor: Option<&Tensor>) -> *const u8 {
+pub(super) fn place(factor: Option<&Tensor>) -> *const u8 {
     factor.and_then(|t| ptr::<u8>(t, "linear", "factor").ok()).map_or(std::ptr::null(), |p| p.0.cast_const())
 }
 
@@ -368,7 +372,16 @@ fn base_tasks(weights: &[&CpuWeight], rows: usize, cols: usize, num_threads: usi
 }
 
 /// Runs one task of the base product.
-unsafe fn multiply(isa: Isa, weight: &CpuWeight, operand: &Operand, task: &BaseTask, epilogue: Epilogue) {
+///
+/// # Safety
+/// Rows, panels and their extents exist; no two calls at once write the same.
+pub(super) unsafe fn multiply(
+    isa: Isa,
+    weight: &CpuWeight,
+    operand: &Operand,
+    task: &BaseTask,
+    epilogue: Epilogue,
+) {
     let BaseTask { rows, panels, .. } = *task;
     let Operand { x, cols, quantised } = *operand;
     let weights = weight.quants.ptr();

@@ -10,6 +10,7 @@ mod amx;
 mod attention;
 mod blocks;
 mod cache;
+mod experts;
 mod f32_gemm;
 mod gemm;
 mod grad;

@@ -9,12 +9,13 @@ use super::rows::{RopeInputs, RowOp, Rows};
 use super::sample::{SampleScratch, logprobs_row, sample_row};
 use super::simd::Simd;
 use super::team::Team;
-use super::{Cpu, cpu_weight, linear, paged, ptr, slice};
+use super::{Cpu, cpu_weight, experts, linear, paged, ptr, slice};
 use crate::Shape;
 use crate::error::{Result, invalid};
+use crate::experts::{ExpertTarget, Routing};
 use crate::grad::GradOps;
 use crate::lora::{LoraBatch, NULL_SLOT};
-use crate::ops::{LinearTarget, Ops, PagedAttention, RopeTables, StepMode};
+use crate::ops::{Combine, LinearTarget, Ops, PagedAttention, RopeTables, StepMode};
 use crate::sample::{LogprobRow, SampleRow, Sampled, TokenLogprobs};
 use crate::step::GraphKey;
 use crate::tensor::Tensor;
@@ -238,6 +239,39 @@ impl Ops for CpuOps {
             (ptr::<f32>(x, op, "x")?.0, ptr::<u32>(rows, op, "rows")?.0, ptr::<f32>(out, op, "out")?.0);
         // SAFETY: the trait's contract.
         unsafe { self.submit_rows(RowOp::Gather { x, indices, out, len, num_rows }, num_indices, len, &kept) }
+    }
+
+    unsafe fn route(&mut self, logits: &Tensor, routing: &Routing) -> Result<()> {
+        let mut program = Program::default();
+        experts::lower_route(&mut program, logits, routing)?;
+        // SAFETY: the trait's contract.
+        unsafe { self.submit(program) }
+    }
+
+    unsafe fn expert_linear(
+        &mut self,
+        x: &Tensor,
+        targets: &[ExpertTarget<'_>],
+        routing: &Routing,
+        lora: Option<&LoraBatch<'_>>,
+    ) -> Result<()> {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let lora = match lora {
+                Some(lora) if self.uses_adapters(lora)? => Some(lora),
+                _ => None,
+            };
+            let mut program = Program::default();
+            experts::lower(&mut program, x, targets, routing, lora)?;
+            self.submit(program)
+        }
+    }
+
+    unsafe fn combine(&mut self, args: Combine<'_>) -> Result<()> {
+        let mut program = Program::default();
+        experts::lower_combine(&mut program, &args)?;
+        // SAFETY: the trait's contract.
+        unsafe { self.submit(program) }
     }
 
     unsafe fn sample(&mut self, logits: &Tensor, rows: &[SampleRow]) -> Result<Vec<Sampled>> {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::activations::{Activations, BlockMeta, QuantBlock};
 use super::blocks::BLOCK;
+use super::experts::{ExpertLinear, RoutingPlaces};
 use super::linear::Linear;
 use super::paged::Attention;
 use super::rows::Rows;
@@ -26,6 +27,12 @@ pub(crate) enum Phase {
     Updates(Arc<Linear>),
     /// Attention to the cache.
     Attention(Attention),
+    /// Pairs of rows and experts, in order.
+    Places(RoutingPlaces),
+    /// As `Products`, of experts.
+    ExpertProducts(Arc<ExpertLinear>),
+    /// As `Updates`, of experts.
+    ExpertUpdates(Arc<ExpertLinear>),
 }
 // SAFETY: pointers are to tensors that outlive the program's runs (see `Program::keep`), and the tasks of a phase write
 // disjoint parts of them.
@@ -111,6 +118,8 @@ impl Program {
             self.push(match phase {
                 Phase::Products(linear) => Phase::Products(linear.renumbered(&renumbered)),
                 Phase::Updates(linear) => Phase::Updates(linear.renumbered(&renumbered)),
+                Phase::ExpertProducts(linear) => Phase::ExpertProducts(linear.renumbered(&renumbered)),
+                Phase::ExpertUpdates(linear) => Phase::ExpertUpdates(linear.renumbered(&renumbered)),
                 phase => phase,
             });
         }
@@ -144,7 +153,9 @@ impl Phase {
         match self {
             Phase::Rows(rows) => rows.is_small(),
             Phase::Updates(linear) => !linear.has_updates(env),
-            Phase::Products(_) | Phase::Attention(_) => false,
+            Phase::ExpertUpdates(linear) => !linear.has_updates(env),
+            Phase::Places(_) => true,
+            Phase::Products(_) | Phase::Attention(_) | Phase::ExpertProducts(_) => false,
         }
     }
 
@@ -156,6 +167,9 @@ impl Phase {
                 Phase::Products(linear) => linear.products(env, worker),
                 Phase::Updates(linear) => linear.updates(env, worker),
                 Phase::Attention(attention) => attention.run(env, worker),
+                Phase::Places(routing) => worker.each_of(1, |_| routing.place_pairs()),
+                Phase::ExpertProducts(linear) => linear.products(env, worker),
+                Phase::ExpertUpdates(linear) => linear.updates(env, worker),
             }
         }
     }

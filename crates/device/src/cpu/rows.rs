@@ -7,6 +7,7 @@ use super::activations::{BLOCK_BYTES, GROUP_BLOCKS, TILE_ROWS, quantise_row};
 use super::blocks::BLOCK;
 use super::cache::{Cache, KvF16, KvF32, WriteRow};
 use super::cpu_weight;
+use super::experts::{CombineRow, RoutingPlaces};
 use super::isa::Kernel;
 use super::program::Env;
 use super::rowwise::{RmsNorm, Rope, SiluMul};
@@ -41,10 +42,21 @@ pub(crate) enum RowOp {
     },
     /// [`crate::Ops::silu_mul`].
     SiluMul { gate: *const f32, up: *const f32, out: *mut f32, len: usize },
-    /// Quantises for the linear op that follows; `halves` as in [`quantise_row`].
-    Quantise { x: *const f32, len: usize, halves: bool },
+    /// Quantises for the linear op that follows; `halves` as in [`quantise_row`]. Rows for experts go to their experts' tiles.
+    Quantise { x: *const f32, len: usize, halves: bool, experts: Option<RoutingPlaces> },
     /// [`crate::Ops::gather_rows`].
     Gather { x: *const f32, indices: *const u32, out: *mut f32, len: usize, num_rows: usize },
+    /// [`crate::Ops::route`], but for the pairs' places.
+    Route { logits: *const f32, routing: RoutingPlaces },
+    /// [`crate::Ops::combine`].
+    Combine {
+        x: *const f32,
+        routing: RoutingPlaces,
+        weighted: bool,
+        residual: *const f32,
+        out: *mut f32,
+        len: usize,
+    },
     /// Copies bytes.
     Copy { from: *const u8, to: *mut u8, bytes: usize },
 }
@@ -101,7 +113,7 @@ impl Rows {
 
     /// Appends another phase's ops, if no row of it needs another row of this one; else gives it back.
     pub(crate) fn join(&mut self, other: Rows) -> Result<(), Rows> {
-        let is_local = |op: &RowOp| !matches!(op, RowOp::Gather { .. });
+        let is_local = |op: &RowOp| op.reads_rows_of_others().is_none();
         let takes_columns = |op: &RowOp| match op {
             RowOp::SiluMul { len, .. } | RowOp::Quantise { len, .. } => *len == self.len,
             _ => false,
@@ -167,6 +179,11 @@ impl Place {
         let end = |p: &Place| p.addr + rows * p.row_bytes;
         self == other || end(self) <= other.addr || end(other) <= self.addr
     }
+
+    /// Whether this single row overlaps none of the other's rows.
+    fn is_apart_from_all(&self, other: &Place, rows: usize) -> bool {
+        self.addr + self.row_bytes <= other.addr || other.addr + rows * other.row_bytes <= self.addr
+    }
 }
 
 impl RowOp {
@@ -189,10 +206,25 @@ impl RowOp {
                 ([Some(Place::of(gate, len)), Some(Place::of(up, len))], Some(Place::of(out, len)))
             }
             RowOp::Quantise { x, len, .. } => ([Some(Place::of(x, len)), None], None),
-            RowOp::Gather { x, out, len, .. } => ([Some(Place::of(x, len)), None], Some(Place::of(out, len))),
+            RowOp::Gather { out, len, .. } => ([None, None], Some(Place::of(out, len))),
+            RowOp::Route { logits, routing } => ([Some(Place::of(logits, routing.num_experts)), None], None),
+            RowOp::Combine { residual, out, len, .. } => {
+                ([Some(Place::of(residual, len)), None], Some(Place::of(out, len)))
+            }
             RowOp::Copy { from, to, bytes } => {
                 ([Some(Place::of(from, bytes)), None], Some(Place::of(to, bytes)))
             }
+        }
+    }
+
+    /// What is read at rows of which the op's own row says nothing: all of it, as the place of a single row.
+    fn reads_rows_of_others(&self) -> Option<Place> {
+        match *self {
+            RowOp::Gather { x, len, num_rows, .. } => Some(Place::of(x, num_rows * len)),
+            RowOp::Combine { x, routing, len, .. } => {
+                Some(Place::of(x, routing.num_rows * routing.top_k * len))
+            }
+            _ => None,
         }
     }
 
@@ -204,7 +236,9 @@ impl RowOp {
             (Some(a), Some(b)) => a.is_apart(&b, rows),
             _ => true,
         };
-        later_reads.into_iter().all(|read| apart(write, read))
+        let spares = |all: Place| later_write.is_none_or(|w| all.is_apart_from_all(&w, rows));
+        self.reads_rows_of_others().is_none_or(spares)
+            && later_reads.into_iter().all(|read| apart(write, read))
             && reads.into_iter().chain([write]).all(|place| apart(place, later_write))
     }
 
@@ -247,9 +281,9 @@ impl RowOp {
                     let (gate, up, out) = (gate.add(at), up.add(at), out.add(at));
                     isa.run(SiluMul { gate, up, out, len: end - first });
                 }
-                RowOp::Quantise { x, len, halves } => {
+                RowOp::Quantise { x, len, halves, experts } => {
                     let to = env.activations(len);
-                    let (quants, meta) = to.row(row);
+                    let (quants, meta) = to.row(experts.map_or(row, |routing| routing.tiled_row(row)));
                     let block = first / BLOCK;
                     isa.run(Quantise {
                         x: x.add(row * len + first),
@@ -264,6 +298,14 @@ impl RowOp {
                     if from < num_rows {
                         out.add(row * len).copy_from_nonoverlapping(x.add(from * len), len);
                     }
+                }
+                RowOp::Route { logits, routing } => routing.route_row(logits, row),
+                RowOp::Combine { x, routing, weighted, residual, out, len } => {
+                    let (places, weights) = routing.of_row(row);
+                    let weights = if weighted { weights } else { &[] };
+                    let residual =
+                        if residual.is_null() { residual } else { residual.wrapping_add(row * len) };
+                    isa.run(CombineRow { x, places, weights, residual, out: out.add(row * len), len });
                 }
                 RowOp::Copy { from, to, bytes } => {
                     to.add(row * bytes).copy_from_nonoverlapping(from.add(row * bytes), bytes);

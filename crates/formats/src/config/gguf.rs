@@ -2,7 +2,7 @@
 //!
 //! Keys are those of the GGUF specification, under the prefix of `general.architecture`.
 
-use super::{HiddenAct, ModelConfig, RopeScaling};
+use super::{ExpertsConfig, HiddenAct, ModelConfig, RopeScaling};
 use crate::convert::to_f32;
 use crate::error::{FormatError, Result, shorten};
 use crate::gguf::{GgufFile, Metadata};
@@ -18,12 +18,17 @@ impl ModelConfig {
     pub fn from_gguf(file: &GgufFile) -> Result<Self> {
         let name = file.architecture()?;
         let keys = ArchKeys { metadata: file.metadata(), arch: name };
-        let architecture = if name == "llama" { "LlamaForCausalLM".to_owned() } else { shorten(name) };
-        if let Some(experts) = keys.usize("expert_count")?
-            && experts > 0
-        {
-            return Err(keys.error("expert_count", "0 (a dense model)", experts));
-        }
+        let experts = match keys.usize("expert_count")? {
+            Some(num_experts) if num_experts > 0 => {
+                Some(ExpertsConfig { num_experts, num_experts_per_tok: keys.require("expert_used_count")? })
+            }
+            _ => None,
+        };
+        let architecture = match (name, experts) {
+            ("llama", None) => "LlamaForCausalLM".to_owned(),
+            ("llama", Some(_)) => "MixtralForCausalLM".to_owned(),
+            _ => shorten(name),
+        };
 
         let hidden_size = keys.require("embedding_length")?;
         let num_heads = keys.require("attention.head_count")?;
@@ -67,6 +72,7 @@ impl ModelConfig {
             bos_token_id: file.metadata().u32("tokenizer.ggml.bos_token_id")?,
             eos_token_ids: eos_token_ids(file.metadata())?,
             hidden_act: HiddenAct::Silu,
+            experts,
         };
         config.check(file.path())?;
         Ok(config)

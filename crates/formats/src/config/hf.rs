@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{HiddenAct, Keys, ModelConfig, RopeScaling, rope};
+use super::{ExpertsConfig, HiddenAct, Keys, ModelConfig, RopeScaling, rope};
 use crate::error::Result;
 use crate::model_files::MAX_CONFIG_BYTES;
 use crate::paths;
@@ -45,8 +45,8 @@ impl HfConfigFile {
 
 impl ModelConfig {
     /// Reads the content of a `config.json` (given as parsed JSON) and, if there is one, of a
-    /// `generation_config.json`. Keys that are absent take the defaults of transformers' `LlamaConfig`
-    /// or `MistralConfig`. `path` is for messages.
+    /// `generation_config.json`. Keys that are absent take the defaults of transformers' `LlamaConfig`,
+    /// `MistralConfig` or `MixtralConfig`. `path` is for messages.
     ///
     /// # Errors
     /// [`crate::FormatError::Key`] naming a key that is missing, out of bounds, or asks for what is not supported.
@@ -59,6 +59,7 @@ impl ModelConfig {
         let architecture = architecture(&keys)?;
         let is_mistral = keys.str("model_type")? == Some("mistral");
         let is_llama = keys.str("model_type")? == Some("llama");
+        let is_mixtral = keys.str("model_type")? == Some("mixtral");
         if keys.get("quantization_config").is_some() {
             let found = keys
                 .object("quantization_config")?
@@ -69,7 +70,7 @@ impl ModelConfig {
 
         let hidden_size = keys.require_usize("hidden_size")?;
         let num_heads = keys.require_usize("num_attention_heads")?;
-        let default_kv_heads = if is_mistral { 8 } else { num_heads };
+        let default_kv_heads = if is_mistral || is_mixtral { 8 } else { num_heads };
         let head_dim = match keys.usize("head_dim")? {
             Some(given) => given,
             None if num_heads > 0 && hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
@@ -80,10 +81,11 @@ impl ModelConfig {
         };
         let max_position_embeddings = match keys.usize("max_position_embeddings")? {
             Some(given) => given,
-            None if is_mistral => 131_072,
+            None if is_mistral || is_mixtral => 131_072,
             None => 2048,
         };
-        let (rope_theta, rope_scaling) = rope_of(&keys, max_position_embeddings)?;
+        let default_theta = if is_mixtral { 1e6 } else { 10_000.0 };
+        let (rope_theta, rope_scaling) = rope_of(&keys, max_position_embeddings, default_theta)?;
         let sliding_window = match keys.map().get("sliding_window") {
             None if is_mistral => Some(4096),
             _ => keys.usize("sliding_window")?,
@@ -111,12 +113,14 @@ impl ModelConfig {
             num_kv_heads: keys.usize("num_key_value_heads")?.unwrap_or(default_kv_heads),
             head_dim,
             vocab_size: keys.require_usize("vocab_size")?,
-            rms_norm_eps: keys.f64("rms_norm_eps")?.unwrap_or(1e-6),
+            rms_norm_eps: keys.f64("rms_norm_eps")?.unwrap_or(if is_mixtral { 1e-5 } else { 1e-6 }),
             rope_theta,
             rope_scaling,
             max_position_embeddings,
-            // The base class's default is true; both families here override it.
-            tie_word_embeddings: keys.bool("tie_word_embeddings")?.unwrap_or(!(is_llama || is_mistral)),
+            // The base class's default is true; the families here override it.
+            tie_word_embeddings: keys
+                .bool("tie_word_embeddings")?
+                .unwrap_or(!(is_llama || is_mistral || is_mixtral)),
             attention_bias: keys.bool("attention_bias")?.unwrap_or(false),
             mlp_bias: keys.bool("mlp_bias")?.unwrap_or(false),
             sliding_window: if keys.bool("use_sliding_window")? == Some(false) {
@@ -127,6 +131,7 @@ impl ModelConfig {
             bos_token_id: bos.first().copied(),
             eos_token_ids,
             hidden_act: hidden_act(&keys)?,
+            experts: if is_mixtral { Some(experts(&keys)?) } else { None },
         };
         config.check(path)?;
         Ok(config)
@@ -141,6 +146,7 @@ fn architecture(keys: &Keys<'_>) -> Result<String> {
     match keys.str("model_type")? {
         Some("llama") => Ok("LlamaForCausalLM".to_owned()),
         Some("mistral") => Ok("MistralForCausalLM".to_owned()),
+        Some("mixtral") => Ok("MixtralForCausalLM".to_owned()),
         Some(other) => Ok(crate::error::shorten(other)),
         None => Err(keys.error("architectures", "the name of an architecture", "nothing")),
     }
@@ -148,8 +154,7 @@ fn architecture(keys: &Keys<'_>) -> Result<String> {
 
 /// Base and scaling of the rotary frequencies, from `rope_parameters` (transformers 5) or `rope_theta` and
 /// `rope_scaling`.
-fn rope_of(keys: &Keys<'_>, max_position: usize) -> Result<(f64, RopeScaling)> {
-    const DEFAULT_THETA: f64 = 10_000.0;
+fn rope_of(keys: &Keys<'_>, max_position: usize, default_theta: f64) -> Result<(f64, RopeScaling)> {
     let partial = keys.f64("partial_rotary_factor")?.unwrap_or(1.0);
     if partial != 1.0 {
         return Err(keys.error("partial_rotary_factor", "1", partial));
@@ -160,7 +165,7 @@ fn rope_of(keys: &Keys<'_>, max_position: usize) -> Result<(f64, RopeScaling)> {
             Some(scaling) => rope::from_hf(&scaling, Some(max_position))?,
             None => RopeScaling::None,
         };
-        return Ok((outer_theta.unwrap_or(DEFAULT_THETA), scaling));
+        return Ok((outer_theta.unwrap_or(default_theta), scaling));
     };
     if let Some((kind, _)) = parameters.map().iter().find(|(_, v)| v.is_object()) {
         return Err(parameters.error(
@@ -169,8 +174,16 @@ fn rope_of(keys: &Keys<'_>, max_position: usize) -> Result<(f64, RopeScaling)> {
             "one for a kind of layer",
         ));
     }
-    let theta = parameters.f64("rope_theta")?.or(outer_theta).unwrap_or(DEFAULT_THETA);
+    let theta = parameters.f64("rope_theta")?.or(outer_theta).unwrap_or(default_theta);
     Ok((theta, rope::from_hf(&parameters, Some(max_position))?))
+}
+
+/// Those of `MixtralConfig`. What it says of training alone, the router's loss and noise, changes no answer.
+fn experts(keys: &Keys<'_>) -> Result<ExpertsConfig> {
+    Ok(ExpertsConfig {
+        num_experts: keys.usize("num_local_experts")?.unwrap_or(8),
+        num_experts_per_tok: keys.usize("num_experts_per_tok")?.unwrap_or(2),
+    })
 }
 
 fn hidden_act(keys: &Keys<'_>) -> Result<HiddenAct> {

@@ -34,6 +34,7 @@ pub(crate) mod bounds {
     pub(crate) const ROPE_THETA: f64 = 1e15;
     pub(crate) const ROPE_FACTOR: f64 = 1e6;
     pub(crate) const EOS_TOKENS: usize = 64;
+    pub(crate) const NUM_EXPERTS: usize = 1024;
 }
 
 /// The function between the two halves of a gated MLP.
@@ -47,6 +48,15 @@ pub enum HiddenAct {
     GeluTanh,
     /// `max(x, 0)`: `relu`.
     Relu,
+}
+
+/// Experts of a model whose MLP is a mixture of them, of `intermediate_size` each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct ExpertsConfig {
+    /// Experts of a block.
+    pub num_experts: usize,
+    /// How many of them a token goes to.
+    pub num_experts_per_tok: usize,
 }
 
 /// Shape and constants of a decoder.
@@ -93,6 +103,9 @@ pub struct ModelConfig {
     pub eos_token_ids: Vec<u32>,
     /// Activation of the MLP.
     pub hidden_act: HiddenAct,
+    /// Experts in the place of one MLP; digests of models without stay what they were.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub experts: Option<ExpertsConfig>,
 }
 
 impl ModelConfig {
@@ -138,6 +151,10 @@ impl ModelConfig {
         if let Some(window) = self.sliding_window {
             within("sliding_window", window, bounds::POSITIONS)?;
         }
+        if let Some(ExpertsConfig { num_experts, num_experts_per_tok }) = self.experts {
+            within("num_local_experts", num_experts, bounds::NUM_EXPERTS)?;
+            within("num_experts_per_tok", num_experts_per_tok, num_experts)?;
+        }
         if self.eos_token_ids.len() > bounds::EOS_TOKENS {
             let expected = format!("at most {} ids", bounds::EOS_TOKENS);
             return Err(FormatError::key(path, "eos_token_id", expected, self.eos_token_ids.len()));
@@ -151,6 +168,11 @@ impl ModelConfig {
             }
         }
         self.rope_scaling.check(path, self.head_dim)
+    }
+
+    /// MLPs that a token goes through in a block: one, or as many as it has experts.
+    pub fn mlps_per_token(&self) -> usize {
+        self.experts.map_or(1, |experts| experts.num_experts_per_tok)
     }
 
     /// Rows of the query projection: `num_heads * head_dim`.

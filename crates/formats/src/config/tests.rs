@@ -56,6 +56,70 @@ fn llama_31_is_read_whole() {
     );
 }
 
+/// The `config.json` of Mixtral-8x7B-v0.1.
+fn mixtral() -> Value {
+    json!({
+        "architectures": ["MixtralForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2,
+        "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336, "max_position_embeddings": 32768,
+        "model_type": "mixtral", "num_attention_heads": 32, "num_experts_per_tok": 2, "num_hidden_layers": 32,
+        "num_key_value_heads": 8, "num_local_experts": 8, "output_router_logits": false, "rms_norm_eps": 1e-05,
+        "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02, "router_jitter_noise": 0.0, "sliding_window": null,
+        "tie_word_embeddings": false, "torch_dtype": "bfloat16", "use_cache": true, "vocab_size": 32000
+    })
+}
+
+#[test]
+fn mixtral_is_read_whole_and_written_back() {
+    let config = read(&mixtral(), None).unwrap();
+    assert_eq!(config.architecture, "MixtralForCausalLM");
+    assert_eq!(config.experts, Some(ExpertsConfig { num_experts: 8, num_experts_per_tok: 2 }));
+    assert_eq!((config.mlps_per_token(), config.sliding_window, config.rope_theta), (2, None, 1e6));
+    // What is not said is `MixtralConfig`'s default.
+    let mut bare = mixtral();
+    for key in [
+        "architectures",
+        "num_experts_per_tok",
+        "num_local_experts",
+        "num_key_value_heads",
+        "rms_norm_eps",
+        "rope_theta",
+        "sliding_window",
+        "tie_word_embeddings",
+    ] {
+        bare = without(bare, key);
+    }
+    assert_eq!(read(&bare, None).unwrap(), config);
+    assert_eq!(
+        read(&without(bare, "max_position_embeddings"), None).unwrap().max_position_embeddings,
+        131_072
+    );
+    // Noise is for training.
+    assert_eq!(read(&with(mixtral(), "router_jitter_noise", json!(0.1)), None).unwrap(), config);
+
+    let path = Path::new("config.json");
+    let written = config.to_hf(path, StorageType::BF16).unwrap();
+    assert_eq!(ModelConfig::from_hf(path, &written, None).unwrap(), config);
+    assert!(matches!(written.get("num_local_experts"), Some(n) if *n == json!(8)));
+    let metadata = config.to_gguf(path).unwrap();
+    let number = |key: &str| metadata.iter().find(|(k, _)| k == key).map(|(_, v)| v.clone());
+    assert_eq!(number("llama.expert_count"), Some(crate::gguf::Value::U32(8)));
+    assert_eq!(number("llama.expert_used_count"), Some(crate::gguf::Value::U32(2)));
+    // A model without experts has the description, and the digest, that it had.
+    let dense = serde_json::to_value(read(&llama_31(), None).unwrap()).unwrap();
+    assert!(dense.get("experts").is_none());
+
+    for (key, value) in [
+        ("num_local_experts", json!(0)),
+        ("num_local_experts", json!(1 << 20)),
+        ("num_local_experts", json!(-8)),
+        ("num_experts_per_tok", json!(0)),
+        ("num_experts_per_tok", json!(9)),
+    ] {
+        let message = read(&with(mixtral(), key, value), None).unwrap_err().to_string();
+        assert!(message.contains(key), "{key}: {message}");
+    }
+}
+
 #[test]
 fn a_config_by_itself_tells_its_element_type() {
     let folder = tempfile::tempdir().unwrap();
@@ -329,6 +393,23 @@ mod from_gguf {
         assert_eq!((config.bos_token_id, config.eos_token_ids), (Some(1), vec![2, 5]));
         assert!(config.tie_word_embeddings);
         assert!(!read(&[], &[("output.weight", vec![0.0; 64])]).unwrap().tie_word_embeddings);
+        let experts = |count: u64, used: Option<u64>| {
+            let used = used.map(Value::U64);
+            read(&[("llama.expert_count", Some(Value::U64(count))), ("llama.expert_used_count", used)], &[])
+        };
+        let config = experts(8, Some(2)).unwrap();
+        assert_eq!(config.architecture, "MixtralForCausalLM");
+        assert_eq!(config.experts, Some(ExpertsConfig { num_experts: 8, num_experts_per_tok: 2 }));
+        assert_eq!(experts(0, None).unwrap().experts, None);
+        for (count, used, key) in [
+            (8, None, "llama.expert_used_count"),
+            (8, Some(9), "num_experts_per_tok"),
+            (8, Some(0), "num_experts_per_tok"),
+            (1 << 40, Some(2), "num_local_experts"),
+        ] {
+            let message = experts(count, used).unwrap_err().to_string();
+            assert!(message.contains(key), "{count}, {used:?}: {message}");
+        }
         let other = read(&[("general.architecture", Some(Value::String("llama2".into())))], &[]);
         assert!(other.unwrap_err().to_string().contains("llama2.embedding_length"));
     }
@@ -385,7 +466,6 @@ mod from_gguf {
             ("llama.attention.value_length", number(8)),
             ("llama.rope.dimension_count", number(8)),
             ("llama.vocab_size", number(11)),
-            ("llama.expert_count", number(8)),
             ("llama.attention.layer_norm_rms_epsilon", None),
             ("llama.attention.layer_norm_rms_epsilon", Some(Value::U32(1))),
             ("tokenizer.ggml.eos_token_id", Some(Value::F32(2.0))),

@@ -11,6 +11,7 @@ use crate::storage::StorageType;
 
 const LLAMA: &str = "LlamaForCausalLM";
 const MISTRAL: &str = "MistralForCausalLM";
+const MIXTRAL: &str = "MixtralForCausalLM";
 
 impl ModelConfig {
     /// As the `config.json` of a model whose weights are `storage`, with every key that transformers needs to build it.
@@ -30,6 +31,8 @@ impl ModelConfig {
                     "biases beside a sliding window in a config.json",
                 ));
             }
+            MIXTRAL if !self.attention_bias && !self.mlp_bias => (MIXTRAL, "mixtral"),
+            MIXTRAL => return Err(FormatError::unsupported(path, "biases of a Mixtral in a config.json")),
             other => {
                 let what = format!("a config.json for the architecture {other:?}");
                 return Err(FormatError::unsupported(path, what));
@@ -62,6 +65,11 @@ impl ModelConfig {
             map.insert("mlp_bias".to_owned(), json!(self.mlp_bias));
         } else {
             map.insert("sliding_window".to_owned(), json!(self.sliding_window));
+        }
+        if let Some(experts) = self.experts {
+            map.insert("num_local_experts".to_owned(), json!(experts.num_experts));
+            map.insert("num_experts_per_tok".to_owned(), json!(experts.num_experts_per_tok));
+            map.insert("output_router_logits".to_owned(), json!(false));
         }
         if let Some(id) = self.bos_token_id {
             map.insert("bos_token_id".to_owned(), json!(id));
@@ -123,7 +131,9 @@ impl ModelConfig {
     /// [`FormatError::Unsupported`] for what that architecture does not have.
     pub fn to_gguf(&self, path: &Path) -> Result<Vec<(String, gguf::Value)>> {
         use gguf::Value;
-        if ![LLAMA, MISTRAL].contains(&self.architecture.as_str()) || self.hidden_act != HiddenAct::Silu {
+        if ![LLAMA, MISTRAL, MIXTRAL].contains(&self.architecture.as_str())
+            || self.hidden_act != HiddenAct::Silu
+        {
             let what = format!("{} with {:?} in a GGUF file", self.architecture, self.hidden_act);
             return Err(FormatError::unsupported(path, what));
         }
@@ -145,6 +155,10 @@ impl ModelConfig {
         ];
         if let Some(window) = self.sliding_window {
             metadata.push(number("attention.sliding_window", window)?);
+        }
+        if let Some(experts) = self.experts {
+            metadata.push(number("expert_count", experts.num_experts)?);
+            metadata.push(number("expert_used_count", experts.num_experts_per_tok)?);
         }
         metadata.extend(self.rope_to_gguf(path)?);
         Ok(metadata)

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use crate::config::ModelConfig;
 use crate::error::{FormatError, Result, shorten};
-use crate::gguf::{GgufFile, HfName, hf_name};
+use crate::gguf::{GgufFile, HfName, MAX_TENSORS, expert_name, hf_name};
 use crate::source::{TensorInfo, TensorSource};
 
 /// In what order the rows of a tensor in a GGUF file stand.
@@ -76,6 +76,8 @@ impl RowOrder {
 struct Source {
     gguf_name: String,
     order: RowOrder,
+    /// Of a tensor that holds several of the model: the first row of this one.
+    first_row: usize,
 }
 
 /// The weights of a GGUF file of the `llama` architecture: Hugging Face names, shapes `[out, in]`, half-split rotary
@@ -106,6 +108,14 @@ impl GgufTensors {
         for info in file.tensors() {
             let name = match hf_name(&info.name) {
                 Some(HfName::Tensor(name)) => name,
+                Some(HfName::Experts { layer_idx, part }) => {
+                    placed.extend(of_experts(&file, info, (layer_idx, part), config)?);
+                    if placed.len() as u64 > MAX_TENSORS {
+                        let (what, actual) = ("number of experts' tensors", placed.len() as u64);
+                        return Err(FormatError::limit(file.path(), what, MAX_TENSORS, actual));
+                    }
+                    continue;
+                }
                 Some(HfName::RopeFactors | HfName::Derived) => continue,
                 None => {
                     return Err(FormatError::tensor(
@@ -145,9 +155,17 @@ impl GgufTensors {
                 }
             };
             let hf = TensorInfo { name, storage: info.storage, shape: info.shape.clone() };
-            placed.push((hf, Source { gguf_name: info.name.clone(), order }));
+            placed.push((hf, Source { gguf_name: info.name.clone(), order, first_row: 0 }));
         }
         placed.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
+        // Experts may be in one tensor or in one each, but not both.
+        for pair in placed.windows(2) {
+            if let [(a, of_a), (b, _)] = pair
+                && a.name == b.name
+            {
+                return Err(FormatError::tensor(file.path(), &of_a.gguf_name, "is there twice"));
+            }
+        }
         let (tensors, sources) = placed.into_iter().unzip();
         Ok(Self { file, tensors, sources })
     }
@@ -156,6 +174,31 @@ impl GgufTensors {
     pub fn file(&self) -> &GgufFile {
         &self.file
     }
+}
+
+/// The experts' parts of a tensor `[experts, out, in]`.
+fn of_experts(
+    file: &GgufFile,
+    info: &TensorInfo,
+    (layer_idx, part): (u32, &str),
+    config: &ModelConfig,
+) -> Result<Vec<(TensorInfo, Source)>> {
+    let num_experts = config.experts.map_or(0, |experts| experts.num_experts);
+    let &[found, out, input] = info.shape.as_slice() else {
+        let problem = format!("shape {:?}, expected [experts, out, in]", info.shape);
+        return Err(FormatError::tensor(file.path(), &info.name, problem));
+    };
+    if found != num_experts {
+        let problem = format!("{found} experts, but the configuration has {num_experts}");
+        return Err(FormatError::tensor(file.path(), &info.name, problem));
+    }
+    let of_expert = |expert: usize| {
+        let name = expert_name(layer_idx, expert, part);
+        let hf = TensorInfo { name, storage: info.storage, shape: vec![out, input] };
+        let first_row = expert * out;
+        (hf, Source { gguf_name: info.name.clone(), order: RowOrder::Same, first_row })
+    };
+    Ok((0..num_experts).map(of_expert).collect())
 }
 
 impl TensorSource for GgufTensors {
@@ -172,13 +215,19 @@ impl TensorSource for GgufTensors {
         let idx = self.tensors.binary_search_by(|t| t.name.as_str().cmp(name)).map_err(|_| missing())?;
         let info = self.tensors.get(idx).ok_or_else(missing)?;
         let source = self.sources.get(idx).ok_or_else(missing)?;
-        let RowOrder::InterleavedPairs { head_dim } = source.order else {
-            return self.file.read_rows(&source.gguf_name, rows);
-        };
         if rows.start > rows.end || rows.end > info.rows() {
             let problem = format!("rows {}..{} of {} asked for", rows.start, rows.end, info.rows());
             return Err(FormatError::tensor(self.path(), name, problem));
         }
+        let RowOrder::InterleavedPairs { head_dim } = source.order else {
+            if source.first_row == 0
+                && self.file.info(&source.gguf_name).is_none_or(|i| i.shape == info.shape)
+            {
+                return self.file.read_rows(&source.gguf_name, rows);
+            }
+            let of_file = source.first_row + rows.start..source.first_row + rows.end;
+            return self.file.read_flat_rows(&source.gguf_name, of_file);
+        };
         // Rows move only within a head, so the heads that the range touches are enough.
         let first = rows.start / head_dim * head_dim;
         let last = rows.end.next_multiple_of(head_dim).min(info.rows());

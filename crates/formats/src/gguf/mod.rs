@@ -27,7 +27,7 @@ use crate::storage::StorageType;
 use reader::HeadReader;
 
 pub use layout::{GgufTensors, RowOrder};
-pub use names::{HfName, gguf_name, hf_name};
+pub use names::{HfName, expert_name, gguf_experts_name, gguf_name, hf_name};
 pub use value::{Array, Metadata, Value};
 pub use write::{GgufTensor, file_type, requantize_file, write, write_streamed};
 
@@ -132,6 +132,27 @@ impl GgufFile {
     }
 }
 
+impl GgufFile {
+    /// Reads rows of tensor `name`, all dimensions but the innermost counting as rows.
+    fn read_flat_rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<u8>> {
+        let (info, span) = self.placed(name)?;
+        let row_numel = info.shape.last().copied().unwrap_or(1);
+        let flat = TensorInfo { shape: vec![info.numel() / row_numel.max(1), row_numel], ..info.clone() };
+        read_span_rows(&self.file, &flat, span, &rows)
+    }
+
+    /// A tensor and where it lies.
+    fn placed(&self, name: &str) -> Result<(&TensorInfo, ByteSpan)> {
+        let missing = || FormatError::MissingTensor {
+            path: self.path().to_owned(),
+            tensor: crate::error::shorten(name),
+        };
+        let idx = self.tensors.binary_search_by(|t| t.name.as_str().cmp(name)).map_err(|_| missing())?;
+        let info = self.tensors.get(idx).ok_or_else(missing)?;
+        Ok((info, *self.spans.get(idx).ok_or_else(missing)?))
+    }
+}
+
 impl TensorSource for GgufFile {
     fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
@@ -142,13 +163,7 @@ impl TensorSource for GgufFile {
     }
 
     fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<u8>> {
-        let missing = || FormatError::MissingTensor {
-            path: self.path().to_owned(),
-            tensor: crate::error::shorten(name),
-        };
-        let idx = self.tensors.binary_search_by(|t| t.name.as_str().cmp(name)).map_err(|_| missing())?;
-        let info = self.tensors.get(idx).ok_or_else(missing)?;
-        let span = *self.spans.get(idx).ok_or_else(missing)?;
+        let (info, span) = self.placed(name)?;
         read_span_rows(&self.file, info, span, &rows)
     }
 }

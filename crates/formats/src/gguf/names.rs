@@ -10,8 +10,36 @@ pub enum HfName {
     Tensor(String),
     /// `rope_freqs.weight`: the divisors of the rotary frequencies, `[head_dim / 2]`; part of the configuration.
     RopeFactors,
+    /// It is the same part of all experts of a block, `[experts, out, in]`: expert `e`'s is
+    /// [`expert_name`]`(layer_idx, e, part)`.
+    Experts {
+        /// Number of the block.
+        layer_idx: u32,
+        /// `w1`, `w2` or `w3`.
+        part: &'static str,
+    },
     /// A table that can be computed (`blk.N.attn_rot_embd.weight`), left out as other readers do.
     Derived,
+}
+
+/// Parts of experts in GGUF's naming and in Hugging Face's.
+const EXPERT_PARTS: [(&str, &str); 3] = [("ffn_gate", "w1"), ("ffn_down", "w2"), ("ffn_up", "w3")];
+
+/// The Hugging Face name of an expert's weight; `part` is `w1`, `w2` or `w3`.
+pub fn expert_name(layer_idx: u32, expert: usize, part: &str) -> String {
+    format!("model.layers.{layer_idx}.block_sparse_moe.experts.{expert}.{part}.weight")
+}
+
+/// The GGUF name of the tensor that has the same part of all experts of a block, for one of them, the expert and the
+/// Hugging Face name `name`; `None` for the name of another tensor.
+pub fn gguf_experts_name(name: &str) -> Option<(String, usize)> {
+    let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    let (expert, part) =
+        rest.strip_prefix("block_sparse_moe.experts.")?.strip_suffix(".weight")?.split_once('.')?;
+    let (layer_idx, expert) = (layer.parse::<u32>().ok()?, expert.parse::<usize>().ok()?);
+    let (gguf, _) = EXPERT_PARTS.iter().find(|(_, hf)| *hf == part)?;
+    (expert_name(layer_idx, expert, part) == name)
+        .then(|| (format!("blk.{layer_idx}.{gguf}_exps.weight"), expert))
 }
 
 /// The Hugging Face name of the Llama-family tensor `gguf_name`; `None` if the family has no such tensor.
@@ -33,7 +61,21 @@ pub fn hf_name(gguf_name: &str) -> Option<HfName> {
         return None;
     }
     let (part, parameter) = rest.rsplit_once('.')?;
+    if parameter == "weight" {
+        // All experts in one tensor, or, in older files, one tensor each.
+        let of_all = EXPERT_PARTS.iter().find(|(gguf, _)| part.strip_suffix("_exps") == Some(gguf));
+        if let Some(&(_, part)) = of_all {
+            return Some(HfName::Experts { layer_idx, part });
+        }
+        if let Some((part, expert)) = part.split_once('.') {
+            let (_, part) = EXPERT_PARTS.iter().find(|(gguf, _)| *gguf == part)?;
+            let expert_idx: usize = expert.parse().ok()?;
+            let is_plain = expert_idx.to_string() == expert;
+            return is_plain.then(|| HfName::Tensor(expert_name(layer_idx, expert_idx, part)));
+        }
+    }
     let module = match (part, parameter) {
+        ("ffn_gate_inp", "weight") => "block_sparse_moe.gate",
         ("attn_rot_embd", "weight") => return Some(HfName::Derived),
         ("attn_norm", "weight") => "input_layernorm",
         ("ffn_norm", "weight") => "post_attention_layernorm",
@@ -69,6 +111,7 @@ pub fn gguf_name(name: &str) -> Option<String> {
         "self_attn.k_proj" => "attn_k",
         "self_attn.v_proj" => "attn_v",
         "self_attn.o_proj" => "attn_output",
+        "block_sparse_moe.gate" => "ffn_gate_inp",
         "mlp.gate_proj" => "ffn_gate",
         "mlp.up_proj" => "ffn_up",
         "mlp.down_proj" => "ffn_down",
@@ -129,6 +172,36 @@ mod tests {
     }
 
     #[test]
+    fn names_of_experts() {
+        let of_all = |part| Some(HfName::Experts { layer_idx: 3, part });
+        assert_eq!(hf_name("blk.3.ffn_gate_exps.weight"), of_all("w1"));
+        assert_eq!(hf_name("blk.3.ffn_down_exps.weight"), of_all("w2"));
+        assert_eq!(hf_name("blk.3.ffn_up_exps.weight"), of_all("w3"));
+        for (gguf, hf) in [
+            ("blk.3.ffn_gate_inp.weight", "model.layers.3.block_sparse_moe.gate.weight"),
+            ("blk.3.ffn_gate.7.weight", "model.layers.3.block_sparse_moe.experts.7.w1.weight"),
+            ("blk.3.ffn_down.0.weight", "model.layers.3.block_sparse_moe.experts.0.w2.weight"),
+            ("blk.3.ffn_up.12.weight", "model.layers.3.block_sparse_moe.experts.12.w3.weight"),
+        ] {
+            assert_eq!(hf_name(gguf), Some(HfName::Tensor(hf.to_owned())));
+        }
+        let gate = "model.layers.3.block_sparse_moe.gate.weight";
+        assert_eq!(gguf_name(gate).as_deref(), Some("blk.3.ffn_gate_inp.weight"));
+        assert_eq!(gguf_experts_name(gate), None);
+        let up = expert_name(3, 12, "w3");
+        assert_eq!(gguf_experts_name(&up), Some(("blk.3.ffn_up_exps.weight".to_owned(), 12)));
+        assert_eq!(gguf_name(&up), None);
+        for name in [
+            "model.layers.03.block_sparse_moe.experts.1.w3.weight",
+            "model.layers.3.block_sparse_moe.experts.01.w3.weight",
+            "model.layers.3.block_sparse_moe.experts.1.w4.weight",
+            "model.layers.3.block_sparse_moe.experts.1.w3.bias",
+        ] {
+            assert_eq!(gguf_experts_name(name), None, "{name}");
+        }
+    }
+
+    #[test]
     fn other_names_are_not_guessed() {
         for name in [
             "",
@@ -142,7 +215,13 @@ mod tests {
             "blk.-1.attn_q.weight",
             "blk.99999999999.attn_q.weight",
             "blk.0.attn_norm.bias",
-            "blk.0.ffn_gate_exps.weight",
+            "blk.0.ffn_gate_exps.bias",
+            "blk.0.ffn_gate_shexp.weight",
+            "blk.0.attn_q_exps.weight",
+            "blk.0.ffn_gate.01.weight",
+            "blk.0.ffn_gate.1.bias",
+            "blk.0.attn_q.1.weight",
+            "blk.0.ffn_gate_inp.bias",
             "blk.0.attn_q.weight.extra",
             "output.bias",
         ] {

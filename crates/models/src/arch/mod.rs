@@ -1,6 +1,7 @@
 //! The architectures, one file each.
 
 mod llama;
+mod mixtral;
 
 use std::sync::Arc;
 
@@ -16,7 +17,8 @@ use crate::source::FileWeights;
 pub(crate) type Load = fn(Loader<'_>, ModelConfig) -> Result<Arc<dyn Decoder>>;
 
 /// Names that configurations use, and what loads them.
-const ARCHITECTURES: &[(&[&str], Load)] = &[(&["LlamaForCausalLM", "MistralForCausalLM"], llama::load)];
+const ARCHITECTURES: &[(&[&str], Load)] =
+    &[(&["LlamaForCausalLM", "MistralForCausalLM"], llama::load), (&["MixtralForCausalLM"], mixtral::load)];
 
 /// Loads a model onto the context's device.
 ///

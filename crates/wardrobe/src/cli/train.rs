@@ -73,8 +73,9 @@ struct LoraArgs {
     /// Part of a module's input that is left out of its update while training
     #[arg(long, value_name = "P", default_value_t = 0.0)]
     dropout: f32,
-    /// Modules, such as q_proj,v_proj; all-linear takes all but the head
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "all-linear")]
+    /// Modules, such as q_proj,v_proj; all-linear takes all but the head [default: all-linear; of a model with experts,
+    /// attention's alone]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     target_modules: Vec<String>,
     /// Scale by alpha / sqrt(rank)
     #[arg(long)]

@@ -29,6 +29,7 @@ const DEFAULT_RANK: u32 = 16;
 const MAX_RANK: u32 = 256;
 const MAX_BATCH_SIZE: u32 = 1024;
 const MAX_EPOCHS: u32 = 100;
+const ALL_LINEAR: &str = "all-linear";
 /// Errors of a file that are told.
 const MAX_PROBLEMS: usize = 50;
 const ADAPTER_DIR: &str = "adapter";
@@ -80,7 +81,7 @@ impl ModelFineTuner {
                 alpha: resolved.lora_alpha,
                 dropout: resolved.lora_dropout as f32,
                 target_modules: if resolved.lora_target_modules.is_empty() {
-                    LoraConfig::default().target_modules
+                    vec![ALL_LINEAR.to_owned()]
                 } else {
                     resolved.lora_target_modules.clone()
                 },
@@ -286,9 +287,12 @@ impl FineTuner for ModelFineTuner {
             lora_rank,
             lora_alpha: h.lora_alpha.or(2.0 * f64::from(lora_rank)),
             lora_dropout: h.lora_dropout.or(0.0),
-            lora_target_modules: match h.lora_target_modules.as_ref().value() {
-                Some(names) if *names != ["all-linear"] => names.clone(),
-                _ => Vec::new(),
+            lora_target_modules: {
+                let given = h.lora_target_modules.as_ref().value().cloned();
+                let names =
+                    given.unwrap_or_else(|| wardrobe_models::default_target_modules(self.model.config()));
+                // All of them are told by none.
+                if names == [ALL_LINEAR] { Vec::new() } else { names }
             },
             train_on_inputs: h.train_on_inputs,
             packing: h.packing.or(true),

@@ -1,8 +1,11 @@
 //! A merged model as a GGUF file.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use wardrobe_formats::gguf::{self, Array, GgufTensor, RowOrder, Value, file_type, gguf_name};
+use wardrobe_formats::gguf::{
+    self, Array, GgufTensor, RowOrder, Value, file_type, gguf_experts_name, gguf_name,
+};
 use wardrobe_formats::{FormatError, ModelConfig, RopeScaling, Staging, StorageType, convert};
 use wardrobe_models::{MergedTensors, RopeSpec};
 use wardrobe_text::{GgufVocab, TokenizerConfig};
@@ -25,12 +28,21 @@ pub(super) fn write(
 ) -> Result<MergeReport> {
     let path = source.files.path();
     let mut notes = Vec::new();
-    let mut items = Vec::new();
-    let mut described = Vec::new();
+    let mut items: Vec<Vec<Item<'_>>> = Vec::new();
+    let mut described: Vec<GgufTensor> = Vec::new();
+    let mut experts = Experts::default();
     for tensor in merged.tensors() {
         let name = &tensor.info.name;
         // Tables that are computed.
         if name.ends_with("rotary_emb.inv_freq") {
+            continue;
+        }
+        if let Some((gguf_name, expert)) = gguf_experts_name(name) {
+            let storage = storage(source, tensor, options, &mut notes)?;
+            experts
+                .entry(gguf_name)
+                .or_default()
+                .insert(expert, Item { tensor, storage, order: RowOrder::Same });
             continue;
         }
         let gguf_name = gguf_name(name).ok_or_else(|| {
@@ -40,7 +52,11 @@ pub(super) fn write(
         let storage = storage(source, tensor, options, &mut notes)?;
         let shape = tensor.info.shape.clone();
         described.push(GgufTensor { name: gguf_name, storage, shape });
-        items.push(Item { tensor, storage, order: RowOrder::of(name, source.config.head_dim) });
+        items.push(vec![Item { tensor, storage, order: RowOrder::of(name, source.config.head_dim) }]);
+    }
+    for (name, of_experts) in experts {
+        described.push(stacked(path, &name, &of_experts)?);
+        items.push(of_experts.into_values().collect());
     }
     let config = gguf_config(&source.config);
     let factors = match &config.rope_scaling {
@@ -52,7 +68,8 @@ pub(super) fn write(
         _ => Vec::new(),
     };
     let metadata = metadata(source, &config, options, &mut notes)?;
-    let size_bytes = items.iter().map(Item::size_bytes).fold(factors.len() as u64, u64::saturating_add);
+    let size_bytes =
+        items.iter().flatten().map(Item::size_bytes).fold(factors.len() as u64, u64::saturating_add);
     // Vocabularies take some tens of bytes a token.
     check_space(output, size_bytes.saturating_add(128 * source.config.vocab_size as u64))?;
 
@@ -60,14 +77,35 @@ pub(super) fn write(
     let mut writing = Writing::new(merged, progress);
     writing.start(size_bytes);
     gguf::write_streamed(staging.path(), &metadata, &described, |idx, sink| match items.get(idx) {
-        Some(item) => writing.put(item, sink),
+        Some(items) => items.iter().try_for_each(|item| writing.put(item, sink)),
         None => sink.put(&factors),
     })?;
     staging.publish()?;
     Ok(writing.report(MergeFormat::Gguf, described.len(), size_bytes, notes))
 }
 
-/// How a tensor is stored: vectors in f32, as llama.cpp computes with them.
+/// The experts' parts of tensors that have the same of all experts, by the tensor's name.
+type Experts<'a> = BTreeMap<String, BTreeMap<usize, Item<'a>>>;
+
+/// The tensor `[experts, out, in]` of these.
+fn stacked(path: &Path, name: &str, of_experts: &BTreeMap<usize, Item<'_>>) -> Result<GgufTensor> {
+    let fail = |problem: &str| {
+        let (tensor, problem) = (name.to_owned(), problem.to_owned());
+        Err(FormatError::Tensor { path: path.to_owned(), tensor, problem }.into())
+    };
+    let Some(first) = of_experts.values().next() else { return fail("has no experts") };
+    if !of_experts.keys().copied().eq(0..of_experts.len()) {
+        return fail("some of its experts are missing");
+    }
+    let (storage, shape) = (first.storage, &first.tensor.info.shape);
+    if of_experts.values().any(|item| item.storage != storage || item.tensor.info.shape != *shape) {
+        return fail("its experts are of different types or shapes; --dtype gives them one type");
+    }
+    let shape = std::iter::once(of_experts.len()).chain(shape.iter().copied()).collect();
+    Ok(GgufTensor { name: name.to_owned(), storage, shape })
+}
+
+/// How a tensor is stored: vectors and routers in f32, as llama.cpp computes with them.
 fn storage(
     source: &Source<'_>,
     tensor: &wardrobe_models::MergedTensor,
@@ -82,7 +120,7 @@ fn storage(
         }
         .into());
     }
-    let is_matrix = info.shape.len() > 1;
+    let is_matrix = info.shape.len() > 1 && !info.name.ends_with(".block_sparse_moe.gate.weight");
     let is_gguf = source.files.gguf_metadata().is_some();
     let wanted = match options.dtype.storage() {
         None if is_gguf => return Ok(info.storage),

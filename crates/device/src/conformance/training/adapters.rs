@@ -13,17 +13,17 @@ use crate::{
 };
 
 /// A layer in training.
-struct Trained {
+pub(super) struct Trained {
     /// Weight, A `[rank, in]`, B `[out, rank]`, magnitudes, output scale, bias.
-    host: [Vec<f32>; 6],
-    module: TrainedModule,
-    weight: crate::Weight,
+    pub(super) host: [Vec<f32>; 6],
+    pub(super) module: TrainedModule,
+    pub(super) weight: crate::Weight,
     bias: Tensor,
     table: Arc<LoraTable>,
 }
 
 impl Trained {
-    fn new(ctx: &mut Ctx, random: &mut Random, [cols, out, rank]: [usize; 3], dora: bool) -> Self {
+    pub(super) fn new(ctx: &mut Ctx, random: &mut Random, [cols, out, rank]: [usize; 3], dora: bool) -> Self {
         let weight = HostWeight::random(random, WeightFormat::F32, out, cols);
         let loaded = weight.load(ctx);
         let (a, b) = (random.normals(rank * cols), random.normals(out * rank));

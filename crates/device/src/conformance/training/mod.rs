@@ -3,12 +3,14 @@
 
 mod adapters;
 mod attention;
+mod experts;
 mod layers;
 mod optimizer;
 mod rows;
 
 pub(super) use self::adapters::{dropout, low_rank_updates};
 pub(super) use self::attention::attention;
+pub(super) use self::experts::{experts, experts_dropout};
 pub(super) use self::layers::frozen_layers;
 pub(super) use self::optimizer::adamw;
 pub(super) use self::rows::{cross_entropy, gathered_rows, rms_norm, rope, silu_mul};

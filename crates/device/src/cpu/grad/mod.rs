@@ -6,6 +6,7 @@ mod adapters;
 mod attention;
 mod dropout;
 mod elements;
+mod experts;
 mod layers;
 mod optimizer;
 mod rows;
@@ -17,7 +18,10 @@ pub(super) use self::layers::update_norms;
 use super::ops::CpuOps;
 use super::{Cpu, SendPtr, ptr};
 use crate::error::Result;
-use crate::grad::{AdamW, AttentionBackward, DoraBackward, DropoutArgs, GradOps, TrainedModule};
+use crate::experts::Routing;
+use crate::grad::{
+    AdamW, AttentionBackward, CombineBackward, DoraBackward, DropoutArgs, GradOps, TrainedModule,
+};
 use crate::ops::RopeTables;
 use crate::step::Step;
 use crate::tensor::Tensor;
@@ -121,6 +125,21 @@ impl GradOps for CpuOps {
     unsafe fn gather_rows_backward(&mut self, d_out: &Tensor, rows: &Tensor, d_x: &Tensor) -> Result<()> {
         // SAFETY: the caller's.
         unsafe { rows::gather_rows_backward(d_out, rows, d_x) }
+    }
+
+    unsafe fn route_backward(
+        &mut self,
+        routing: &Routing,
+        d_weights: &Tensor,
+        d_logits: &Tensor,
+    ) -> Result<()> {
+        // SAFETY: the caller's.
+        unsafe { experts::route_backward(&self.cpu, routing, d_weights, d_logits) }
+    }
+
+    unsafe fn combine_backward(&mut self, args: CombineBackward<'_>) -> Result<()> {
+        // SAFETY: the caller's.
+        unsafe { experts::combine_backward(&self.cpu, &args) }
     }
 
     unsafe fn add_scaled(&mut self, from: &Tensor, factor: f32, to: &Tensor) -> Result<()> {
