@@ -62,11 +62,13 @@
 pub mod bench;
 mod candle;
 mod device;
+pub mod distill;
 mod dummy;
 mod error;
 mod fine_tuning;
 mod generator;
 pub mod gpu_check;
+mod input;
 pub mod label;
 mod memory;
 mod merge;
