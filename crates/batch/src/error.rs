@@ -25,13 +25,13 @@ pub enum BatchError {
         path: PathBuf,
     },
     /// Another process holds the database's lock.
-    #[error("the job database {} is locked by another process", path.display())]
+    #[error("the database {} is locked by another process", path.display())]
     Locked {
         /// The database.
         path: PathBuf,
     },
     /// The database was written by a later version.
-    #[error("the job database {} has schema {found}; this version knows up to {known}", path.display())]
+    #[error("the database {} has schema {found}; this version knows up to {known}", path.display())]
     TooNew {
         /// The database.
         path: PathBuf,
@@ -41,7 +41,7 @@ pub enum BatchError {
         known: i64,
     },
     /// The database is damaged or no database.
-    #[error("the job database {} is damaged or no database: {reason}", path.display())]
+    #[error("the database {} is damaged or no database: {reason}", path.display())]
     Corrupt {
         /// The database.
         path: PathBuf,
@@ -55,7 +55,7 @@ pub enum BatchError {
         path: PathBuf,
     },
     /// SQLite refused something else.
-    #[error("the job database: {reason}")]
+    #[error("the database: {reason}")]
     Database {
         /// SQLite's reason.
         reason: String,

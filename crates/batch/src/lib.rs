@@ -1,5 +1,5 @@
-//! Jobs that outlive the process that was asked for them: uploaded files, fine-tuning jobs, and what runs them; and in
-//! [`records`], records that are answered one by one into a file.
+//! Jobs that outlive the process that was asked for them: uploaded files, fine-tuning jobs, and what runs them; in
+//! [`records`], records that are answered one by one into a file, and in [`answers`] what models said, kept.
 //!
 //! Purpose: keep files and jobs in one folder, run the jobs one after the other through a [`FineTuner`], and tell how
 //! they are doing. It knows neither models nor HTTP.
@@ -13,6 +13,7 @@
 //! It deliberately does not read training data or decide on hyperparameters: the [`FineTuner`] does.
 #![forbid(unsafe_code)]
 
+pub mod answers;
 mod archive;
 mod batches;
 mod clock;

@@ -1,5 +1,7 @@
 //! Text in Llama 2's turns, as conversations: `<s>[INST] <<SYS>>…<</SYS>> question [/INST] answer </s><s>[INST] …`.
 
+use wardrobe_text::{Message, MessageContent};
+
 use crate::error::Fault;
 use crate::record::{Conversation, MAX_MESSAGES, Turn};
 
@@ -55,6 +57,49 @@ pub fn turns(key: &str, text: &str) -> Result<Conversation, Fault> {
     Ok(Conversation { messages, tools: None })
 }
 
+/// A conversation as such a text; what [`turns`] reads from it is the conversation, with white space at the ends of texts
+/// taken off.
+///
+/// # Errors
+/// It cannot be written so: it does not go in turns, a role has no place there, or a text has a mark of its own.
+pub fn text(messages: &[Message]) -> Result<String, String> {
+    let mut text = String::new();
+    let mut system = None;
+    let mut is_asked = false;
+    for (idx, message) in messages.iter().enumerate() {
+        let said = match &message.content {
+            MessageContent::Text(said) => said.trim(),
+            _ => return Err(format!("message {idx} is no text")),
+        };
+        match (message.role.as_str(), is_asked) {
+            ("system" | "developer", false) if system.is_none() => system = Some(said),
+            ("user", false) => {
+                text.push_str("<s>[INST] ");
+                if let Some(system) = system.take() {
+                    text.push_str(&format!("{SYSTEM_OPEN}\n{system}\n{SYSTEM_CLOSE}\n\n"));
+                }
+                text.push_str(&format!("{said} {CLOSE}"));
+                is_asked = true;
+            }
+            ("assistant", true) => {
+                text.push_str(&format!(" {said} </s>"));
+                is_asked = false;
+            }
+            (role, _) => return Err(format!("message {idx}, of {role:?}, has no place in {OPEN} turns")),
+        }
+    }
+    let read = turns("text", &text).map_err(|fault| fault.message)?.messages;
+    let is_same = |(turn, message): (&Turn, &Message)| {
+        let role = if message.role == "developer" { "system" } else { &message.role };
+        let is_text = matches!(&message.content, MessageContent::Text(said) if said.trim() == turn.content());
+        turn.message.role == role && is_text
+    };
+    match read.len() == messages.len() && read.iter().zip(messages).all(is_same) {
+        true => Ok(text),
+        false => Err(format!("a text has a mark of {OPEN} turns in it, or is empty")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,6 +129,41 @@ mod tests {
         );
         assert_eq!(flat("[INST] a [/INST] b"), [turn("user", "a"), turn("assistant", "b")]);
         assert_eq!(flat("[INST] a [/INST]"), [turn("user", "a")]);
+    }
+
+    #[test]
+    fn conversations_are_written_as_they_are_read() {
+        let chat = |turns: &[(&str, &str)]| {
+            turns.iter().map(|(role, text)| Message::text(*role, *text)).collect::<Vec<_>>()
+        };
+        let messages = chat(&[
+            ("system", "Be brief."),
+            ("user", "Hi"),
+            ("assistant", " Hello.\n"),
+            ("user", "é?"),
+            ("assistant", "ü!"),
+        ]);
+        let written = text(&messages).unwrap();
+        let expected =
+            "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST] Hello. </s><s>[INST] é? [/INST] ü! </s>";
+        assert_eq!(written, expected);
+        let read = flat(&written);
+        assert_eq!(
+            (read.len(), &read[2], &read[4]),
+            (5, &turn("assistant", "Hello."), &turn("assistant", "ü!"))
+        );
+        for turns in [
+            &[("user", "a [/INST] b"), ("assistant", "x")][..],
+            &[("user", "a"), ("assistant", "x [INST] y")],
+            &[("user", "<<SYS>> a <</SYS>> b"), ("assistant", "x")],
+            &[("user", "a"), ("assistant", "x </s>")],
+            &[("user", "a"), ("assistant", " ")],
+            &[("user", "a"), ("user", "b")],
+            &[("assistant", "b")],
+            &[("user", "a"), ("assistant", "b"), ("tool", "c")],
+        ] {
+            assert!(text(&chat(turns)).is_err(), "{turns:?}");
+        }
     }
 
     #[test]

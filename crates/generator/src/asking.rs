@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::error::AskError;
 use crate::question::{Answer, Question};
-use crate::retry::{RetryPolicy, wait_unless};
+use crate::retry::{RetryPolicy, Tries, wait_unless};
 use crate::{Generator, Stopped};
 
 /// The most questions at once: a thread each.
@@ -102,18 +102,21 @@ fn work<T>(
     loop {
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Job { key, who, question, salt }) = job else { return };
-        let answered = ask(who, &question, retry.start(salt), stopped);
+        let answered = ask_patiently(who, &question, retry.start(salt), stopped);
         if to_caller.send((key, answered)).is_err() {
             return;
         }
     }
 }
 
-/// Asks until there is an answer or patience ends.
-fn ask(
+/// Asks one question until there is an answer or patience ends; a panic of who is asked is an error of this question.
+///
+/// # Errors
+/// [`AskError`], but never [`AskError::Again`]: out of patience is [`AskError::Fatal`].
+pub fn ask_patiently(
     who: &dyn Generator,
     question: &Question,
-    mut tries: crate::retry::Tries,
+    mut tries: Tries,
     stopped: &Stopped<'_>,
 ) -> Result<Answer, AskError> {
     loop {

@@ -2,8 +2,8 @@
 //!
 //! A [`Generator`] takes a [`Question`] and gives an [`Answer`]; what went wrong is sorted by what follows from it
 //! ([`AskError`]). Labels, distillation and evaluation are written over it and do not know who answers. [`Endpoint`] asks
-//! any OpenAI-compatible server; engines and other runtimes implement the trait where they are known. [`ask_all`] asks
-//! many questions at once, patiently.
+//! any OpenAI-compatible server; engines and other runtimes implement the trait where they are known. [`ask_patiently`] asks
+//! one question, [`ask_all`] many at once.
 //!
 //! A generator that can tell how likely a text is, is a [`Scorer`] as well: perplexity and multiple choice need that.
 //!
@@ -16,12 +16,12 @@ mod error;
 mod question;
 mod retry;
 
-pub use asking::{AskAll, ask_all};
+pub use asking::{AskAll, ask_all, ask_patiently};
 pub use endpoint::{Endpoint, EndpointOptions, is_on_this_machine};
 pub use error::{AskError, EndpointError};
 pub use question::{Answer, FINISH_LENGTH, FINISH_STOP, Held, Prompt, Question, TokenScore, Usage};
 pub use retry::{RetryPolicy, Tries, wait_unless};
-pub use wardrobe_text::Message;
+pub use wardrobe_text::{Message, MessageContent};
 
 /// Whether a run stops, so that an answer under way is no longer needed.
 pub type Stopped<'a> = dyn Fn() -> bool + Sync + 'a;

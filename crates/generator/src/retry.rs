@@ -9,7 +9,7 @@ pub struct RetryPolicy {
     pub first_wait: Duration,
     /// The longest time between two tries, unless the other side asks for more.
     pub max_wait: Duration,
-    /// How long a question is asked again before the run ends.
+    /// How long a question is asked again, from its first failure on, before the run ends.
     pub patience: Duration,
 }
 
@@ -27,17 +27,18 @@ impl Default for RetryPolicy {
 #[derive(Debug)]
 pub struct Tries {
     policy: RetryPolicy,
-    started: Instant,
+    /// When the first try failed: one that took long before it did has used up no patience.
+    first_failed: Option<Instant>,
     wait: Duration,
     salt: u64,
     num: u32,
 }
 
 impl RetryPolicy {
-    /// The first try begins now. Questions with other salts wait other times, so that what failed together does not come
+    /// The first try is about to begin. Questions with other salts wait other times, so that what failed together does not come
     /// again together.
     pub fn start(self, salt: u64) -> Tries {
-        Tries { policy: self, started: Instant::now(), wait: self.first_wait, salt, num: 1 }
+        Tries { policy: self, first_failed: None, wait: self.first_wait, salt, num: 1 }
     }
 }
 
@@ -50,7 +51,7 @@ impl Tries {
     /// How long to wait before the next try, `after` at least; `None` once patience is at its end.
     pub fn next_wait(&mut self, after: Option<Duration>) -> Option<Duration> {
         let RetryPolicy { max_wait, patience, .. } = self.policy;
-        if self.started.elapsed() >= patience {
+        if self.first_failed.get_or_insert_with(Instant::now).elapsed() >= patience {
             return None;
         }
         let wait = spread(self.wait, self.salt).max(after.unwrap_or_default()).min(patience);
@@ -101,6 +102,17 @@ mod tests {
             assert!((ms(50)..=ms(100)).contains(&wait), "{wait:?}");
         }
         assert_eq!(RetryPolicy { patience: Duration::ZERO, ..policy }.start(0).next_wait(None), None);
+    }
+
+    #[test]
+    fn patience_begins_with_the_first_failure() {
+        let ms = Duration::from_millis;
+        let mut tries = RetryPolicy { first_wait: ms(1), max_wait: ms(1), patience: ms(200) }.start(0);
+        // A first try that stalls for longer than patience lasts.
+        std::thread::sleep(ms(250));
+        assert!(tries.next_wait(None).is_some());
+        std::thread::sleep(ms(250));
+        assert_eq!(tries.next_wait(None), None);
     }
 
     #[test]

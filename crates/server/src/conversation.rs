@@ -41,9 +41,10 @@ impl Conversation {
             ),
         };
         let shown = template.as_ref().or(state.model.chat_template.as_deref());
-        let mut sources = shown.into_iter().flat_map(|shown| [Some(shown.source()), shown.tool_use_source()]);
-        let knows_developer =
-            shown.is_some() && sources.all(|source| source.is_none_or(|source| source.contains("developer")));
+        let knows_developer = shown.is_some_and(|shown| {
+            let knows = |source: &str| source.contains("developer");
+            knows(shown.source()) && shown.tool_use_source().is_none_or(knows)
+        });
         for (idx, message) in fields.messages.iter_mut().enumerate() {
             check_message(idx, message, knows_developer)?;
         }

@@ -43,19 +43,31 @@ impl ModelText {
     /// # Errors
     /// [`Error::Setting`] if the model has no chat template, [`Error::Template`] if it refuses.
     pub fn chat_prompt(&self, messages: &[Message]) -> Result<Vec<TokenId>> {
+        let text = self.render(messages, true)?;
+        Ok(self.tokenizer.encode(&text, false)?)
+    }
+
+    /// Text of a whole conversation, its answers among it.
+    ///
+    /// # Errors
+    /// As for [`ModelText::chat_prompt`].
+    pub fn chat_text(&self, messages: &[Message]) -> Result<String> {
+        self.render(messages, false)
+    }
+
+    fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let Some(template) = &self.chat_template else {
             return Err(Error::Setting("the model has no chat template".to_owned()));
         };
         let special = |id: Option<TokenId>| id.and_then(|id| self.tokenizer.token_str(id));
         let (bos, eos) = (special(self.tokenizer.bos()), special(self.tokenizer.eos()));
-        let text = template.render(&ChatInput {
+        Ok(template.render(&ChatInput {
             messages,
-            add_generation_prompt: true,
+            add_generation_prompt,
             bos_token: bos.as_deref(),
             eos_token: eos.as_deref(),
             ..ChatInput::default()
-        })?;
-        Ok(self.tokenizer.encode(&text, false)?)
+        })?)
     }
 }
 

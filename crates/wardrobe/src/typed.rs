@@ -141,7 +141,7 @@ mod tests {
         let spec = schema_of::<T>();
         let template =
             compiler.compile(&spec, Whitespace::default()).unwrap_or_else(|e| panic!("{e}\n{spec:?}"));
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = std::collections::HashSet::<&str>::new();
         let mut state = 7_u64;
         for _ in 0..40 {
             let mut session = template.session();

@@ -27,7 +27,7 @@ use std::time::Duration;
 pub use error::{InputError, RecordsError};
 pub use output::{Output, Start};
 pub use run::{Ended, Records, RunOptions, RunReport, run};
-pub use terms::Terms;
+pub use terms::{Terms, beside};
 pub use wardrobe_generator::RetryPolicy;
 use wardrobe_generator::wait_unless;
 

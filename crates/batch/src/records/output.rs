@@ -52,9 +52,24 @@ impl Output {
     /// Its folder is not there, another process has it, it was begun on other terms or by something else, a line of it is
     /// no line of such a run, or the file system refuses.
     pub fn open(path: &Path, terms: &Terms, start: Start, observer: &mut dyn Observer) -> Result<Self> {
+        Self::open_for(path, path, terms, start, observer)
+    }
+
+    /// The same for an output from which another file, `named`, is made: that one's name is the one that the terms have.
+    ///
+    /// # Errors
+    /// As for [`Output::open`].
+    pub fn open_for(
+        path: &Path,
+        named: &Path,
+        terms: &Terms,
+        start: Start,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
         // What a link leads to is the output, so that it is what is renamed, and what lies beside it.
-        let target = path.is_symlink().then(|| path.canonicalize().ok()).flatten();
+        let (target, named_target) = (behind_link(path), behind_link(named));
         let path = target.as_deref().unwrap_or(path);
+        let named = named_target.as_deref().unwrap_or(named);
         let mut output = Self::locked(path)?;
         let before = beside(path, BEFORE);
         if start == Start::Restart {
@@ -63,8 +78,8 @@ impl Output {
         }
         let is_begun = output.num_bytes > 0 || before.exists();
         match is_begun {
-            true => terms.check(path)?,
-            false => terms.write(path)?,
+            true => terms.check(path, named)?,
+            false => terms.write(named)?,
         }
         if start == Start::RetryFailures && output.num_bytes > 0 && !before.exists() {
             output.cut_half_line(&mut Silent)?;
@@ -82,6 +97,11 @@ impl Output {
             output.earlier = Some(earlier);
         }
         Ok(output)
+    }
+
+    /// Whether there is anything of an output at `path`.
+    pub fn is_begun(path: &Path) -> bool {
+        path.exists() || beside(path, BEFORE).exists()
     }
 
     fn locked(path: &Path) -> Result<Self> {
@@ -226,6 +246,11 @@ impl Output {
         }
         Ok(())
     }
+}
+
+/// What a link leads to.
+fn behind_link(path: &Path) -> Option<PathBuf> {
+    path.is_symlink().then(|| path.canonicalize().ok()).flatten()
 }
 
 #[cfg(unix)]

@@ -56,9 +56,9 @@ impl Terms {
             .collect()
     }
 
-    /// Refuses an output that was begun on other terms.
-    pub(super) fn check(&self, output: &Path) -> Result<()> {
-        let side = side_path(output);
+    /// Refuses an output that was begun on other terms, which lie beside `named`.
+    pub(super) fn check(&self, output: &Path, named: &Path) -> Result<()> {
+        let side = side_path(named);
         let bytes = match fs::read(&side) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -78,10 +78,10 @@ impl Terms {
         }
     }
 
-    /// Keeps the terms beside an output: whole or not at all.
-    pub(super) fn write(&self, output: &Path) -> Result<()> {
-        let side = side_path(output);
-        let unfinished = beside(output, &format!(".run.json.{}.part", std::process::id()));
+    /// Keeps the terms beside `named`: whole or not at all.
+    pub(super) fn write(&self, named: &Path) -> Result<()> {
+        let side = side_path(named);
+        let unfinished = beside(named, &format!(".run.json.{}.part", std::process::id()));
         let file = SideFile { version: VERSION, terms: self.clone() };
         let write = || {
             let mut text = serde_json::to_vec_pretty(&file)?;
@@ -96,17 +96,17 @@ impl Terms {
             let _ = fs::remove_file(&unfinished);
             return Err(RecordsError::io(&side, error));
         }
-        sync_parent(output)
+        sync_parent(named)
     }
 }
 
-/// The file of an output's terms.
-fn side_path(output: &Path) -> PathBuf {
-    beside(output, ".run.json")
+/// The file of terms.
+fn side_path(named: &Path) -> PathBuf {
+    beside(named, ".run.json")
 }
 
 /// A file beside another: its name with an ending.
-pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
+pub fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(ending);
     PathBuf::from(name)

@@ -4,13 +4,24 @@ use std::path::Path;
 
 use rusqlite::{Connection, TransactionBehavior};
 
-use super::of_sqlite;
+use super::database::of_sqlite;
 use crate::error::{BatchError, Result};
 
-/// `WRDB`: marks the file as ours.
-const APPLICATION_ID: i64 = 0x5752_4442;
+/// What a database holds.
+pub(crate) struct Schema {
+    /// Marks the file as ours.
+    pub application_id: i64,
+    /// What brings a database from each version to the next; the first makes it. Only ever added to.
+    pub migrations: &'static [&'static str],
+}
 
-/// What brings a database from each version to the next; the first makes it. Only ever added to.
+/// Files, jobs and batches.
+pub(super) const JOBS: Schema = Schema {
+    // `WRDB`
+    application_id: 0x5752_4442,
+    migrations: &MIGRATIONS,
+};
+
 const MIGRATIONS: [&str; 2] = [
     "
 CREATE TABLE files (
@@ -102,39 +113,37 @@ CREATE INDEX batches_by_status ON batches (status, seq);
 ",
 ];
 
-/// The schema that this version writes.
-const VERSION: i64 = MIGRATIONS.len() as i64;
-
 fn ask(connection: &Connection, path: &Path, query: &str) -> Result<i64> {
     connection.query_row(query, [], |row| row.get(0)).map_err(|error| of_sqlite(path, &error))
 }
 
-/// Checks that a database that is only read is ours and of a schema whose jobs are as they are now.
-pub(super) fn check(connection: &Connection, path: &Path) -> Result<()> {
+/// Checks that a database that is only read is ours and not too new. Later versions have added tables only.
+pub(super) fn check(connection: &Connection, path: &Path, schema: &Schema) -> Result<()> {
     let corrupt = |reason: &str| BatchError::Corrupt { path: path.to_owned(), reason: reason.to_owned() };
-    if ask(connection, path, "PRAGMA application_id")? != APPLICATION_ID {
+    if ask(connection, path, "PRAGMA application_id")? != schema.application_id {
         return Err(corrupt("it belongs to another program"));
     }
+    let known = schema.migrations.len() as i64;
     match ask(connection, path, "PRAGMA user_version")? {
-        found if found > VERSION => Err(BatchError::TooNew { path: path.to_owned(), found, known: VERSION }),
-        // Later versions have added tables only.
+        found if found > known => Err(BatchError::TooNew { path: path.to_owned(), found, known }),
         1.. => Ok(()),
-        _ => Err(corrupt("it has no jobs")),
+        _ => Err(corrupt("it has nothing in it")),
     }
 }
 
 /// Checks that the database is whole, ours and not too new, and brings it to this version's schema.
-pub(super) fn prepare(connection: &mut Connection, path: &Path) -> Result<()> {
+pub(super) fn prepare(connection: &mut Connection, path: &Path, schema: &Schema) -> Result<()> {
+    let known = schema.migrations.len() as i64;
     let map = |error: rusqlite::Error| of_sqlite(path, &error);
     let corrupt = |reason: &str| BatchError::Corrupt { path: path.to_owned(), reason: reason.to_owned() };
     let tables = ask(connection, path, "SELECT count(*) FROM sqlite_schema")?;
     let id = ask(connection, path, "PRAGMA application_id")?;
     let found = ask(connection, path, "PRAGMA user_version")?;
-    if tables > 0 && id != APPLICATION_ID {
+    if tables > 0 && id != schema.application_id {
         return Err(corrupt("it belongs to another program"));
     }
-    if found > VERSION {
-        return Err(BatchError::TooNew { path: path.to_owned(), found, known: VERSION });
+    if found > known {
+        return Err(BatchError::TooNew { path: path.to_owned(), found, known });
     }
     let checked: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(map)?;
     if checked != "ok" {
@@ -147,13 +156,17 @@ pub(super) fn prepare(connection: &mut Connection, path: &Path) -> Result<()> {
              PRAGMA trusted_schema = OFF;",
         )
         .map_err(map)?;
-    for version in found..VERSION {
-        let step = usize::try_from(version).ok().and_then(|idx| MIGRATIONS.get(idx));
+    for version in found..known {
+        let step = usize::try_from(version).ok().and_then(|idx| schema.migrations.get(idx));
         let Some(step) = step else { return Err(corrupt("its version is negative")) };
         let transaction =
             connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(map)?;
+        // Another process may have taken this step meanwhile.
+        if ask(&transaction, path, "PRAGMA user_version")? > version {
+            continue;
+        }
         transaction.execute_batch(step).map_err(map)?;
-        transaction.pragma_update(None, "application_id", APPLICATION_ID).map_err(map)?;
+        transaction.pragma_update(None, "application_id", schema.application_id).map_err(map)?;
         transaction.pragma_update(None, "user_version", version + 1).map_err(map)?;
         transaction.commit().map_err(map)?;
     }

@@ -1,6 +1,7 @@
 //! Who is asked: a model in this process with its adapters, or the models of an endpoint.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use wardrobe::generate::{AskError, Endpoint, EndpointOptions, Generator};
@@ -23,6 +24,24 @@ pub struct AskedArgs {
     /// The same as MODEL
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
+    #[command(flatten)]
+    how: HowArgs,
+}
+
+/// Who answers, where it is a teacher.
+#[derive(Debug, clap::Args)]
+pub struct TeacherArgs {
+    /// Who teaches: the URL of an OpenAI-compatible endpoint, such as http://127.0.0.1:8000; or a short name, a hub
+    /// repository, a folder or a .gguf file, in this process
+    #[arg(long, value_name = "MODEL|URL")]
+    teacher: String,
+    #[command(flatten)]
+    how: HowArgs,
+}
+
+/// How it is asked.
+#[derive(Debug, clap::Args)]
+struct HowArgs {
     /// Ask this adapter of MODEL (a PEFT folder); may be repeated where several are compared
     #[arg(long, value_name = "NAME=PATH")]
     adapter: Vec<AdapterSpec>,
@@ -32,8 +51,49 @@ pub struct AskedArgs {
     /// File with the endpoint's API key in its first line
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
+    /// The longest that one request to the endpoint may take; then it is asked again
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    request_timeout: u64,
     #[command(flatten)]
     compute: ModelArgs,
+}
+
+impl AskedArgs {
+    fn asked(&self) -> Asked<'_> {
+        let target = self.target.as_ref().or(self.model.as_ref()).map(String::as_str).unwrap_or_default();
+        Asked { target, how: &self.how }
+    }
+
+    /// Finds what can be wrong before a model is pulled and read.
+    pub fn check(&self) -> anyhow::Result<()> {
+        self.asked().check()
+    }
+
+    /// The one that is asked: the adapter, where one is named.
+    pub fn open_one(&self) -> anyhow::Result<Box<dyn Generator>> {
+        self.asked().open_one()
+    }
+
+    /// All of them: the base first, then the adapters.
+    pub fn open(&self) -> anyhow::Result<Vec<Box<dyn Generator>>> {
+        self.asked().open()
+    }
+}
+
+impl TeacherArgs {
+    fn asked(&self) -> Asked<'_> {
+        Asked { target: &self.teacher, how: &self.how }
+    }
+
+    /// Finds what can be wrong before a model is pulled and read.
+    pub fn check(&self) -> anyhow::Result<()> {
+        self.asked().check()
+    }
+
+    /// The teacher: the adapter, where one is named.
+    pub fn open_one(&self) -> anyhow::Result<Box<dyn Generator>> {
+        self.asked().open_one()
+    }
 }
 
 /// Where MODEL is.
@@ -43,9 +103,15 @@ enum Place<'a> {
     OtherRuntime(&'a str),
 }
 
-impl AskedArgs {
-    fn place(&self) -> Place<'_> {
-        let target = self.target.as_ref().or(self.model.as_ref()).map(String::as_str).unwrap_or_default();
+/// MODEL, and how it is asked.
+struct Asked<'a> {
+    target: &'a str,
+    how: &'a HowArgs,
+}
+
+impl<'a> Asked<'a> {
+    fn place(&self) -> Place<'a> {
+        let target = self.target;
         if let Some(reference) = target.strip_prefix(OTHER_RUNTIME) {
             return Place::OtherRuntime(reference);
         }
@@ -56,23 +122,23 @@ impl AskedArgs {
     }
 
     /// Finds what can be wrong before a model is pulled and read.
-    pub fn check(&self) -> anyhow::Result<()> {
-        self.compute.check()?;
-        for spec in &self.adapter {
+    fn check(&self) -> anyhow::Result<()> {
+        self.how.compute.check()?;
+        for spec in &self.how.adapter {
             open::check_adapter(&spec.path)?;
         }
         let is_endpoint = matches!(self.place(), Place::Endpoint(_));
         let wrong = |text: &str| Err(UsageError(text.to_owned()).into());
-        if !is_endpoint && !self.served_model.is_empty() {
+        if !is_endpoint && !self.how.served_model.is_empty() {
             return wrong("--served-model is for endpoints; MODEL is none");
         }
-        if !is_endpoint && self.api_key_file.is_some() {
+        if !is_endpoint && self.how.api_key_file.is_some() {
             return wrong("--api-key-file is for endpoints; MODEL is none");
         }
-        if is_endpoint && !self.adapter.is_empty() {
+        if is_endpoint && !self.how.adapter.is_empty() {
             return wrong("an endpoint has its adapters already: name them by --served-model");
         }
-        if let (Place::OtherRuntime(_), Some(spec)) = (self.place(), self.adapter.first()) {
+        if let (Place::OtherRuntime(_), Some(spec)) = (self.place(), self.how.adapter.first()) {
             let text = format!(
                 "the adapter {spec} cannot be asked: {OTHER_RUNTIME} runs models that Wardrobe's engine does not, and \
                  Wardrobe's adapters run in its engine alone"
@@ -83,8 +149,10 @@ impl AskedArgs {
     }
 
     /// The one that is asked: the adapter, where one is named.
-    pub fn open_one(&self) -> anyhow::Result<Box<dyn Generator>> {
-        for (num, flag) in [(self.adapter.len(), "--adapter"), (self.served_model.len(), "--served-model")] {
+    fn open_one(&self) -> anyhow::Result<Box<dyn Generator>> {
+        for (num, flag) in
+            [(self.how.adapter.len(), "--adapter"), (self.how.served_model.len(), "--served-model")]
+        {
             if num > 1 {
                 return Err(UsageError(format!("one model answers: give {flag} once")).into());
             }
@@ -93,7 +161,7 @@ impl AskedArgs {
     }
 
     /// All of them: the base first, then the adapters.
-    pub fn open(&self) -> anyhow::Result<Vec<Box<dyn Generator>>> {
+    fn open(&self) -> anyhow::Result<Vec<Box<dyn Generator>>> {
         match self.place() {
             Place::Here(target) => self.open_here(target),
             Place::Endpoint(url) => self.open_endpoint(url),
@@ -103,13 +171,13 @@ impl AskedArgs {
 
     fn open_here(&self, target: &str) -> anyhow::Result<Vec<Box<dyn Generator>>> {
         let found = open::find(target)?;
-        let model = open::open(&found, &self.compute.model_options())?;
-        let mut options = self.compute.engine_options();
+        let model = open::open(&found, &self.how.compute.model_options())?;
+        let mut options = self.how.compute.engine_options();
         options.config.max_num_sequences = EngineConfig::default().max_num_sequences;
         let engine = open::engine(&model, &options)?;
         let mut all: Vec<Box<dyn Generator>> =
             vec![Box::new(EngineGenerator::base(&model, &engine, &found.name))];
-        for spec in &self.adapter {
+        for spec in &self.how.adapter {
             let source = AdapterSource::Path(spec.path.clone());
             engine
                 .load_adapter(&spec.name, source, LoadOptions::default())
@@ -120,14 +188,16 @@ impl AskedArgs {
     }
 
     fn open_endpoint(&self, url: &str) -> anyhow::Result<Vec<Box<dyn Generator>>> {
-        let file = self.api_key_file.as_ref().map(|path| open::read_text(path, 64 << 10)).transpose()?;
+        let file = self.how.api_key_file.as_ref().map(|path| open::read_text(path, 64 << 10)).transpose()?;
         let key = match file {
             Some(text) => Some(text.lines().next().unwrap_or_default().trim().to_owned()),
             None => std::env::var("WARDROBE_ENDPOINT_API_KEY").ok().filter(|key| !key.is_empty()),
         };
-        let model = self.served_model.first().cloned();
-        let first = Endpoint::open(EndpointOptions { model, key, ..EndpointOptions::new(url) })?;
-        let others: Vec<_> = self.served_model.iter().skip(1).map(|name| first.with_model(name)).collect();
+        let timeout = Duration::from_secs(self.how.request_timeout);
+        let model = self.how.served_model.first().cloned();
+        let first = Endpoint::open(EndpointOptions { model, key, timeout, ..EndpointOptions::new(url) })?;
+        let others: Vec<_> =
+            self.how.served_model.iter().skip(1).map(|name| first.with_model(name)).collect();
         let boxed = |endpoint| -> Box<dyn Generator> { Box::new(endpoint) };
         Ok([first].into_iter().chain(others).map(boxed).collect())
     }

@@ -1,10 +1,9 @@
 //! `label`: a label for every record of a file, held to a JSON schema, by a model here or an endpoint anywhere.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context as _;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 use wardrobe::label::{LabelError, LabelJob, LabelOptions, LabelProgress, LabelReport, RecordsError, Start};
 
@@ -12,12 +11,11 @@ use super::asked::{self, AskedArgs};
 use super::failure::{UsageError, with_hint};
 use super::open;
 use super::output::{self, Style};
+use super::progress::{RecordsProgress, time_left};
 use super::{log, signals};
 
 /// No prompt is longer.
 const MAX_PROMPT_BYTES: u64 = 1 << 20;
-/// Time between two lines where there is no terminal.
-const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -103,8 +101,10 @@ pub fn run(args: &LabelArgs) -> anyhow::Result<()> {
     }
     let generator = args.asked.open_one()?;
     let stop = signals::stop_flag("stopping; the same command goes on from here; once more to stop at once")?;
-    let mut shown = Shown::new(job.num_records())?;
-    let report = job.run(&*generator, &stop, &mut |progress| shown.at(progress));
+    let mut shown = RecordsProgress::new(job.num_records())?;
+    let report = job.run(&*generator, &stop, &mut |progress| {
+        shown.at(progress.summary.num_records(), || said(progress));
+    });
     shown.end();
     let report = report.map_err(explained)?;
     output::write_stdout(report.to_text().as_bytes())?;
@@ -234,43 +234,6 @@ fn ended(report: &LabelReport, path: &Path) -> String {
     format!("{} lines in {took}{before}, {rate:.1} a second, in {path}", report.num_written)
 }
 
-/// How far a run is: a bar on a terminal, a line now and then elsewhere.
-struct Shown {
-    bar: ProgressBar,
-    is_terminal: bool,
-    last: Instant,
-}
-
-impl Shown {
-    fn new(num_records: u64) -> anyhow::Result<Self> {
-        let is_terminal = output::stderr_is_terminal();
-        let target = if is_terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let bar = ProgressBar::with_draw_target(Some(num_records), target);
-        bar.set_style(ProgressStyle::with_template("{bar:24} {pos}/{len} · {msg}")?);
-        Ok(Self { bar, is_terminal, last: Instant::now() })
-    }
-
-    fn at(&mut self, progress: &LabelProgress<'_>) {
-        let interval = if self.is_terminal { Duration::from_millis(100) } else { LINE_INTERVAL };
-        if self.last.elapsed() < interval {
-            return;
-        }
-        self.last = Instant::now();
-        let done = progress.summary.num_records();
-        let text = said(progress);
-        if self.is_terminal {
-            self.bar.set_message(text);
-            self.bar.set_position(done);
-        } else {
-            output::note(&format!("{done}/{} · {text}", progress.num_records));
-        }
-    }
-
-    fn end(&self) {
-        self.bar.finish_and_clear();
-    }
-}
-
 /// `41.3 labels/s · 2 errors · 3 min 20 s left`.
 fn said(progress: &LabelProgress<'_>) -> String {
     let done = progress.summary.num_records();
@@ -279,9 +242,6 @@ fn said(progress: &LabelProgress<'_>) -> String {
     if progress.summary.num_errors > 0 {
         text.push_str(&format!(" · {} errors", progress.summary.num_errors));
     }
-    let seconds = progress.num_records.saturating_sub(done) as f64 / rate;
-    if let Ok(left) = Duration::try_from_secs_f64(seconds) {
-        text.push_str(&format!(" · {} left", output::duration(left)));
-    }
+    text.push_str(&time_left(progress.num_records.saturating_sub(done), rate));
     text
 }

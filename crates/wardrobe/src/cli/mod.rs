@@ -10,6 +10,7 @@ mod chat;
 mod check;
 mod data;
 mod deploy;
+mod distill;
 mod doctor;
 mod dummy;
 mod eval;
@@ -56,8 +57,8 @@ Examples:
 
 Every option is also an environment variable: WARDROBE_<OPTION> for serve and for how to compute (--threads is
 WARDROBE_THREADS), else WARDROBE_<COMMAND>_<OPTION> (run --max-tokens is WARDROBE_RUN_MAX_TOKENS). The file that
-WARDROBE_CONFIG names has the same as keys, in tables [run], [chat], [eval], [label], [bench], [quickstart] and
-[pull].
+WARDROBE_CONFIG names has the same as keys, in tables [run], [chat], [eval], [label], [distill], [bench],
+[quickstart] and [pull].
 Logs go to stderr; WARDROBE_LOG sets what is logged (error, warn, info, debug, or wardrobe_engine=debug,warn).
 Models are cached in $WARDROBE_CACHE, by default ~/.cache/wardrobe.";
 
@@ -89,6 +90,8 @@ enum Command {
     Eval(Box<eval::EvalArgs>),
     /// Label every record of a file, held to a JSON schema; killed, it goes on where it ended
     Label(Box<label::LabelArgs>),
+    /// Ask a teacher the questions of a file, and make data of its answers; killed, it goes on where it ended
+    Distill(Box<distill::DistillArgs>),
     /// Write a model with an adapter merged into its weights
     Merge(merge::MergeArgs),
     /// Write a folder that serves fine-tuned adapters: settings, key, systemd unit, Containerfile, test
@@ -136,6 +139,7 @@ pub fn main() -> ExitCode {
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Label(args) => label::run(&args),
+        Command::Distill(args) => distill::run(&args),
         Command::Merge(args) => merge::run(&args),
         Command::Deploy(args) => deploy::run(&args),
         Command::Jobs(command) => jobs::run(&command),

@@ -205,3 +205,50 @@ impl Drop for MergeProgress {
         }
     }
 }
+
+/// How many records of a file are done: a bar on a terminal, a line now and then elsewhere.
+pub struct RecordsProgress {
+    bar: ProgressBar,
+    is_terminal: bool,
+    num_records: u64,
+    last: Instant,
+}
+
+impl RecordsProgress {
+    /// For so many records.
+    pub fn new(num_records: u64) -> anyhow::Result<Self> {
+        let is_terminal = output::stderr_is_terminal();
+        let target = if is_terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(num_records), target);
+        bar.set_style(ProgressStyle::with_template("{bar:24} {pos}/{len} · {msg}")?);
+        Ok(Self { bar, is_terminal, num_records, last: Instant::now() })
+    }
+
+    /// So many are done; `said` is asked for only where it is shown.
+    pub fn at(&mut self, done: u64, said: impl FnOnce() -> String) {
+        let interval = if self.is_terminal { Duration::from_millis(100) } else { LINE_INTERVAL };
+        if self.last.elapsed() < interval {
+            return;
+        }
+        self.last = Instant::now();
+        if self.is_terminal {
+            self.bar.set_message(said());
+            self.bar.set_position(done);
+        } else {
+            output::note(&format!("{done}/{} · {}", self.num_records, said()));
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn end(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// ` · 3 min 20 s left`, at so many a second; nothing while that is not known.
+pub fn time_left(num_left: u64, rate: f64) -> String {
+    match Duration::try_from_secs_f64(num_left as f64 / rate) {
+        Ok(left) => format!(" · {} left", output::duration(left)),
+        Err(_) => String::new(),
+    }
+}

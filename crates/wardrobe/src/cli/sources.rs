@@ -25,8 +25,8 @@ const FILE_ENV: &str = "WARDROBE_CONFIG";
 /// A settings file is a page of text.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 /// Commands that have a table in the file.
-pub const TABLES: [&str; 9] =
-    ["run", "chat", "train", "eval", "label", "merge", "bench", "quickstart", "pull"];
+pub const TABLES: [&str; 10] =
+    ["run", "chat", "train", "eval", "label", "distill", "merge", "bench", "quickstart", "pull"];
 /// `serve` reads the file by itself.
 const SERVE: &str = "serve";
 

@@ -1,45 +1,12 @@
 //! From a record to its question, and from what comes back to its line.
 
-use serde_json::{Map, Value};
-use wardrobe_batch::records::{Answerer, Control, InputError, Outcome};
-use wardrobe_data::{DataError, Finding, Limits, Row, RowError, Rows};
+use wardrobe_batch::records::{Answerer, Control, Outcome};
 use wardrobe_generator::{AskError, Generator};
 use wardrobe_text::RecordTemplate;
 
 use super::LabelOptions;
 use super::line::{LabelLine, LineError};
-
-/// No record is longer: what is in the window is in memory.
-const MAX_RECORD_BYTES: usize = 4 << 20;
-/// The field that names a record.
-const ID: &str = "id";
-
-/// A record in the order of the input.
-pub(super) struct Record {
-    index: u64,
-    /// Its fields, or what is wrong with it.
-    fields: Result<Map<String, Value>, String>,
-    /// `line 7`.
-    place: String,
-}
-
-/// Opens the input and gives its records, one after the other.
-pub(super) fn records(
-    options: &LabelOptions,
-) -> Result<impl Iterator<Item = Result<Record, InputError>>, DataError> {
-    let limits =
-        Limits { max_record_bytes: MAX_RECORD_BYTES, max_records: u64::MAX, max_file_bytes: u64::MAX };
-    let rows = Rows::open(&options.input, None, &limits)?;
-    let limit = options.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
-    Ok(rows.take(limit).zip(0..).map(|(row, index)| match row {
-        Ok(Row { place, columns, .. }) => Ok(Record { index, fields: Ok(columns), place: place.to_string() }),
-        Err(RowError::Finding(Finding { place, message, .. })) => {
-            let place = place.map_or_else(|| "the file".to_owned(), |place| place.to_string());
-            Ok(Record { index, fields: Err(message), place })
-        }
-        Err(RowError::Fatal(error)) => Err(error.into()),
-    }))
-}
+use crate::input::{ID, Record, shortened};
 
 /// Asks the records' questions.
 pub(super) struct Asking<'a> {
@@ -106,14 +73,4 @@ impl Answerer<Record> for Asking<'_> {
     fn panicked(&self, record: &Record, message: &str) -> String {
         self.failed(record, "panic", message.to_owned())
     }
-}
-
-/// The beginning of a text that may be long.
-fn shortened(text: &str) -> String {
-    const MAX_CHARS: usize = 200;
-    let mut short: String = text.chars().take(MAX_CHARS).collect();
-    if text.chars().nth(MAX_CHARS).is_some() {
-        short.push('…');
-    }
-    short
 }

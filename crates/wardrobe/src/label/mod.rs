@@ -35,28 +35,24 @@ mod line;
 mod summary;
 mod text;
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use sha2::{Digest as _, Sha256};
 use wardrobe_batch::records::{self, Observer, Output, RetryPolicy, RunOptions, Terms};
-use wardrobe_data::DataError;
 use wardrobe_generator::{Generator, Held, Message, Prompt, Question};
 use wardrobe_text::{RecordTemplate, TemplateLimits};
 
 pub use error::{LabelError, Result};
 pub use line::{LabelLine, LineError};
-pub use summary::{ErrorCount, FieldSummary, LabelSummary, Numbers};
+pub use summary::{ErrorCount, ErrorCounts, FieldSummary, LabelSummary, Numbers};
 pub use wardrobe_batch::records::{Ended, RecordsError, Start};
+
+use crate::input::{self, Checked};
 
 use asking::Asking;
 
-/// Bad records that are named; the rest are counted.
-const MAX_BAD_SHOWN: usize = 5;
 /// What one prompt may be: far more than any context holds.
 const MAX_PROMPT_BYTES: usize = 4 << 20;
 
@@ -165,12 +161,8 @@ impl LabelOptions {
         if self.raw && self.system.is_some() {
             return wrong("system", "needs a chat template, which raw prompts have not");
         }
-        let folder = self.output.parent().filter(|folder| !folder.as_os_str().is_empty());
-        if folder.is_some_and(|folder| !folder.is_dir()) {
-            return Err(RecordsError::NoFolder { path: self.output.clone() }.into());
-        }
-        let same = |path: &Path| path.canonicalize().ok();
-        if same(&self.output).is_some_and(|output| Some(output) == same(&self.input)) {
+        input::check_folder(&self.output)?;
+        if input::is_same_file(&self.output, &self.input) {
             return Err(LabelError::SameFile { path: self.input.clone() });
         }
         Ok(())
@@ -181,9 +173,7 @@ impl LabelOptions {
 pub struct LabelJob {
     options: LabelOptions,
     template: RecordTemplate,
-    num_records: u64,
-    bad_records: Vec<String>,
-    num_bad: u64,
+    checked: Checked,
     input_digest: String,
 }
 
@@ -230,39 +220,28 @@ impl LabelJob {
         if template.fields().is_empty() {
             return Err(LabelError::SamePrompt);
         }
-        let (mut num_records, mut num_bad, mut bad_records) = (0, 0, Vec::new());
-        for record in asking::records(&options)? {
-            let record = record.map_err(RecordsError::Input)?;
-            num_records += 1;
-            if let Err(problem) = asking::prompt(&template, &record) {
-                num_bad += 1;
-                if bad_records.len() < MAX_BAD_SHOWN {
-                    bad_records.push(problem);
-                }
-            }
-        }
+        let records = input::records(&options.input, options.limit)?;
+        let checked = Checked::of(records, |record| asking::prompt(&template, record).err())?;
+        let Checked { num_records, num_bad, .. } = checked;
         if num_records == 0 {
             return Err(LabelError::Empty { path: options.input.clone() });
         }
         if num_bad > 0 && (!options.allow_bad_records || num_bad == num_records) {
-            return Err(LabelError::BadRecords {
-                path: options.input.clone(),
-                num: num_bad,
-                first: bad_records,
-            });
+            let (path, first) = (options.input.clone(), checked.first_bad);
+            return Err(LabelError::BadRecords { path, num: num_bad, first });
         }
-        let input_digest = digest(&options.input)?;
-        Ok(Self { options, template, num_records, bad_records, num_bad, input_digest })
+        let input_digest = input::digest(&options.input)?;
+        Ok(Self { options, template, checked, input_digest })
     }
 
     /// Records that will have a line.
     pub fn num_records(&self) -> u64 {
-        self.num_records
+        self.checked.num_records
     }
 
     /// How many of them cannot be asked, and what is wrong with the first.
     pub fn bad_records(&self) -> (u64, &[String]) {
-        (self.num_bad, &self.bad_records)
+        (self.checked.num_bad, &self.checked.first_bad)
     }
 
     /// What a resumption must agree with.
@@ -297,7 +276,7 @@ impl LabelJob {
         generator.check(&options.question(String::new(), None))?;
         let mut watcher = Watcher {
             summary: LabelSummary::default(),
-            num_records: self.num_records,
+            num_records: self.checked.num_records,
             num_before: 0,
             started: None,
             progress,
@@ -308,20 +287,20 @@ impl LabelJob {
         watcher.started = Some(started);
         let mut report = LabelReport {
             ended: Ended::Complete,
-            num_records: self.num_records,
+            num_records: self.checked.num_records,
             num_before: output.num_lines(),
             num_written: 0,
             elapsed: Duration::ZERO,
             summary: LabelSummary::default(),
         };
         // There may be more lines than records: an earlier run may have had a higher limit.
-        let num_left = self.num_records.checked_sub(output.num_lines());
+        let num_left = self.checked.num_records.checked_sub(output.num_lines());
         if let Some(num_left) = num_left.filter(|num_left| *num_left > 0 || output.is_retrying()) {
             let concurrency = options.concurrency.unwrap_or_else(|| generator.concurrency());
             let concurrency = concurrency.min(usize::try_from(num_left).unwrap_or(usize::MAX).max(1));
             let run = RunOptions { concurrency, first_alone: true, retry: options.retry, stop };
             let asking = Asking { options, template: &self.template, generator };
-            let mut records = asking::records(options)?;
+            let mut records = input::records(&options.input, options.limit)?;
             let done = records::run(&mut records, &asking, &mut output, &run, &mut watcher)?;
             (report.ended, report.num_written) = (done.ended, done.num_written);
         }
@@ -365,24 +344,4 @@ impl Observer for Watcher<'_> {
             elapsed: started.elapsed(),
         });
     }
-}
-
-/// SHA-256 of a file.
-fn digest(path: &Path) -> Result<String> {
-    let failed = |source: io::Error| DataError::Io { path: path.to_owned(), source };
-    let mut file = File::open(path).map_err(failed)?;
-    if file.metadata().map_err(failed)?.is_dir() {
-        return Err(failed(io::ErrorKind::IsADirectory.into()).into());
-    }
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(read) => hasher.update(buffer.get(..read).unwrap_or_default()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(failed(error).into()),
-        }
-    }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }

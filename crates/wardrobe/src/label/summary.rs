@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use wardrobe_generator::Usage;
 
-use super::line::LabelLine;
+use super::line::{LabelLine, LineError};
+use crate::input::one_line;
 
 /// Fields that are counted; what comes later is not.
 const MAX_FIELDS: usize = 256;
@@ -26,7 +27,7 @@ pub struct LabelSummary {
     /// Records without one.
     pub num_errors: u64,
     /// The errors by type.
-    pub errors: BTreeMap<String, ErrorCount>,
+    pub errors: ErrorCounts,
     /// Labels that were brought to an end since their tokens ran out.
     pub num_cut: u64,
     /// Tokens of all records.
@@ -39,8 +40,35 @@ pub struct LabelSummary {
     places: HashMap<String, usize>,
 }
 
+/// Errors by type.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct ErrorCounts(pub BTreeMap<String, ErrorCount>);
+
+impl ErrorCounts {
+    /// Counts one.
+    pub fn add(&mut self, error: &LineError) {
+        // Kinds are few, unless the file was not written by us.
+        if self.0.len() < MAX_KINDS || self.0.contains_key(&error.kind) {
+            let count = self.0.entry(error.kind.clone()).or_default();
+            if count.num == 0 {
+                count.first = error.message.chars().take(MAX_VALUE_CHARS * 3).collect();
+            }
+            count.num += 1;
+        }
+    }
+
+    /// A line for each type, for people.
+    pub(crate) fn to_text(&self) -> String {
+        let line = |(kind, count): (&String, &ErrorCount)| {
+            format!("  {} {kind}, the first: {}\n", count.num, one_line(&count.first, 160))
+        };
+        self.0.iter().map(line).collect()
+    }
+}
+
 /// Errors of one type.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct ErrorCount {
     /// How many.
     pub num: u64,
@@ -153,20 +181,11 @@ impl LabelSummary {
     /// Counts a line.
     pub fn add(&mut self, line: &LabelLine) {
         if let Some(usage) = &line.usage {
-            self.usage.prompt_tokens += usage.prompt_tokens;
-            self.usage.cached_tokens += usage.cached_tokens;
-            self.usage.completion_tokens += usage.completion_tokens;
+            self.usage += *usage;
         }
         if let Some(error) = &line.error {
             self.num_errors += 1;
-            // Kinds are few, unless the file was not written by us.
-            if self.errors.len() < MAX_KINDS || self.errors.contains_key(&error.kind) {
-                let count = self.errors.entry(error.kind.clone()).or_default();
-                if count.num == 0 {
-                    count.first = error.message.chars().take(MAX_VALUE_CHARS * 3).collect();
-                }
-                count.num += 1;
-            }
+            self.errors.add(error);
             return;
         }
         self.num_labels += 1;
@@ -208,7 +227,6 @@ impl LabelSummary {
 mod tests {
     use serde_json::json;
 
-    use super::super::line::LineError;
     use super::*;
 
     fn label(label: Value) -> LabelLine {
@@ -223,7 +241,7 @@ mod tests {
         summary.add(&label(json!({"a": "y", "n": -2})));
         let error = Some(LineError { kind: "engine".to_owned(), message: "no".to_owned() });
         summary.add(&LabelLine { error, ..LabelLine::default() });
-        assert_eq!((summary.num_labels, summary.num_errors, summary.errors["engine"].num), (3, 1, 1));
+        assert_eq!((summary.num_labels, summary.num_errors, summary.errors.0["engine"].num), (3, 1, 1));
         let paths: Vec<&str> = summary.fields.iter().map(|field| field.path.as_str()).collect();
         assert_eq!(paths, ["a", "n", "in.b", "tags", "tags[]"]);
         let [a, n, b, tags, items] = summary.fields.as_slice() else { panic!("five") };

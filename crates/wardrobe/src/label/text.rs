@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::LabelReport;
 use super::summary::{FieldSummary, LabelSummary, Numbers};
+use crate::input::one_line;
 
 /// Values of a field that are shown.
 const SHOWN: usize = 6;
@@ -40,9 +41,7 @@ impl LabelSummary {
             let _ = write!(out, ", {} of them cut short by max_tokens", self.num_cut);
         }
         let _ = writeln!(out, ", {} errors", self.num_errors);
-        for (kind, count) in &self.errors {
-            let _ = writeln!(out, "  {} {kind}, the first: {}", count.num, one_line(&count.first, 160));
-        }
+        out.push_str(&self.errors.to_text());
         let usage = &self.usage;
         let _ = writeln!(
             out,
@@ -106,16 +105,4 @@ fn short(value: f64) -> String {
 
 pub(super) fn percent(num: u64, of: u64) -> String {
     if of == 0 { "-".to_owned() } else { format!("{:.1} %", 100.0 * num as f64 / of as f64) }
-}
-
-/// Text on one line, without what a terminal might obey.
-pub(super) fn one_line(text: &str, max_chars: usize) -> String {
-    let mut flat = String::new();
-    for c in text.chars().take(max_chars) {
-        flat.push(if c.is_control() { ' ' } else { c });
-    }
-    if text.chars().nth(max_chars).is_some() {
-        flat.push('…');
-    }
-    flat
 }
