@@ -253,7 +253,7 @@ pub trait Ops: Send {
     unsafe fn gather_rows(&mut self, x: &Tensor, rows: &Tensor, out: &Tensor) -> Result<()>;
 
     /// Each row's experts: those of the `top_k` largest of `logits` `[rows, num_experts]`, of equal ones the first, and their
-    /// softmax, which is that over all experts brought to the sum of one. Writes all of `routing`.
+    /// softmax, which is that over all experts brought to the sum of one. NaN counts as the smallest. Writes all of `routing`.
     unsafe fn route(&mut self, logits: &Tensor, routing: &Routing) -> Result<()>;
 
     /// For each target `out[i] = x[i] Wᵀ + scale (x[i] Aᵀ) Bᵀ` with the weight, and the module, of the pair's expert and its

@@ -25,6 +25,7 @@ mod paged;
 mod philox;
 mod pool;
 mod program;
+mod routing;
 mod rows;
 mod rowwise;
 mod sample;

@@ -9,7 +9,7 @@ use super::rows::{RopeInputs, RowOp, Rows};
 use super::sample::{SampleScratch, logprobs_row, sample_row};
 use super::simd::Simd;
 use super::team::Team;
-use super::{Cpu, cpu_weight, experts, linear, paged, ptr, slice};
+use super::{Cpu, cpu_weight, experts, linear, paged, ptr, routing, slice};
 use crate::Shape;
 use crate::error::{Result, invalid};
 use crate::experts::{ExpertTarget, Routing};
@@ -243,7 +243,7 @@ impl Ops for CpuOps {
 
     unsafe fn route(&mut self, logits: &Tensor, routing: &Routing) -> Result<()> {
         let mut program = Program::default();
-        experts::lower_route(&mut program, logits, routing)?;
+        routing::lower_route(&mut program, logits, routing)?;
         // SAFETY: the trait's contract.
         unsafe { self.submit(program) }
     }
@@ -269,7 +269,7 @@ impl Ops for CpuOps {
 
     unsafe fn combine(&mut self, args: Combine<'_>) -> Result<()> {
         let mut program = Program::default();
-        experts::lower_combine(&mut program, &args)?;
+        routing::lower_combine(&mut program, &args)?;
         // SAFETY: the trait's contract.
         unsafe { self.submit(program) }
     }

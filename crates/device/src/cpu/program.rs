@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use super::activations::{Activations, BlockMeta, QuantBlock};
 use super::blocks::BLOCK;
-use super::experts::{ExpertLinear, RoutingPlaces};
+use super::experts::ExpertLinear;
 use super::linear::Linear;
 use super::paged::Attention;
+use super::routing::RoutingPlaces;
 use super::rows::Rows;
 use super::team::{Ended, Team, Worker};
 use super::{Cpu, SendPtr};

@@ -7,9 +7,10 @@ use super::activations::{BLOCK_BYTES, GROUP_BLOCKS, TILE_ROWS, quantise_row};
 use super::blocks::BLOCK;
 use super::cache::{Cache, KvF16, KvF32, WriteRow};
 use super::cpu_weight;
-use super::experts::{CombineRow, RoutingPlaces};
+
 use super::isa::Kernel;
 use super::program::Env;
+use super::routing::{CombineRow, RoutingPlaces};
 use super::rowwise::{RmsNorm, Rope, SiluMul};
 use super::simd::Simd;
 use super::team::{Ended, Worker};

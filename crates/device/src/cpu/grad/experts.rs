@@ -2,8 +2,8 @@
 
 use super::{CHUNK, f32s};
 use crate::cpu::Cpu;
-use crate::cpu::experts::RoutingPlaces;
 use crate::cpu::isa::Kernel;
+use crate::cpu::routing::RoutingPlaces;
 use crate::cpu::simd::{LANES, Simd, load, store};
 use crate::error::Result;
 use crate::experts::Routing;
