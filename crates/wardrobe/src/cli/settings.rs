@@ -12,7 +12,7 @@ use wardrobe_server::ServerConfig;
 
 use super::dummy::{Asked, Chosen, DummyDtype, LoadFormat};
 use super::sources;
-use super::values::{AdapterSpec, Adapters, ByteSize, Device, KvDtype, TrainingRest, Weights};
+use super::values::{AdapterSpec, Adapters, ByteSize, Device, Drafts, KvDtype, TrainingRest, Weights};
 
 /// Connections beside those whose requests run or wait: for probes, metrics and adapters.
 const SPARE_CONNECTIONS: usize = 64;
@@ -268,6 +268,11 @@ pub struct Settings {
     )]
     pub prefix_cache: Option<bool>,
 
+    /// Whether the next tokens of a text are drafted from itself and verified in one step: auto where it pays, off, or always.
+    /// Answers stay the same [default: auto]
+    #[arg(long, value_name = "WHEN", env = "WARDROBE_SPECULATION", hide_env = true, help_heading = "Engine")]
+    pub speculation: Option<Drafts>,
+
     /// What to log to stderr: error, warn, info, debug, or wardrobe_engine=debug,warn [default: info]
     #[arg(long, value_name = "FILTER", env = "WARDROBE_LOG", hide_env = true)]
     pub log: Option<String>,
@@ -344,6 +349,7 @@ impl Settings {
             max_num_seqs: self.max_num_seqs.or(other.max_num_seqs),
             max_batch_tokens: self.max_batch_tokens.or(other.max_batch_tokens),
             prefix_cache: self.prefix_cache.or(other.prefix_cache),
+            speculation: self.speculation.or(other.speculation),
             log: self.log.or(other.log),
             otlp_endpoint: self.otlp_endpoint.or(other.otlp_endpoint),
         }
@@ -375,6 +381,7 @@ impl Settings {
             max_num_seqs: Some(config.max_num_sequences),
             max_batch_tokens: Some(config.max_batch_tokens),
             prefix_cache: Some(config.prefix_cache),
+            speculation: Some(Drafts(config.speculation)),
             log: Some("info".to_owned()),
             ..Self::default()
         }
@@ -418,6 +425,7 @@ impl Settings {
                 max_batch_tokens: self.max_batch_tokens.unwrap_or(config.max_batch_tokens),
                 queue_capacity: self.queue.unwrap_or(config.queue_capacity),
                 prefix_cache: self.prefix_cache.unwrap_or(config.prefix_cache),
+                speculation: self.speculation.map_or(config.speculation, |drafts| drafts.0),
                 max_adapters_host_bytes: self
                     .max_adapters_memory
                     .map_or(config.max_adapters_host_bytes, |s| s.0),
@@ -506,13 +514,15 @@ mod tests {
     #[test]
     fn what_is_set_nearer_wins() {
         let flags = Settings { port: Some(1), ..Settings::default() };
-        let file = file("port = 2\nqueue = 3\nkv_memory = \"64MiB\"\nmax_adapters_device_memory = \"2MiB\"")
-            .unwrap();
+        let file = "port = 2\nqueue = 3\nkv_memory = \"64MiB\"\nmax_adapters_device_memory = \"2MiB\"\n\
+                    speculation = \"off\"";
+        let file = self::file(file).unwrap();
         let all = flags.resolve(file);
         assert_eq!((all.port, all.queue, all.host.as_deref()), (Some(1), Some(3), Some("127.0.0.1")));
         assert_eq!(all.engine_options().kv_bytes, Some(64 << 20));
         assert_eq!(all.engine_options().config.queue_capacity, 3);
         assert_eq!(all.engine_options().config.max_adapters_device_bytes, Some(2 << 20));
+        assert_eq!(all.engine_options().config.speculation, wardrobe::Speculation::Off);
     }
 
     #[test]
