@@ -23,6 +23,9 @@ pub struct EngineConfig {
     pub queue_capacity: usize,
     /// Whether the keys and values of full blocks are kept and shared between requests.
     pub prefix_cache: bool,
+    /// Whether several tokens of a sequence are computed in one step on the chance that it goes on as its own text did
+    /// before.
+    pub speculation: Speculation,
     /// Ids that end a sequence unless the request ignores them (end of text, end of turn).
     pub eos_token_ids: Vec<TokenId>,
     /// What a single request may ask at most.
@@ -44,6 +47,20 @@ pub struct EngineConfig {
     pub stream_buffer_tokens: usize,
     /// How long a stream may stay full before its sequences are cancelled.
     pub stream_stall_timeout: Duration,
+}
+
+/// Whether a sequence's next tokens are drafted from its own text (prompt look-up decoding: Saxena, 2023) and verified in one
+/// step. Every drafted position is sampled as it would be without, so that answers are the same; where a row's bits depend on
+/// what is computed beside it, they may differ by as much as that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Speculation {
+    /// Never.
+    Off,
+    /// Where it pays, by the times of steps that the engine measures and by how often a sequence's drafts are right.
+    #[default]
+    Auto,
+    /// Whatever is found, for tests and measurements.
+    Always,
 }
 
 /// What a single request may ask at most.
@@ -90,6 +107,7 @@ impl Default for EngineConfig {
             max_chunk_tokens: 256,
             queue_capacity: 1024,
             prefix_cache: true,
+            speculation: Speculation::default(),
             eos_token_ids: Vec::new(),
             limits: RequestLimits::default(),
             num_slots: None,

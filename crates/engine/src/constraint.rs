@@ -3,14 +3,14 @@
 //!
 //! State: one [`Constrained`] a choice. Its session is either here or with a worker, who computes the next mask while the
 //! model runs; it comes back with the mask. A slow mask delays its own sequence: the row is left out of the sample, and
-//! computed again in a later step.
+//! computed again in a later step. Along a draft there are as many masks as samples; a slow one ends the draft before it.
 //!
 //! Invariant: after every token that a choice has taken, a way to the end of the text is known that fits the tokens which are
 //! left.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use wardrobe_grammar::{Session, Template};
@@ -35,7 +35,7 @@ pub enum Allowed {
     /// These.
     These(Arc<[u32]>),
     /// Those of a mask that is still being computed. An executor asks for it when it has the logits; if it is not there
-    /// within its patience, or failed, the chunk is not sampled.
+    /// within its patience, or failed, nothing is sampled there, nor in later rows of the chunk.
     Awaited(Arc<PendingMask>),
 }
 
@@ -73,53 +73,104 @@ impl Allowed {
             },
         }
     }
+
+    /// Whether this token may be sampled, as far as that is known now.
+    pub(crate) fn permits(&self, token: TokenId) -> bool {
+        match self.resolve(Instant::now()) {
+            Resolved::All => true,
+            Resolved::These(mask) => {
+                mask.get(token.0 as usize / 32).is_some_and(|word| word >> (token.0 % 32) & 1 == 1)
+            }
+            Resolved::Late => false,
+        }
+    }
 }
 
 /// A mask in the making.
-#[derive(Default)]
 pub struct PendingMask {
+    of: Arc<PendingMasks>,
+    /// Which of them.
+    idx: usize,
+}
+
+/// The masks of a chunk: one, or those along a draft.
+#[derive(Default)]
+pub(crate) struct PendingMasks {
     state: Mutex<PendingState>,
     done: Condvar,
 }
 
 #[derive(Default)]
 struct PendingState {
-    mask: Option<Result<Arc<[u32]>, String>>,
+    masks: Vec<Arc<[u32]>>,
+    /// No more of them come, for this reason if there is one.
+    is_done: bool,
+    error: Option<String>,
+    /// Somebody waits: who computes them stops after the one that comes next.
+    hurry: bool,
     session: Option<Box<dyn Session>>,
 }
 
 impl std::fmt::Debug for PendingMask {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PendingMask").field("is_done", &self.is_done()).finish()
+        let is_done = self.of.lock().masks.len() > self.idx;
+        f.debug_struct("PendingMask").field("is_done", &is_done).finish()
     }
 }
 
 impl PendingMask {
     fn wait(&self, until: Instant) -> Option<Result<Arc<[u32]>, String>> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let left = until.saturating_duration_since(Instant::now());
-        let waited = self.done.wait_timeout_while(state, left, |state| state.mask.is_none());
-        waited.unwrap_or_else(PoisonError::into_inner).0.mask.clone()
+        let mut state = self.of.lock();
+        let is_late = |state: &mut PendingState| state.masks.len() <= self.idx && !state.is_done;
+        if is_late(&mut state) {
+            state.hurry = true;
+            let left = until.saturating_duration_since(Instant::now());
+            let waited = self.of.done.wait_timeout_while(state, left, is_late);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        match state.masks.get(self.idx) {
+            Some(mask) => Some(Ok(mask.clone())),
+            None => state.error.clone().map(Err),
+        }
+    }
+}
+
+impl PendingMasks {
+    fn lock(&self) -> MutexGuard<'_, PendingState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_done(&self) -> bool {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).mask.is_some()
+        self.lock().is_done
     }
 
-    fn put(&self, mask: Result<Arc<[u32]>, String>, session: Option<Box<dyn Session>>) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.mask = Some(mask);
-        state.session = session;
+    /// One more mask; whether the next is wanted too.
+    fn put(&self, mask: Vec<u32>) -> bool {
+        let mut state = self.lock();
+        state.masks.push(mask.into());
+        self.done.notify_all();
+        !state.hurry
+    }
+
+    /// There are no more.
+    fn end(&self, session: Result<Box<dyn Session>, String>) {
+        let mut state = self.lock();
+        state.is_done = true;
+        match session {
+            Ok(session) => state.session = Some(session),
+            Err(error) => state.error = Some(error),
+        }
         self.done.notify_all();
     }
 }
 
-/// A mask to compute.
+/// Masks to compute.
 struct Job {
     /// The session, or what it is to be of.
     of: Result<Box<dyn Session>, Arc<Template>>,
     words: usize,
-    pending: Arc<PendingMask>,
+    draft: Draft,
+    pending: Arc<PendingMasks>,
 }
 
 /// The threads that compute masks.
@@ -156,11 +207,16 @@ impl MaskWorkers {
         }
     }
 
-    /// Has the next mask of a session computed.
-    fn compute(&mut self, of: Result<Box<dyn Session>, Arc<Template>>, words: usize) -> Arc<PendingMask> {
+    /// Has a session's next mask computed, and those along a draft.
+    fn compute(
+        &mut self,
+        of: Result<Box<dyn Session>, Arc<Template>>,
+        words: usize,
+        draft: &Draft,
+    ) -> Arc<PendingMasks> {
         self.start();
-        let pending = Arc::new(PendingMask::default());
-        let job = Job { of, words, pending: pending.clone() };
+        let pending = Arc::new(PendingMasks::default());
+        let job = Job { of, words, draft: draft.clone(), pending: pending.clone() };
         match self.jobs.as_ref().filter(|_| !self.threads.is_empty()) {
             Some(jobs) => {
                 if let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) = jobs.try_send(job) {
@@ -194,22 +250,52 @@ fn work(queue: &Mutex<Receiver<Job>>) {
 }
 
 fn run(job: Job) {
-    let Job { of, words, pending } = job;
+    let Job { of, words, draft, pending } = job;
     let filled = catch_unwind(AssertUnwindSafe(|| {
         let mut session = of.unwrap_or_else(|template| template.session());
-        let mut mask = vec![0_u32; words];
-        session.fill_mask(&mut mask).map(|()| (mask, session))
+        let (mut taken, mut rest) = (0, draft.tokens.iter());
+        for at in std::iter::once(0).chain(draft.samples) {
+            for token in rest.by_ref().take(at - taken) {
+                session.accept(*token)?;
+                taken += 1;
+            }
+            let mut mask = vec![0_u32; words];
+            session.fill_mask(&mut mask)?;
+            if !pending.put(mask) {
+                break;
+            }
+        }
+        session.rollback(taken)?;
+        Ok::<_, wardrobe_grammar::GrammarError>(session)
     }));
-    match filled {
-        Ok(Ok((mask, session))) => pending.put(Ok(mask.into()), Some(session)),
-        Ok(Err(error)) => pending.put(Err(error.to_string()), None),
-        Err(_) => pending.put(Err("the grammar panicked".to_owned()), None),
+    pending.end(match filled {
+        Ok(Ok(session)) => Ok(session),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("the grammar panicked".to_owned()),
+    });
+}
+
+/// Tokens that may follow a sequence's own, and after how many of them the next is sampled, ascending; it is sampled before the
+/// first as well. Between two samples stands what a constraint leaves no alternative to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Draft {
+    pub tokens: Vec<TokenId>,
+    pub samples: Vec<usize>,
+}
+
+impl Draft {
+    /// The draft up to its sample with this index.
+    pub fn truncate(&mut self, samples: usize) {
+        self.samples.truncate(samples);
+        self.tokens.truncate(self.samples.last().copied().unwrap_or(0));
     }
 }
 
 /// A choice that is held to a template.
 pub(crate) struct Constrained {
     template: Arc<Template>,
+    /// What its session has accepted.
+    accepted: Vec<TokenId>,
     /// Words of a mask over the model's vocabulary.
     words: usize,
     place: Place,
@@ -224,7 +310,7 @@ enum Place {
     /// Before the first mask.
     New,
     Here(Box<dyn Session>),
-    Away(Arc<PendingMask>),
+    Away(Arc<PendingMasks>),
     Failed,
 }
 
@@ -255,6 +341,7 @@ impl Constrained {
     pub fn new(constraint: &Constraint, vocab_size: usize) -> Self {
         Constrained {
             template: constraint.0.clone(),
+            accepted: Vec::new(),
             words: vocab_size.div_ceil(32),
             place: Place::New,
             way: None,
@@ -268,29 +355,96 @@ impl Constrained {
         self.completion
     }
 
-    /// The mask of the next sample.
-    pub fn allowed(&mut self, workers: &mut MaskWorkers) -> Allowed {
-        if let Place::Here(session) = &mut self.place
-            && let Some(mask) = session.known_mask().filter(|mask| mask.len() == self.words)
-        {
-            return Allowed::These(mask);
+    /// Masks of the next sample and of those along a draft that [`Constrained::draft`] gave.
+    pub fn allowed(&mut self, draft: &Draft, workers: &mut MaskWorkers) -> Vec<Allowed> {
+        if let Some(known) = self.known_masks(draft) {
+            return known.into_iter().map(Allowed::These).collect();
         }
         self.place = match std::mem::replace(&mut self.place, Place::Failed) {
-            Place::New => Place::Away(workers.compute(Err(self.template.clone()), self.words)),
-            Place::Here(session) => Place::Away(workers.compute(Ok(session), self.words)),
+            Place::New => Place::Away(workers.compute(Err(self.template.clone()), self.words, draft)),
+            Place::Here(session) => Place::Away(workers.compute(Ok(session), self.words, draft)),
             other => other,
         };
-        match &self.place {
-            Place::Away(pending) => Allowed::Awaited(pending.clone()),
+        let of = |idx| match &self.place {
+            Place::Away(of) => Allowed::Awaited(Arc::new(PendingMask { of: of.clone(), idx })),
             _ => Allowed::These(vec![0; self.words].into()),
+        };
+        (0..=draft.samples.len()).map(of).collect()
+    }
+
+    /// The same, if all of them were computed before.
+    fn known_masks(&mut self, draft: &Draft) -> Option<Vec<Arc<[u32]>>> {
+        let words = self.words;
+        let known = move |session: &mut dyn Session| session.known_mask().filter(|mask| mask.len() == words);
+        let Place::Here(session) = &mut self.place else { return None };
+        let mut masks = vec![known(&mut **session)?];
+        if draft.samples.is_empty() {
+            return Some(masks);
         }
+        self.explore(|session, taken| {
+            let mut rest = draft.tokens.iter();
+            for at in &draft.samples {
+                for token in rest.by_ref().take(at - *taken) {
+                    session.accept(*token)?;
+                    *taken += 1;
+                }
+                let Some(mask) = known(session) else { return Ok(None) };
+                masks.push(mask);
+            }
+            Ok(Some(masks))
+        })?
+    }
+
+    /// Lets `walk` accept tokens from here and count them; they are taken back. `None` if the session is not here, or fails:
+    /// then it is as if nobody had walked.
+    pub fn explore<T>(
+        &mut self,
+        walk: impl FnOnce(&mut dyn Session, &mut usize) -> wardrobe_grammar::Result<T>,
+    ) -> Option<T> {
+        let mut session = match std::mem::replace(&mut self.place, Place::Failed) {
+            Place::Here(session) => session,
+            other => {
+                self.place = other;
+                return None;
+            }
+        };
+        let walked = catch_unwind(AssertUnwindSafe(|| {
+            let mut taken = 0;
+            let found = walk(&mut *session, &mut taken);
+            session.rollback(taken)?;
+            Ok::<_, wardrobe_grammar::GrammarError>((found?, session))
+        }));
+        match walked {
+            Ok(Ok((found, session))) => {
+                self.place = Place::Here(session);
+                Some(found)
+            }
+            _ => {
+                self.place = self.restored().map_or(Place::Failed, Place::Here);
+                None
+            }
+        }
+    }
+
+    /// A session that has accepted what ours had: ours was lost along a draft, which must not be seen.
+    fn restored(&self) -> Option<Box<dyn Session>> {
+        let mut session = self.template.session();
+        self.accepted.iter().all(|token| session.accept(*token).is_ok()).then_some(session)
+    }
+
+    /// Whether its session can take tokens now. After a sample it can, unless masks along a draft take too long.
+    pub fn is_ready(&self) -> bool {
+        !matches!(&self.place, Place::Away(pending) if !pending.is_done())
     }
 
     /// The row was left out of a sample; gives the reason if there will never be a mask.
     pub fn left_out(&mut self) -> Option<String> {
         self.late = true;
         match &self.place {
-            Place::Away(pending) => pending.wait(Instant::now())?.err(),
+            Place::Away(pending) => {
+                let state = pending.lock();
+                state.error.clone().filter(|_| state.masks.is_empty())
+            }
             _ => Some("the grammar failed before".to_owned()),
         }
     }
@@ -311,6 +465,9 @@ impl Constrained {
         let mut session = self.recall()?;
         let taken = self.advance(&mut *session, sampled, left, force);
         self.place = Place::Here(session);
+        if let Ok(taken) = &taken {
+            self.accepted.extend(taken.token.iter().chain(&taken.forced));
+        }
         taken.map_err(|error| error.to_string())
     }
 
@@ -319,7 +476,9 @@ impl Constrained {
         let session = match std::mem::replace(&mut self.place, Place::Failed) {
             Place::Here(session) => Some(session),
             Place::Away(pending) => {
-                pending.state.lock().unwrap_or_else(PoisonError::into_inner).session.take()
+                let mut state = pending.lock();
+                // With a mask in hand, what failed was farther along a draft.
+                state.session.take().or_else(|| if state.masks.is_empty() { None } else { self.restored() })
             }
             Place::New | Place::Failed => None,
         };

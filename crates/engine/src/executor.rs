@@ -37,9 +37,9 @@ pub trait Executor: Send {
     /// Computes the plan's tokens, writes their keys and values, and samples where a chunk asks for it.
     ///
     /// Returns one [`ChunkOutput`] per chunk, in order. After an error nothing of the step counts: the engine
-    /// may plan the same positions again, into the same or other blocks. A row without a token to sample (`allowed`
-    /// without `banned` is empty, or no logit is a number) is an [`ExecutorError::Sequence`], and so is whatever can
-    /// be laid to one sequence; [`ExecutorError::DeviceLost`] is for what no later step could get over.
+    /// may plan the same positions again, into the same or other blocks. A chunk whose first sample has no token to choose
+    /// (`allowed` without `banned` is empty, or no logit is a number) is an [`ExecutorError::Sequence`], and so is whatever
+    /// can be laid to one sequence; [`ExecutorError::DeviceLost`] is for what no later step could get over.
     fn execute(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError>;
 
     /// Puts an adapter into a slot that is empty. Should return at once; an upload may go on behind it, as
@@ -76,8 +76,9 @@ pub struct SequenceChunk {
     pub adapter_scale: f32,
     /// Which RoPE table, `0` is the base's; from the adapter's [`PreparedAdapter::rope_idx`].
     pub rope_idx: u32,
-    /// Sample the token that follows the chunk's last. Only set when the chunk reaches the sequence's end.
-    pub sample: Option<SampleSpec>,
+    /// What to sample, by ascending row; the last follows the chunk's last token. Empty unless the chunk reaches the
+    /// sequence's end. More than one if the chunk ends in a draft: tokens that are not the sequence's yet.
+    pub samples: Vec<SampleAt>,
     /// Report log-probabilities of prompt tokens.
     pub prompt_logprobs: Option<PromptLogprobs>,
 }
@@ -93,7 +94,16 @@ pub struct PromptLogprobs {
     pub targets: Vec<TokenId>,
 }
 
-/// How the token after a chunk is sampled.
+/// Where in a chunk to sample.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampleAt {
+    /// Index in the chunk of the token that the sampled one follows.
+    pub row: usize,
+    /// How.
+    pub spec: SampleSpec,
+}
+
+/// How the token after another is sampled.
 ///
 /// Order: `logit_bias`, penalties from `history`, `allowed` and `banned`, temperature, `top_k`, `top_p`, `min_p`, then one
 /// Philox draw keyed by (`seed`, `choice`, `position`).
@@ -154,8 +164,9 @@ pub struct StepOutput {
 /// A chunk's results.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ChunkOutput {
-    /// Set exactly if the chunk asked to sample, unless it awaits a mask: see [`Allowed::Awaited`].
-    pub sampled: Option<Sampled>,
+    /// One for each of the chunk's samples, in order, up to the first whose mask is late (see [`Allowed::Awaited`]); after
+    /// the first also up to one that has no token to choose.
+    pub sampled: Vec<Sampled>,
     /// One row per target of the chunk's [`PromptLogprobs`].
     pub prompt_logprobs: Vec<Sampled>,
 }

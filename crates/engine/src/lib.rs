@@ -57,19 +57,20 @@ mod request;
 mod response;
 mod scheduler;
 pub mod simulation;
+mod speculation;
 mod stats;
 mod stream;
 mod validate;
 
 pub use adapter::{AdapterInfo, AdapterLevel, AdapterLoader, AdapterSource, LoadOptions, PreparedAdapter};
 pub use codec::{Detokenizer, TextCodec};
-pub use config::{BLOCK_SIZE_TOKENS, EngineConfig, RequestLimits};
+pub use config::{BLOCK_SIZE_TOKENS, EngineConfig, RequestLimits, Speculation};
 pub use constraint::{Allowed, Constraint, PendingMask, Resolved};
 pub use engine::Engine;
 pub use error::{AdapterError, EngineError, ExecutorError, SubmitError};
 pub use executor::{
-    ChunkOutput, Executor, ExecutorLimits, PromptLogprobs, SampleSpec, Sampled, SequenceChunk, StepOutput,
-    StepPlan, TokenCount,
+    ChunkOutput, Executor, ExecutorLimits, PromptLogprobs, SampleAt, SampleSpec, Sampled, SequenceChunk,
+    StepOutput, StepPlan, TokenCount,
 };
 pub use ids::{BlockId, Digest, GenerationId, SequenceId, SlotIdx, TokenId};
 pub use request::{BACKGROUND_PRIORITY, Request, SamplingParams};

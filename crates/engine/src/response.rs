@@ -57,6 +57,16 @@ pub struct TopLogprob {
     pub logprob: f32,
 }
 
+impl Update {
+    /// Adds what the same choice gained after this.
+    pub(crate) fn extend(&mut self, next: Update) {
+        self.text.push_str(&next.text);
+        self.token_ids.extend(next.token_ids);
+        self.logprobs.extend(next.logprobs);
+        self.finish = next.finish;
+    }
+}
+
 /// Why and how a choice ended.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]

@@ -51,6 +51,12 @@ pub struct EngineStats {
     pub prompt_tokens: u64,
     /// Tokens sampled.
     pub generation_tokens: u64,
+    /// Times that a sequence's next tokens were drafted.
+    pub drafts: u64,
+    /// Tokens of drafts that were computed.
+    pub drafted_tokens: u64,
+    /// Those of them that were right.
+    pub accepted_tokens: u64,
     /// Choices that ended by a stop string, stop token or end token.
     pub finished_stop: u64,
     /// Choices that ended by length.
@@ -92,8 +98,10 @@ pub struct RequestRecord {
 pub struct StepRecord {
     /// Tokens computed.
     pub tokens: usize,
-    /// Those of them that belong to chunks of more than one token or that did not sample.
+    /// Those of them that belong to chunks of more than one token, drafts not counted, or that did not sample.
     pub prefill_tokens: usize,
+    /// Those of them that were drafted.
+    pub drafted_tokens: usize,
     /// Sequences in the step.
     pub sequences: usize,
     /// How long the executor took.

@@ -134,12 +134,7 @@ impl StreamSender {
         buffer.pending_tokens += update.token_ids.len();
         let Some(slot) = buffer.pending.get_mut(choice) else { return };
         match slot {
-            Some(pending) => {
-                pending.text.push_str(&update.text);
-                pending.token_ids.extend(update.token_ids);
-                pending.logprobs.extend(update.logprobs);
-                pending.finish = update.finish;
-            }
+            Some(pending) => pending.extend(update),
             None => {
                 *slot = Some(update);
                 buffer.order.push_back(choice);

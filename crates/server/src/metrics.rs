@@ -255,6 +255,9 @@ impl Collector for EngineNumbers {
             ("vllm:prefix_cache_hits", "Prompt tokens found", stats.prefix_hit_tokens),
             ("vllm:prompt_tokens", "Prompt tokens", stats.prompt_tokens),
             ("vllm:generation_tokens", "Sampled tokens", stats.generation_tokens),
+            ("vllm:spec_decode_num_drafts", "Drafts of next tokens", stats.drafts),
+            ("vllm:spec_decode_num_draft_tokens", "Tokens of drafts", stats.drafted_tokens),
+            ("vllm:spec_decode_num_accepted_tokens", "Those that were right", stats.accepted_tokens),
             ("vllm:num_preemptions", "Sequences that lost their blocks", stats.preemptions),
         ];
         for (name, help, value) in counters {

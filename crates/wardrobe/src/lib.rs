@@ -97,7 +97,7 @@ pub use wardrobe_device_cuda::{LIBRARIES_ENV as CUDA_LIBRARIES_ENV, Survey};
 pub use wardrobe_engine::{
     AdapterError, AdapterInfo, AdapterSource, Choice, Completion, Constraint, Engine, EngineConfig,
     EngineStats, Event, Finish, GenerationId, LoadOptions, Request, ResponseStream, SamplingParams,
-    SubmitError, Summary, TokenId, Update,
+    Speculation, SubmitError, Summary, TokenId, Update,
 };
 pub use wardrobe_eval as eval;
 pub use wardrobe_formats::{AdapterConfig, PeftAdapter, StorageType};

@@ -14,6 +14,7 @@ use crate::ids::{SequenceId, TokenId};
 use crate::mailbox::Submission;
 use crate::response::{Finish, StopCause, Summary, Timings, TokenLogprobs, Update, Usage};
 use crate::scheduler::Row;
+use crate::speculation::{Drafter, Speculator};
 use crate::stats::RequestRecord;
 use crate::stream::StreamSender;
 use crate::validate::ValidRequest;
@@ -23,6 +24,8 @@ pub(crate) struct ChoiceState {
     pub sequence: SequenceId,
     pub output: ChoiceOutput,
     pub constrained: Option<Constrained>,
+    /// Guesses its next tokens, if anybody does.
+    pub drafter: Option<Drafter>,
     /// [`Finish::name`], once it has ended.
     pub finished: Option<&'static str>,
     pub last_token_at: Option<Instant>,
@@ -72,8 +75,7 @@ impl ChoiceState {
             return Ok(update);
         };
         let left = valid.max_tokens.saturating_sub(self.output.num_tokens() + 1);
-        // Tokens that nobody sampled have no log-probabilities.
-        let force = valid.request.logprobs.is_none() && valid.logprob_token_ids.is_empty();
+        let force = forces(valid);
         let taken = constrained.take(sampled.token, left, force)?;
         let sampled = match taken.token {
             Some(token) if token != sampled.token => sampled.replaced_by(token),
@@ -86,9 +88,7 @@ impl ChoiceState {
         }
         for token in taken.forced {
             let more = self.output.accept(valid, Sampled { token, ..Sampled::default() }, eos, codec, false);
-            update.text.push_str(&more.text);
-            update.token_ids.extend(more.token_ids);
-            update.finish = more.finish;
+            update.extend(more);
         }
         if taken.is_done {
             // Also where it is the last token of the budget.
@@ -104,6 +104,11 @@ impl ChoiceState {
     }
 }
 
+/// Whether tokens without an alternative are taken unsampled: those have no log-probabilities.
+pub(crate) fn forces(valid: &ValidRequest) -> bool {
+    valid.request.logprobs.is_none() && valid.logprob_token_ids.is_empty()
+}
+
 impl Group {
     /// Opens a request whose choices get the sequences from `first_sequence` on.
     pub fn new(
@@ -111,12 +116,14 @@ impl Group {
         first_sequence: SequenceId,
         codec: &dyn TextCodec,
         vocab_size: usize,
+        speculator: &Speculator,
     ) -> Self {
         let Submission { valid, lease, seed, sender, submitted_at, span, .. } = submission;
         let choice = |idx: usize| ChoiceState {
             sequence: SequenceId(first_sequence.0 + idx as u64),
             output: ChoiceOutput::new(idx, &valid, codec),
             constrained: valid.request.constraint.as_ref().map(|c| Constrained::new(c, vocab_size)),
+            drafter: speculator.drafter(),
             finished: None,
             last_token_at: None,
         };

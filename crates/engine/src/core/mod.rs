@@ -8,6 +8,7 @@
 //! lost or the thread panics; when a summary is out, the request's blocks, slot and lease are free and the
 //! gauges say so.
 
+mod drafts;
 pub(crate) mod group;
 pub(crate) mod output;
 mod step;
@@ -30,6 +31,7 @@ use crate::response::Finish;
 use crate::scheduler::Scheduler;
 use crate::scheduler::sequence::NewSequence;
 use crate::scheduler::slots::SlotTable;
+use crate::speculation::Speculator;
 use crate::stats::{EngineStats, RequestRecord};
 use group::Group;
 
@@ -71,6 +73,7 @@ pub(crate) struct Core {
     last_sequence: u64,
     stats: EngineStats,
     masks: MaskWorkers,
+    speculator: Speculator,
     /// Smoothed time between the ends of requests.
     finish_interval: Duration,
     last_finish_at: Option<Instant>,
@@ -90,6 +93,7 @@ impl Core {
             last_sequence: 0,
             stats: EngineStats::default(),
             masks: MaskWorkers::new(),
+            speculator: Speculator::new(shared.config.speculation),
             finish_interval: Duration::ZERO,
             last_finish_at: None,
             stop_at: None,
@@ -167,8 +171,8 @@ impl Core {
                 may_read_prefix: choice > 0 || request.prompt_logprobs.is_none(),
             });
         }
-        self.groups
-            .insert(id, Group::new(submission, first, &*self.shared.codec, self.shared.limits.vocab_size));
+        let (codec, vocab_size) = (&*self.shared.codec, self.shared.limits.vocab_size);
+        self.groups.insert(id, Group::new(submission, first, codec, vocab_size, &self.speculator));
     }
 
     /// Cancels what nobody waits for any more, and decides what is held in this turn.

@@ -43,7 +43,7 @@ impl ChoiceOutput {
         self.num_tokens
     }
 
-    /// How the next token is sampled. `output` is what has been produced.
+    /// How the next token is sampled. `output` is what has been produced, and after it what has only been drafted.
     pub fn sample_spec(
         &self,
         valid: &ValidRequest,
@@ -51,11 +51,12 @@ impl ChoiceOutput {
         output: &[TokenId],
         eos: &[TokenId],
     ) -> SampleSpec {
+        let drafted = output.get(self.num_tokens..).unwrap_or_default();
         let request = &valid.request;
         let sampling = &request.sampling;
         let mut banned: Vec<TokenId> = Vec::new();
         // A constraint says itself where an end may come, and nothing else may come where it has to.
-        if self.num_tokens < request.min_tokens && request.constraint.is_none() {
+        if output.len() < request.min_tokens && request.constraint.is_none() {
             banned.extend(&request.stop_token_ids);
             if !request.ignore_eos {
                 banned.extend(eos);
@@ -73,17 +74,13 @@ impl ChoiceOutput {
             repetition_penalty: sampling.repetition_penalty,
             presence_penalty: sampling.presence_penalty,
             frequency_penalty: sampling.frequency_penalty,
-            history: self
-                .history
-                .as_ref()
-                .map(|counts| counts.values().copied().collect())
-                .unwrap_or_default(),
+            history: self.history.as_ref().map(|counts| with_more(counts, drafted)).unwrap_or_default(),
             logit_bias: Arc::clone(&valid.logit_bias),
             banned,
             allowed: valid.allowed.clone().map_or(Allowed::All, Allowed::These),
             seed,
             choice: self.choice as u32,
-            position: self.num_tokens as u64,
+            position: output.len() as u64,
             top_logprobs: request.logprobs.or(wants_ids.then_some(0)),
             logprob_token_ids: Arc::clone(&valid.logprob_token_ids),
         }
@@ -103,9 +100,7 @@ impl ChoiceOutput {
         let token = sampled.token;
         self.num_tokens += 1;
         if let Some(history) = &mut self.history {
-            let count =
-                history.entry(token).or_insert(TokenCount { token, output_count: 0, in_prompt: false });
-            count.output_count = count.output_count.saturating_add(1);
+            count(history, token);
         }
         let may_stop = self.num_tokens > request.min_tokens && is_free;
         let cause = if !is_free && eos.contains(&token) {
@@ -172,6 +167,22 @@ impl ChoiceOutput {
     pub fn end(&mut self, finish: Finish) -> Update {
         Update { choice: self.choice, text: self.flush(), finish: Some(finish), ..Update::default() }
     }
+}
+
+/// Counts a token of the output.
+fn count(counts: &mut BTreeMap<TokenId, TokenCount>, token: TokenId) {
+    let count = counts.entry(token).or_insert(TokenCount { token, output_count: 0, in_prompt: false });
+    count.output_count = count.output_count.saturating_add(1);
+}
+
+/// The counts, with some tokens more.
+fn with_more(counts: &BTreeMap<TokenId, TokenCount>, tokens: &[TokenId]) -> Vec<TokenCount> {
+    if tokens.is_empty() {
+        return counts.values().copied().collect();
+    }
+    let mut counts = counts.clone();
+    tokens.iter().for_each(|token| count(&mut counts, *token));
+    counts.into_values().collect()
 }
 
 /// A row of log-probabilities with the bytes of its tokens.

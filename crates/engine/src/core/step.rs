@@ -2,15 +2,16 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::PoisonError;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Core;
-use crate::constraint::Allowed;
+use super::drafts::{Judged, observe};
+use crate::constraint::{Allowed, Constrained, Draft};
 use crate::error::ExecutorError;
-use crate::executor::{ChunkOutput, SequenceChunk, StepOutput, StepPlan};
+use crate::executor::{ChunkOutput, SampleAt, SequenceChunk, StepOutput, StepPlan};
 use crate::ids::SequenceId;
 use crate::panic_text;
-use crate::response::Finish;
+use crate::response::{Finish, Update};
 use crate::scheduler::sequence::blocks_for;
 use crate::scheduler::slots::SlotBind;
 use crate::scheduler::{Row, Schedule};
@@ -19,7 +20,7 @@ use crate::stats::StepRecord;
 impl Core {
     /// Plans and computes one step. `false` if there was nothing to do.
     pub(super) fn step(&mut self, now: Instant) -> bool {
-        let Schedule { mut rows, clears, binds, failed, preempted } = self.scheduler.schedule();
+        let Schedule { mut rows, clears, binds, failed, preempted, room } = self.scheduler.schedule();
         let acted = preempted || !failed.is_empty() || !binds.is_empty();
         for (sequence, error) in failed {
             self.end_sequence(sequence, Finish::Error { message: error.to_string() });
@@ -37,7 +38,11 @@ impl Core {
         if rows.is_empty() {
             return acted;
         }
-        let plan = self.plan(&rows, now);
+        let generates = self.speculator.is_on() && self.is_generation(&rows);
+        let guessing = Instant::now();
+        let drafts = if generates { self.drafts(&rows, room) } else { Vec::new() };
+        let guessed = if drafts.is_empty() { Duration::ZERO } else { guessing.elapsed() };
+        let plan = self.plan(&rows, &drafts, now);
         let started = Instant::now();
         let result = catch_unwind(AssertUnwindSafe(|| self.executor.execute(&plan)));
         let execute = started.elapsed();
@@ -47,7 +52,10 @@ impl Core {
             Ok(output) => match check(&plan, &output, self.shared.limits.vocab_size) {
                 Ok(()) => {
                     let mut record = StepRecord { execute, sequences: rows.len(), ..StepRecord::default() };
-                    self.commit(&rows, &plan, output, after, &mut record);
+                    let judged = self.commit(&rows, &plan, output, after, &mut record);
+                    if generates {
+                        self.settle(&rows, &drafts, &judged, (guessed + execute).as_secs_f64());
+                    }
                     self.report_step(&record);
                 }
                 Err(reason) => self.lose_device(reason),
@@ -59,6 +67,10 @@ impl Core {
             }
             Err(ExecutorError::DeviceLost { reason }) => self.lose_device(reason),
             Err(error) => self.lose_device(error.to_string()),
+        }
+        for row in rows.iter().zip(&drafts).filter(|(_, draft)| !draft.tokens.is_empty()).map(|(row, _)| row)
+        {
+            self.scheduler.take_back(row.sequence);
         }
         true
     }
@@ -81,10 +93,11 @@ impl Core {
         }
     }
 
-    /// The plan for these rows, in their order.
-    fn plan(&mut self, rows: &[Row], now: Instant) -> StepPlan {
+    /// The plan for these rows, in their order, with their drafts if there are any.
+    fn plan(&mut self, rows: &[Row], drafts: &[Draft], now: Instant) -> StepPlan {
+        let none = Draft::default();
         let mut chunks = Vec::with_capacity(rows.len());
-        for row in rows {
+        for (idx, row) in rows.iter().enumerate() {
             if let Some((id, _)) = self.owners.get(&row.sequence)
                 && let Some(group) = self.groups.get_mut(id)
             {
@@ -93,13 +106,13 @@ impl Core {
                 }
                 group.start(now);
             }
-            let chunk = self.chunk(row);
+            let chunk = self.chunk(row, drafts.get(idx).unwrap_or(&none));
             chunks.extend(chunk);
         }
         StepPlan { chunks }
     }
 
-    fn chunk(&mut self, row: &Row) -> Option<SequenceChunk> {
+    fn chunk(&mut self, row: &Row, draft: &Draft) -> Option<SequenceChunk> {
         let (id, choice_idx) = self.owners.get(&row.sequence)?;
         let group = self.groups.get_mut(id)?;
         let rope_idx = group.lease().map_or(0, |lease| lease.generation.rope_idx);
@@ -108,27 +121,37 @@ impl Core {
         let choice = group.choices.get_mut(*choice_idx)?;
         let sequence = self.scheduler.get(row.sequence)?;
         let end = row.start + row.len;
-        let samples = end == sequence.tokens.len() && valid.max_tokens > 0;
-        let output = sequence.tokens.get(sequence.num_prompt_tokens..)?;
-        let eos = &self.shared.config.eos_token_ids;
-        let mut sample = samples.then(|| choice.output.sample_spec(valid, seed, output, eos));
-        if let (Some(spec), Some(constrained)) = (&mut sample, &mut choice.constrained) {
-            spec.allowed = constrained.allowed(&mut self.masks);
+        let mut token_ids = sequence.tokens.get(row.start..end)?.to_vec();
+        token_ids.extend(&draft.tokens);
+        let mut samples = Vec::new();
+        if end == sequence.tokens.len() && valid.max_tokens > 0 {
+            let eos = &self.shared.config.eos_token_ids;
+            let mut output = sequence.tokens.get(sequence.num_prompt_tokens..)?.to_vec();
+            let num_tokens = output.len();
+            output.extend(&draft.tokens);
+            for at in std::iter::once(0).chain(draft.samples.iter().copied()) {
+                let spec = choice.output.sample_spec(valid, seed, output.get(..num_tokens + at)?, eos);
+                samples.push(SampleAt { row: row.len - 1 + at, spec });
+            }
+            if let Some(constrained) = &mut choice.constrained {
+                let masks = constrained.allowed(draft, &mut self.masks);
+                samples.iter_mut().zip(masks).for_each(|(sample, mask)| sample.spec.allowed = mask);
+            }
         }
         Some(SequenceChunk {
             sequence: row.sequence,
-            token_ids: sequence.tokens.get(row.start..end)?.to_vec(),
             start: row.start,
-            block_table: sequence.blocks.get(..blocks_for(end))?.to_vec(),
+            block_table: sequence.blocks.get(..blocks_for(row.start + token_ids.len()))?.to_vec(),
+            token_ids,
             slot: sequence.slot,
             adapter_scale: valid.request.adapter_scale,
             rope_idx,
-            sample,
+            samples,
             prompt_logprobs,
         })
     }
 
-    /// Takes a step's results: advances sequences, hands out tokens and text, ends what has ended.
+    /// Takes a step's results: advances sequences, hands out tokens and text, ends what has ended. What came of each draft.
     fn commit(
         &mut self,
         rows: &[Row],
@@ -136,28 +159,44 @@ impl Core {
         output: StepOutput,
         now: Instant,
         record: &mut StepRecord,
-    ) {
+    ) -> Vec<Judged> {
+        let mut judged = Vec::with_capacity(rows.len());
         for ((row, chunk), result) in rows.iter().zip(&plan.chunks).zip(output.chunks) {
-            record.tokens += row.len;
-            if row.len > 1 || chunk.sample.is_none() {
+            let drafted = chunk.token_ids.len() - row.len;
+            record.tokens += chunk.token_ids.len();
+            record.drafted_tokens += drafted;
+            if row.len > 1 || chunk.samples.is_empty() {
                 record.prefill_tokens += row.len;
             }
             // What was left out of the sample is computed again, for its logits.
-            let left_out = chunk.sample.is_some() && result.sampled.is_none();
+            let left_out =
+                !chunk.samples.is_empty() && (result.sampled.is_empty() || !self.can_take(row.sequence));
             self.scheduler.advance(row.sequence, row.len - usize::from(left_out));
-            if left_out {
-                self.left_out(row.sequence);
-            } else {
-                self.commit_chunk(row.sequence, result, now, record);
-            }
+            judged.push(match left_out {
+                true => {
+                    self.left_out(row.sequence);
+                    Judged::default()
+                }
+                false => self.commit_chunk(row, chunk, result, now, record),
+            });
         }
         self.stats.steps += 1;
         self.stats.last_step_tokens = record.tokens;
+        judged
     }
 
-    fn commit_chunk(&mut self, id: SequenceId, result: ChunkOutput, now: Instant, record: &mut StepRecord) {
-        let Some((request, choice_idx)) = self.owners.get(&id).copied() else { return };
-        let Some(group) = self.groups.get_mut(&request) else { return };
+    fn commit_chunk(
+        &mut self,
+        row: &Row,
+        chunk: &SequenceChunk,
+        result: ChunkOutput,
+        now: Instant,
+        record: &mut StepRecord,
+    ) -> Judged {
+        let id = row.sequence;
+        let mut judged = Judged::default();
+        let Some((request, choice_idx)) = self.owners.get(&id).copied() else { return judged };
+        let Some(group) = self.groups.get_mut(&request) else { return judged };
         let codec = &*self.shared.codec;
         group.take_prompt_rows(result.prompt_logprobs, codec);
         let prefilled =
@@ -168,34 +207,72 @@ impl Core {
                 sequence.may_read_prefix = true;
             }
         }
-        let Some(sampled) = result.sampled else {
+        if result.sampled.is_empty() {
             if prefilled && group.valid.max_tokens == 0 {
                 self.end_sequence(id, Finish::Length);
             }
-            return;
-        };
+            return judged;
+        }
         record.time_to_first_token.extend(group.token_sampled(now));
-        let Some(choice) = group.choices.get_mut(choice_idx) else { return };
+        let draft = chunk.token_ids.get(row.len..).unwrap_or_default();
+        let mut gained: Option<Update> = None;
+        let mut failure = None;
+        let Some(choice) = group.choices.get_mut(choice_idx) else { return judged };
         if let Some(last) = choice.last_token_at.replace(now) {
             record.inter_token.push(now.saturating_duration_since(last));
         }
-        match choice.take(&group.valid, sampled, &self.shared.config.eos_token_ids, codec) {
-            Ok(update) => {
-                self.stats.generation_tokens += update.token_ids.len() as u64;
-                let tokens = update.token_ids.clone();
-                let finished = update.finish.is_some();
-                group.send(update);
-                if finished {
-                    self.retire(id);
-                } else {
-                    tokens.into_iter().for_each(|token| self.scheduler.append(id, token));
-                }
+        for (sample, sampled) in chunk.samples.iter().zip(result.sampled) {
+            // Only what was sampled after the sequence's own tokens counts.
+            if sample.row + 1 - row.len != judged.accepted_tokens {
+                break;
             }
-            Err(reason) => {
-                tracing::warn!(sequence = %id, %reason, "a grammar failed");
-                self.end_sequence(id, Finish::Error { message: format!("the constraint failed: {reason}") });
+            let update = match choice.take(&group.valid, sampled, &self.shared.config.eos_token_ids, codec) {
+                Ok(update) => update,
+                Err(reason) => {
+                    failure = Some(reason);
+                    break;
+                }
+            };
+            judged.accepted_samples += usize::from(judged.accepted_tokens > 0);
+            self.stats.generation_tokens += update.token_ids.len() as u64;
+            let tokens = update.token_ids.clone();
+            let finished = update.finish.is_some();
+            match &mut gained {
+                Some(gained) => gained.extend(update),
+                None => gained = Some(update),
+            }
+            if finished {
+                break;
+            }
+            tokens.iter().for_each(|token| self.scheduler.append(id, *token));
+            let permits = &mut |token| sample.spec.allowed.permits(token);
+            observe(choice, &self.scheduler, &mut self.speculator, tokens.len(), permits);
+            let rest = draft.get(judged.accepted_tokens..).unwrap_or_default();
+            let right = rest.iter().zip(&tokens).take_while(|(drafted, token)| drafted == token).count();
+            self.scheduler.advance(id, right);
+            judged.accepted_tokens += right;
+            if right < tokens.len() {
+                break;
             }
         }
+        let finished = gained.as_ref().is_some_and(|gained| gained.finish.is_some());
+        if let Some(gained) = gained {
+            group.send(gained);
+        }
+        if let Some(reason) = failure {
+            tracing::warn!(sequence = %id, %reason, "a grammar failed");
+            self.end_sequence(id, Finish::Error { message: format!("the constraint failed: {reason}") });
+        } else if finished {
+            self.retire(id);
+        }
+        judged
+    }
+
+    /// Whether a sequence can take what was sampled: not while masks along its draft are being computed.
+    fn can_take(&self, id: SequenceId) -> bool {
+        let choice =
+            self.owners.get(&id).and_then(|(request, idx)| self.groups.get(request)?.choices.get(*idx));
+        choice.and_then(|choice| choice.constrained.as_ref()).is_none_or(Constrained::is_ready)
     }
 
     /// A row was not sampled, since its mask was not there.
@@ -227,11 +304,15 @@ fn check(plan: &StepPlan, output: &StepOutput, vocab_size: usize) -> Result<(), 
     }
     for (chunk, result) in plan.chunks.iter().zip(&output.chunks) {
         let sequence = chunk.sequence;
-        let awaits = chunk.sample.as_ref().is_some_and(|spec| matches!(spec.allowed, Allowed::Awaited(_)));
-        if chunk.sample.is_some() != result.sampled.is_some() && !(awaits && result.sampled.is_none()) {
+        // What was not sampled awaits a mask, or follows a draft.
+        let missing = chunk.samples.get(result.sampled.len());
+        let may_be = |missing: &SampleAt| {
+            !result.sampled.is_empty() || matches!(missing.spec.allowed, Allowed::Awaited(_))
+        };
+        if result.sampled.len() > chunk.samples.len() || !missing.is_none_or(may_be) {
             return Err(format!("sequence {sequence} was sampled although not asked, or not although asked"));
         }
-        if result.sampled.as_ref().is_some_and(|sampled| sampled.token.0 as usize >= vocab_size) {
+        if result.sampled.iter().any(|sampled| sampled.token.0 as usize >= vocab_size) {
             return Err(format!("sequence {sequence} got a token outside the vocabulary"));
         }
         let wanted = chunk.prompt_logprobs.as_ref().map_or(0, |wanted| wanted.targets.len());

@@ -18,7 +18,9 @@ use super::rope::{self, AdapterRopeTable, BoundRope};
 use crate::adapter::PreparedAdapter;
 use crate::constraint::{Allowed, Resolved};
 use crate::error::{EngineError, ExecutorError};
-use crate::executor::{ChunkOutput, Executor, ExecutorLimits, SampleSpec, Sampled, StepOutput, StepPlan};
+use crate::executor::{
+    ChunkOutput, Executor, ExecutorLimits, SampleAt, SampleSpec, Sampled, StepOutput, StepPlan,
+};
 use crate::ids::{Digest, SlotIdx, TokenId};
 
 /// Lengths of block tables are multiples of this.
@@ -221,6 +223,8 @@ struct Wanted {
 
 struct WantedSample {
     chunk: usize,
+    /// Which of the chunk's samples.
+    idx: usize,
     row: SampleRow,
     allowed: Allowed,
     /// Its mask is not there: the row is left out.
@@ -263,10 +267,10 @@ fn inputs(plan: &StepPlan, max_blocks: usize) -> (StepInputs, Wanted) {
         step.context_lens.push((chunk.start + len) as u32);
         step.block_tables.extend(chunk.block_table.iter().map(|b| b.0));
         step.block_tables.resize(step.context_lens.len() * step.max_blocks, 0);
-        if let Some(spec) = &chunk.sample {
-            step.logit_rows.push((first + len - 1) as u32);
+        for (idx, SampleAt { row, spec }) in chunk.samples.iter().enumerate() {
+            step.logit_rows.push((first + row) as u32);
             let (row, allowed) = (sample_row(spec), spec.allowed.clone());
-            wanted.samples.push(WantedSample { chunk: chunk_idx, row, allowed, is_late: false });
+            wanted.samples.push(WantedSample { chunk: chunk_idx, idx, row, allowed, is_late: false });
         }
         if let Some(prompt) = &chunk.prompt_logprobs {
             for (i, target) in prompt.targets.iter().enumerate() {
@@ -350,11 +354,15 @@ impl Head<'_> {
             let rows: Vec<SampleRow> = items.iter().map(|item| item.row.clone()).collect();
             let drawn = items.iter().zip(ctx.sample(logits, &rows)?);
             for (item, drawn) in drawn.filter(|(item, _)| !item.is_late) {
-                if !drawn.has_candidate {
+                // What follows one that is late, or has no token to choose, follows nothing.
+                let Some(chunk) = output.chunks.get_mut(item.chunk).filter(|c| c.sampled.len() == item.idx)
+                else {
+                    continue;
+                };
+                if drawn.has_candidate {
+                    chunk.sampled.push(sampled(drawn.token, drawn.logprobs));
+                } else if item.idx == 0 {
                     without_candidate = without_candidate.or(Some(item.chunk));
-                }
-                if let Some(chunk) = output.chunks.get_mut(item.chunk) {
-                    chunk.sampled = Some(sampled(drawn.token, drawn.logprobs));
                 }
             }
             Ok(())

@@ -46,6 +46,8 @@ pub(crate) struct Schedule {
     pub failed: Vec<(SequenceId, AdapterError)>,
     /// Whether a running sequence lost its blocks.
     pub preempted: bool,
+    /// Tokens that the step has room for beside these.
+    pub room: usize,
 }
 
 /// Totals since the start.
@@ -151,6 +153,7 @@ impl Scheduler {
         draft.schedule.preempted = self.counters.preemptions != preemptions;
         let slot_of = |row: &Row| self.sequences.get(&row.sequence).and_then(|sequence| sequence.slot);
         draft.schedule.rows.sort_by_key(|row| (slot_of(row), row.sequence));
+        draft.schedule.room = draft.budget;
         draft.schedule
     }
 
@@ -386,6 +389,25 @@ impl Scheduler {
         self.kv.num_available() + freeable >= missing
     }
 
+    /// Gives a running sequence blocks for up to `len` tokens that may come after its own, and says for how many: nobody loses
+    /// blocks for them, nor the room to grow. [`Scheduler::take_back`] is to follow.
+    pub fn lend(&mut self, id: SequenceId, len: usize) -> usize {
+        let reserve = self.running.len();
+        let Some(sequence) = self.sequences.get_mut(&id) else { return 0 };
+        let missing = blocks_for(sequence.tokens.len() + len).saturating_sub(sequence.blocks.len());
+        if missing > 0 && self.kv.num_available() >= missing + reserve {
+            self.kv.allocate(missing, &mut sequence.blocks);
+        }
+        (sequence.blocks.len() * BLOCK_SIZE_TOKENS).saturating_sub(sequence.tokens.len()).min(len)
+    }
+
+    /// Takes back the blocks that hold none of a sequence's own tokens.
+    pub fn take_back(&mut self, id: SequenceId) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        let own = blocks_for(sequence.tokens.len()).min(sequence.blocks.len());
+        self.kv.release(&sequence.blocks.split_off(own));
+    }
+
     /// A step has computed `len` more tokens of a sequence: full blocks become findable.
     pub fn advance(&mut self, id: SequenceId, len: usize) {
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
@@ -457,6 +479,14 @@ impl Scheduler {
             names.into_iter().map(str::to_owned).collect()
         };
         (names(&self.running), names(&self.waiting))
+    }
+}
+
+#[cfg(test)]
+impl Scheduler {
+    /// All of them, whatever their state.
+    pub fn sequences(&self) -> impl Iterator<Item = &Sequence> {
+        self.sequences.values()
     }
 }
 

@@ -11,7 +11,7 @@ use crate::config::BLOCK_SIZE_TOKENS;
 use crate::constraint::Resolved;
 use crate::error::ExecutorError;
 use crate::executor::{
-    ChunkOutput, Executor, ExecutorLimits, SampleSpec, Sampled, SequenceChunk, StepOutput, StepPlan,
+    ChunkOutput, Executor, ExecutorLimits, SampleAt, SampleSpec, Sampled, SequenceChunk, StepOutput, StepPlan,
 };
 use crate::ids::{BlockId, SequenceId, SlotIdx, TokenId};
 
@@ -101,7 +101,20 @@ pub struct SimExecutor {
     slots: Vec<Option<SimAdapter>>,
     /// The most bytes that the adapters in slots may take.
     max_device_bytes: u64,
+    /// Of eight histories, those after which the text goes on as it did before.
+    echo_eighths: u64,
     control: SimControl,
+}
+
+/// What followed the last two tokens when they came before, the last time; or else the last one.
+fn echo(tokens: &[TokenId]) -> Option<TokenId> {
+    let followed = |len: usize| {
+        let suffix = tokens.len().checked_sub(len).and_then(|start| tokens.get(start..))?;
+        let earlier = tokens.get(..tokens.len() - 1)?;
+        let at = earlier.windows(len).rposition(|window| window == suffix)?;
+        tokens.get(at + len).copied()
+    };
+    followed(2).or_else(|| followed(1))
 }
 
 impl SimExecutor {
@@ -120,6 +133,7 @@ impl SimExecutor {
             blocks: vec![[None; BLOCK_SIZE_TOKENS]; num_blocks],
             slots: vec![None; num_slots],
             max_device_bytes: u64::MAX,
+            echo_eighths: 0,
             control: SimControl::default(),
         }
     }
@@ -127,6 +141,12 @@ impl SimExecutor {
     /// Makes it a violation that adapters in slots take more bytes than this.
     pub fn with_max_device_bytes(mut self, max_device_bytes: u64) -> Self {
         self.max_device_bytes = max_device_bytes;
+        self
+    }
+
+    /// Lets its text go on as it did before after so many of eight histories, so that it can be guessed from itself.
+    pub fn with_echo(mut self, eighths: u64) -> Self {
+        self.echo_eighths = eighths;
         self
     }
 
@@ -158,39 +178,53 @@ impl SimExecutor {
 
     fn run_chunk(&mut self, chunk: &SequenceChunk) -> Result<ChunkOutput, String> {
         let mut history = self.weights(chunk)?;
+        let mut tokens = Vec::new();
         for position in 0..chunk.start {
             let cell = self.cell(&chunk.block_table, position)?.ok_or("a position was never computed")?;
+            tokens.push(cell.token);
             history = mix(history, u64::from(cell.token.0));
             if cell.history != history {
                 return Err(format!("position {position} holds keys and values of another history"));
             }
         }
         let wanted = chunk.prompt_logprobs.as_ref();
-        let mut prompt_logprobs = Vec::new();
+        let mut output = ChunkOutput::default();
+        let mut samples = chunk.samples.iter();
+        let mut sample = samples.next();
         for (idx, token) in chunk.token_ids.iter().enumerate() {
             if token.0 as usize >= self.limits.vocab_size {
                 return Err(format!("token {token} is out of range"));
             }
+            tokens.push(*token);
             history = mix(history, u64::from(token.0));
             *self.cell(&chunk.block_table, chunk.start + idx)? = Some(Cell { token: *token, history });
             if let Some(wanted) = wanted
                 && let Some(target) =
                     idx.checked_sub(wanted.first_row).and_then(|row| wanted.targets.get(row))
             {
-                prompt_logprobs.push(self.describe(history, *target, Some(wanted.top), &[]));
+                output.prompt_logprobs.push(self.describe(history, *target, Some(wanted.top), &[]));
             }
-        }
-        let sampled = match &chunk.sample {
-            None => None,
-            Some(spec) => match spec.allowed.resolve(Instant::now() + self.control.mask_patience()) {
-                Resolved::Late => None,
-                Resolved::All => Some(self.sample(history, spec, None).ok_or("no token may be sampled")?),
-                Resolved::These(mask) => {
-                    Some(self.sample(history, spec, Some(&*mask)).ok_or("no token may be sampled")?)
+            let Some(SampleAt { spec, .. }) = sample.filter(|sample| sample.row == idx) else { continue };
+            let mask = match spec.allowed.resolve(Instant::now() + self.control.mask_patience()) {
+                // What is sampled after this follows nothing.
+                Resolved::Late => {
+                    sample = None;
+                    continue;
                 }
-            },
-        };
-        Ok(ChunkOutput { sampled, prompt_logprobs })
+                Resolved::All => None,
+                Resolved::These(mask) => Some(mask),
+            };
+            match self.sample(&tokens, history, spec, mask.as_deref()) {
+                Some(sampled) => output.sampled.push(sampled),
+                None if output.sampled.is_empty() => return Err("no token may be sampled".to_owned()),
+                None => {
+                    sample = None;
+                    continue;
+                }
+            }
+            sample = samples.next();
+        }
+        Ok(output)
     }
 
     /// A "log-probability" of a token after a history.
@@ -209,8 +243,15 @@ impl SimExecutor {
         Sampled { token, logprob: Self::logprob(history, token), rank, top: all }
     }
 
-    /// The first allowed token of a permutation that depends on history and all of the specification.
-    fn sample(&self, history: u64, spec: &SampleSpec, mask: Option<&[u32]>) -> Option<Sampled> {
+    /// The token that followed when the last two came before, or the last one, for as many of the histories as it echoes;
+    /// else the first allowed token of a permutation that depends on history and all of the specification.
+    fn sample(
+        &self,
+        tokens: &[TokenId],
+        history: u64,
+        spec: &SampleSpec,
+        mask: Option<&[u32]>,
+    ) -> Option<Sampled> {
         let mut key = history;
         for value in [spec.temperature, spec.top_p, spec.min_p, spec.repetition_penalty] {
             key = mix(key, u64::from(value.to_bits()));
@@ -236,9 +277,10 @@ impl SimExecutor {
             });
             in_mask && !spec.banned.contains(&id)
         };
+        let echo = if mix(key, 5) % 8 < self.echo_eighths { echo(tokens) } else { None };
         let candidates =
             (0..vocab_size).map(|offset| TokenId(((key % vocab_size + offset) % vocab_size) as u32));
-        let token = candidates.into_iter().find(|id| allowed(*id))?;
+        let token = echo.into_iter().chain(candidates).find(|id| allowed(*id))?;
         Some(self.describe(history, token, spec.top_logprobs, &spec.logprob_token_ids))
     }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use wardrobe_batch::simulation::SimulatedFineTuner;
 use wardrobe_engine::{
     AdapterError, AdapterLoader, AdapterSource, BLOCK_SIZE_TOKENS, ChunkOutput, Detokenizer, Digest, Engine,
-    EngineConfig, Executor, ExecutorError, ExecutorLimits, LoadOptions, PreparedAdapter, Resolved,
+    EngineConfig, Executor, ExecutorError, ExecutorLimits, LoadOptions, PreparedAdapter, Resolved, SampleAt,
     SampleSpec, Sampled, SlotIdx, StepOutput, StepPlan, TextCodec, TokenId,
 };
 use wardrobe_grammar::{Compiler, Limits, Spec, Template, Whitespace};
@@ -258,15 +258,18 @@ impl Executor for FakeExecutor {
                     })
                     .collect();
             }
-            if let Some(spec) = &chunk.sample {
+            for SampleAt { row, spec } in &chunk.samples {
                 if self.behaviour.fail_at.is_some_and(|at| spec.position >= at) {
+                    if !output.sampled.is_empty() {
+                        break;
+                    }
                     let reason = "the fake model fails here".to_owned();
                     return Err(ExecutorError::Sequence { sequence: chunk.sequence, reason });
                 }
-                let log_probs = Self::log_probs(*chunk.token_ids.last().unwrap(), letter);
+                let log_probs = Self::log_probs(chunk.token_ids[*row], letter);
                 let token = Self::sample(spec, &log_probs);
-                output.sampled =
-                    Some(Self::row(&log_probs, token, spec.top_logprobs, &spec.logprob_token_ids));
+                let row = Self::row(&log_probs, token, spec.top_logprobs, &spec.logprob_token_ids);
+                output.sampled.push(row);
             }
             chunks.push(output);
         }

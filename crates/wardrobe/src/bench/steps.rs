@@ -10,7 +10,7 @@ use wardrobe_device::DType;
 use wardrobe_engine::model::{ModelExecutor, ModelExecutorConfig, PeftLoader};
 use wardrobe_engine::{
     AdapterLoader as _, AdapterSource, Allowed, BLOCK_SIZE_TOKENS, BlockId, Executor as _, ExecutorError,
-    PreparedAdapter, SampleSpec, SequenceChunk, SequenceId, SlotIdx, StepPlan, TokenId,
+    PreparedAdapter, SampleAt, SampleSpec, SequenceChunk, SequenceId, SlotIdx, StepPlan, TokenId,
 };
 use wardrobe_models::{AdapterPrecision, LoraOptions};
 
@@ -156,7 +156,7 @@ pub(crate) fn chunk(
         slot,
         adapter_scale: 1.0,
         rope_idx: 0,
-        sample: sample.then(greedy),
+        samples: if sample { vec![SampleAt { row: len - 1, spec: greedy() }] } else { Vec::new() },
         prompt_logprobs: None,
     }
 }
@@ -359,6 +359,6 @@ mod tests {
         }
         let long = cases(8192).into_iter().find(|c| c.name == "prefill_2048").unwrap();
         assert_eq!(long.plans.len(), 4);
-        assert_eq!(long.plans.iter().filter(|p| p.chunks[0].sample.is_some()).count(), 1);
+        assert_eq!(long.plans.iter().filter(|p| !p.chunks[0].samples.is_empty()).count(), 1);
     }
 }

@@ -139,6 +139,8 @@ fn load(args: &BenchArgs) -> Load {
 fn local_options(args: &BenchArgs, chosen: &Chosen) -> LocalOptions {
     let has = |part| args.parts.contains(&part);
     let mut engine = args.compute.engine_options();
+    engine.config.speculation =
+        args.compute.speculation.map_or(wardrobe::Speculation::Off, |drafts| drafts.0);
     engine.kv_dtype = args.kv_dtype.map(|dtype| dtype.0);
     engine.config.max_num_sequences = wardrobe::EngineConfig::default().max_num_sequences;
     LocalOptions {

@@ -14,7 +14,7 @@ use wardrobe_hub::{ModelRef, PullOptions};
 use super::check;
 use super::failure::{UsageError, with_hint};
 use super::progress::{OpenProgress, PullProgress};
-use super::values::{ByteSize, Device, Weights};
+use super::values::{ByteSize, Device, Drafts, Weights};
 
 /// The largest schema that is read.
 const MAX_SCHEMA_BYTES: u64 = 4 << 20;
@@ -51,6 +51,10 @@ pub struct ModelArgs {
     /// Memory for keys and values [default: 512MiB, 256MiB for the quickstart, on a GPU what is free]
     #[arg(long, value_name = "SIZE", env = "WARDROBE_KV_MEMORY", hide_env = true)]
     pub kv_memory: Option<ByteSize>,
+    /// Whether the next tokens of a text are drafted from itself and verified in one step: auto where it pays, off, or always;
+    /// answers stay the same [default: auto, off for bench, whose texts are made up]
+    #[arg(long, value_name = "WHEN", env = "WARDROBE_SPECULATION", hide_env = true)]
+    pub speculation: Option<Drafts>,
 }
 
 impl ComputeArgs {
@@ -86,7 +90,11 @@ impl ModelArgs {
     pub fn engine_options(&self) -> EngineOptions {
         let base = EngineOptions::default();
         EngineOptions {
-            config: EngineConfig { max_num_sequences: 1, ..EngineConfig::default() },
+            config: EngineConfig {
+                max_num_sequences: 1,
+                speculation: self.speculation.unwrap_or_default().0,
+                ..EngineConfig::default()
+            },
             kv_bytes: self.kv_bytes(base.kv_bytes),
             ..base
         }

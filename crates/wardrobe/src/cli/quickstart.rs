@@ -68,8 +68,9 @@ pub fn run(args: &QuickstartArgs) -> anyhow::Result<()> {
     let found = open::find(MODEL)?;
     let opening = Instant::now();
     let model = open::open(&found, &args.compute.model_options())?;
-    let options =
+    let mut options =
         EngineOptions { kv_bytes: args.compute.kv_bytes(Some(KV_BYTES)), ..EngineOptions::default() };
+    options.config.speculation = args.compute.speculation.unwrap_or_default().0;
     let engine = open::engine(&model, &options)?;
     let names = [MODEL.to_owned()];
     let served = serve::served_model(&model, &engine, &names, &found.path)?;

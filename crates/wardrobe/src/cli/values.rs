@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use wardrobe::{AdapterPrecision, DType, DeviceSpec, Sharing, WeightPrecision};
+use wardrobe::{AdapterPrecision, DType, DeviceSpec, Sharing, Speculation, WeightPrecision};
 
 /// Reads and writes a type in settings files as the text that options have.
 macro_rules! serde_as_text {
@@ -27,7 +27,7 @@ macro_rules! serde_as_text {
 
 pub(super) use serde_as_text;
 
-serde_as_text!(Device, KvDtype, Weights, Adapters, AdapterSpec, TrainingRest);
+serde_as_text!(Device, KvDtype, Weights, Adapters, AdapterSpec, TrainingRest, Drafts);
 
 /// How training shares the machine with requests.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -184,6 +184,33 @@ impl fmt::Display for KvDtype {
     }
 }
 
+/// Whether next tokens are drafted from a text itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Drafts(pub Speculation);
+
+impl FromStr for Drafts {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self(Speculation::Auto)),
+            "off" => Ok(Self(Speculation::Off)),
+            "always" => Ok(Self(Speculation::Always)),
+            _ => Err(format!("{text:?} is neither auto, off nor always")),
+        }
+    }
+}
+
+impl fmt::Display for Drafts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            Speculation::Auto => "auto",
+            Speculation::Off => "off",
+            Speculation::Always => "always",
+        })
+    }
+}
+
 /// Precision of the weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Weights {
@@ -327,6 +354,10 @@ mod tests {
         for text in ["f16", "f32"] {
             assert_eq!(text.parse::<KvDtype>().unwrap().to_string(), text);
         }
+        for text in ["auto", "off", "always"] {
+            assert_eq!(text.parse::<Drafts>().unwrap().to_string(), text);
+        }
+        assert!("on".parse::<Drafts>().is_err());
         for text in ["auto", "as-stored", "f16"] {
             assert_eq!(text.parse::<Adapters>().unwrap().to_string(), text);
         }

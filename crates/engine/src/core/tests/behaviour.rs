@@ -8,7 +8,7 @@ use crate::response::{Finish, StopCause};
 use crate::validate::{Bounds, validate};
 
 fn bench() -> Bench {
-    Bench::new(ROOMY, EngineConfig::default())
+    Bench::new(ROOMY, plain())
 }
 
 fn prompt(len: u32) -> Request {
@@ -38,7 +38,7 @@ fn length_usage_and_seed() {
 fn chunks_prefix_hits_and_pressure_do_not_change_the_answer() {
     let expected = bench().ask(prompt(100).with_seed(9));
     for max_chunk_tokens in [1, 7, 16, 33] {
-        let config = EngineConfig { max_chunk_tokens, ..EngineConfig::default() };
+        let config = EngineConfig { max_chunk_tokens, ..plain() };
         let mut bench = Bench::new(Size { num_blocks: 7, ..ROOMY }, config);
         for _ in 0..2 {
             let completion = bench.ask(prompt(100).with_seed(9));
@@ -62,7 +62,7 @@ fn choices_differ_and_share_the_prompt() {
 
 #[test]
 fn siblings_start_when_the_first_choice_fails_before_its_first_token() {
-    let mut bench = Bench::new(ROOMY, EngineConfig { max_chunk_tokens: 8, ..EngineConfig::default() });
+    let mut bench = Bench::new(ROOMY, EngineConfig { max_chunk_tokens: 8, ..plain() });
     let stream = bench.submit(prompt(40).with_n(2));
     bench.turn();
     bench.control.fail_next(crate::simulation::SimFailure::Sequence(0));
@@ -236,7 +236,7 @@ fn a_replaced_adapter_finishes_what_it_began() {
 
 #[test]
 fn waiting_for_a_slot_blocks_nobody_else_and_ends() {
-    let config = EngineConfig { max_slot_skips: 3, ..EngineConfig::default() };
+    let config = EngineConfig { max_slot_skips: 3, ..plain() };
     let mut bench = Bench::new(Size { num_slots: 1, ..ROOMY }, config);
     bench.load("ada", adapter(1).in_process("a"), false).unwrap();
     bench.load("bob", adapter(2).in_process("b"), false).unwrap();
@@ -266,7 +266,7 @@ fn waiting_for_a_slot_blocks_nobody_else_and_ends() {
 
 #[test]
 fn priorities_run_first_and_preempt() {
-    let config = EngineConfig { max_num_sequences: 2, ..EngineConfig::default() };
+    let config = EngineConfig { max_num_sequences: 2, ..plain() };
     let mut bench = Bench::new(ROOMY, config);
     let low = |bench: &Bench| bench.submit(Request { priority: 5, max_tokens: Some(50), ..prompt(10) });
     let (first, second) = (low(&bench), low(&bench));
@@ -310,7 +310,7 @@ fn a_slow_reader_pauses_and_is_cancelled() {
 
 #[test]
 fn dropping_the_stream_frees_everything_at_once() {
-    let config = EngineConfig { max_num_sequences: 1, ..EngineConfig::default() };
+    let config = EngineConfig { max_num_sequences: 1, ..plain() };
     let mut bench = Bench::new(ROOMY, config);
     bench.load("ada", adapter(1).in_process("a"), false).unwrap();
     let request = Request { max_tokens: Some(100), ..prompt(20).with_adapter("ada") };
@@ -326,7 +326,7 @@ fn dropping_the_stream_frees_everything_at_once() {
 
 #[test]
 fn slow_readers_do_not_keep_the_slots() {
-    let config = EngineConfig { stream_buffer_tokens: 4, ..EngineConfig::default() };
+    let config = EngineConfig { stream_buffer_tokens: 4, ..plain() };
     let mut bench = Bench::new(Size { num_slots: 1, ..ROOMY }, config);
     bench.load("ada", adapter(1).in_process("a"), false).unwrap();
     bench.load("bob", adapter(2).in_process("b"), false).unwrap();
@@ -352,7 +352,7 @@ fn slow_readers_do_not_keep_the_slots() {
 
 #[test]
 fn the_queue_is_bounded() {
-    let config = EngineConfig { queue_capacity: 2, max_num_sequences: 1, ..EngineConfig::default() };
+    let config = EngineConfig { queue_capacity: 2, max_num_sequences: 1, ..plain() };
     let mut bench = Bench::new(ROOMY, config);
     let _running = bench.submit(prompt(4));
     bench.turn();
@@ -368,7 +368,7 @@ fn the_queue_is_bounded() {
 
 #[test]
 fn room_is_counted_in_sequences_and_includes_rows_that_are_free() {
-    let config = EngineConfig { queue_capacity: 2, max_num_sequences: 2, ..EngineConfig::default() };
+    let config = EngineConfig { queue_capacity: 2, max_num_sequences: 2, ..plain() };
     let mut bench = Bench::new(ROOMY, config);
     // Idle: two can start at once and two can wait, all before the engine thread has looked.
     let four: Vec<_> = (0..4).map(|_| bench.submit(prompt(4))).collect();
@@ -398,7 +398,7 @@ fn room_is_counted_in_sequences_and_includes_rows_that_are_free() {
 
 #[test]
 fn an_end_makes_room_before_its_caller_hears_of_it() {
-    let config = EngineConfig { queue_capacity: 1, max_num_sequences: 1, ..EngineConfig::default() };
+    let config = EngineConfig { queue_capacity: 1, max_num_sequences: 1, ..plain() };
     let mut bench = Bench::new(ROOMY, config);
     let (first, _second) =
         (bench.submit(prompt(4)), bench.submit(Request { max_tokens: Some(99), ..prompt(4) }));
@@ -419,7 +419,7 @@ fn an_end_makes_room_before_its_caller_hears_of_it() {
 
 #[test]
 fn several_requests_are_queued_together_or_not_at_all() {
-    let config = EngineConfig { queue_capacity: 4, max_num_sequences: 2, ..EngineConfig::default() };
+    let config = EngineConfig { queue_capacity: 4, max_num_sequences: 2, ..plain() };
     let mut bench = Bench::new(ROOMY, config);
     bench.loader.put("/a", adapter(1));
     bench.load("a", source("/a"), false).unwrap();

@@ -9,29 +9,29 @@ use crate::response::{Finish, StopCause};
 
 /// Texts of pairs `a b` with `a` among 10..20 and `b = a + 20`, and then an end; of `max_pairs` pairs at most.
 #[derive(Clone)]
-struct Pairs {
-    max_pairs: usize,
+pub(super) struct Pairs {
+    pub max_pairs: usize,
     /// Masks wait until it is open.
-    gate: Arc<Gate>,
+    pub gate: Arc<Gate>,
     /// What happens instead of the mask after so many tokens.
-    failure: Option<(usize, Failure)>,
-    taken: Vec<TokenId>,
+    pub failure: Option<(usize, Failure)>,
+    pub taken: Vec<TokenId>,
 }
 
 #[derive(Clone, Copy)]
-enum Failure {
+pub(super) enum Failure {
     Error,
     Panic,
 }
 
 #[derive(Default)]
-struct Gate {
+pub(super) struct Gate {
     is_closed: Mutex<bool>,
     opened: Condvar,
 }
 
 impl Gate {
-    fn set_closed(&self, is_closed: bool) {
+    pub fn set_closed(&self, is_closed: bool) {
         *self.is_closed.lock().unwrap() = is_closed;
         self.opened.notify_all();
     }
@@ -74,8 +74,9 @@ impl Session for Pairs {
         Ok(())
     }
 
-    fn validate(&mut self, _draft: &[TokenId]) -> wardrobe_grammar::Result<usize> {
-        panic!("the engine does not ask")
+    fn validate(&mut self, draft: &[TokenId]) -> wardrobe_grammar::Result<usize> {
+        let mut ahead = self.clone();
+        Ok(draft.iter().take_while(|token| ahead.accept(**token).is_ok()).count())
     }
 
     fn rollback(&mut self, num_tokens: usize) -> wardrobe_grammar::Result<()> {
@@ -105,11 +106,11 @@ impl Session for Pairs {
     }
 }
 
-fn pairs(max_pairs: usize) -> Pairs {
+pub(super) fn pairs(max_pairs: usize) -> Pairs {
     Pairs { max_pairs, gate: Arc::default(), failure: None, taken: Vec::new() }
 }
 
-fn held_to(pairs: &Pairs) -> Request {
+pub(super) fn held_to(pairs: &Pairs) -> Request {
     let template = Template::custom(Arc::new(pairs.clone()), vec![TokenId(10), TokenId(30)]);
     Request::new(vec![TokenId(1), TokenId(2)]).with_constraint(template).with_seed(3)
 }
@@ -123,7 +124,7 @@ fn are_pairs(ids: &[u32]) -> bool {
 }
 
 /// Turns until the stream has ended; workers take real time.
-fn until_ended(bench: &mut Bench) {
+pub(super) fn until_ended(bench: &mut Bench) {
     let patience = Instant::now() + Duration::from_secs(20);
     while bench.turn() != Next::Wait(None) {
         assert!(Instant::now() < patience, "it never ends");
@@ -134,7 +135,7 @@ fn until_ended(bench: &mut Bench) {
 fn what_ends_a_text_leaves_it_whole() {
     for max_pairs in [1, 3, 40] {
         for max_tokens in 2..12 {
-            let mut bench = Bench::new(ROOMY, EngineConfig::default());
+            let mut bench = Bench::new(ROOMY, plain());
             let stream = bench.submit(held_to(&pairs(max_pairs)).with_max_tokens(max_tokens));
             until_ended(&mut bench);
             let completion = finished(stream).0;
@@ -149,7 +150,7 @@ fn what_ends_a_text_leaves_it_whole() {
             bench.assert_at_rest();
         }
     }
-    let bench = Bench::new(ROOMY, EngineConfig::default());
+    let bench = Bench::new(ROOMY, plain());
     let refused = bench.try_submit(held_to(&pairs(3)).with_max_tokens(1));
     assert!(matches!(refused, Err(SubmitError::InvalidField { field: "max_tokens", .. })));
 }
@@ -243,7 +244,7 @@ fn a_text_that_the_budget_steered_is_of_its_length() {
 
 #[test]
 fn tokens_without_an_alternative_take_no_step_of_their_own() {
-    let mut bench = Bench::new(ROOMY, EngineConfig::default());
+    let mut bench = Bench::new(ROOMY, plain());
     let stream = bench.submit(held_to(&pairs(4)).with_max_tokens(50));
     until_ended(&mut bench);
     let forced = finished(stream).0;
@@ -260,7 +261,7 @@ fn tokens_without_an_alternative_take_no_step_of_their_own() {
 
 #[test]
 fn a_late_mask_delays_its_own_sequence_alone() {
-    let mut bench = Bench::new(ROOMY, EngineConfig::default());
+    let mut bench = Bench::new(ROOMY, plain());
     let stream = bench.submit(held_to(&pairs(4)).with_max_tokens(50));
     until_ended(&mut bench);
     let want = ids(&finished(stream).0);
@@ -291,7 +292,7 @@ fn a_late_mask_delays_its_own_sequence_alone() {
 fn a_failing_mask_ends_its_own_request_alone() {
     for failure in [Failure::Error, Failure::Panic] {
         for after in [0, 2] {
-            let mut bench = Bench::new(ROOMY, EngineConfig::default());
+            let mut bench = Bench::new(ROOMY, plain());
             let broken = Pairs { failure: Some((after, failure)), ..pairs(4) };
             let held = bench.submit(held_to(&broken).with_max_tokens(50));
             let fine = bench.submit(held_to(&pairs(2)).with_max_tokens(50));
@@ -311,7 +312,7 @@ fn a_failing_mask_ends_its_own_request_alone() {
 
 #[test]
 fn cancelled_while_its_mask_is_computed() {
-    let mut bench = Bench::new(ROOMY, EngineConfig::default());
+    let mut bench = Bench::new(ROOMY, plain());
     bench.control.set_mask_patience(Duration::ZERO);
     let slow = pairs(4);
     slow.gate.set_closed(true);

@@ -19,7 +19,7 @@ fn of(name: &str, max_tokens: usize) -> Request {
 
 #[test]
 fn waiting_for_bytes_holds_up_nobody_else_and_ends() {
-    let mut bench = bench(100, EngineConfig { max_slot_skips: 3, ..EngineConfig::default() });
+    let mut bench = bench(100, EngineConfig { max_slot_skips: 3, ..plain() });
     for (name, device_bytes) in [("ada", 40), ("bob", 30), ("cyd", 80)] {
         load(&bench, name, device_bytes).unwrap();
     }
@@ -52,7 +52,7 @@ fn waiting_for_bytes_holds_up_nobody_else_and_ends() {
 
 #[test]
 fn pinned_adapters_starve_nobody() {
-    let mut bench = bench(100, EngineConfig::default());
+    let mut bench = bench(100, plain());
     for (name, device_bytes) in [("ada", 40), ("bob", 40), ("cyd", 60)] {
         load(&bench, name, device_bytes).unwrap();
     }
@@ -70,7 +70,7 @@ fn pinned_adapters_starve_nobody() {
 
 #[test]
 fn a_pin_waits_for_requests_on_what_it_replaces() {
-    let mut bench = bench(100, EngineConfig::default());
+    let mut bench = bench(100, plain());
     load(&bench, "ada", 60).unwrap();
     bench.shared.registry.pin("ada", true).unwrap();
     let running = bench.submit(of("ada", 4));
@@ -88,7 +88,7 @@ fn a_pin_waits_for_requests_on_what_it_replaces() {
 
 #[test]
 fn slow_readers_do_not_keep_bytes() {
-    let config = EngineConfig { stream_buffer_tokens: 4, ..EngineConfig::default() };
+    let config = EngineConfig { stream_buffer_tokens: 4, ..plain() };
     let mut bench = bench(100, config);
     for (name, device_bytes) in [("ada", 40), ("bob", 40), ("cyd", 90)] {
         load(&bench, name, device_bytes).unwrap();

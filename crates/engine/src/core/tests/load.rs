@@ -7,10 +7,10 @@ use crate::simulation::SimFailure;
 use crate::{AdapterError, GenerationId, SubmitError};
 
 /// SplitMix64.
-struct Random(u64);
+pub(super) struct Random(pub u64);
 
 impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -18,7 +18,7 @@ impl Random {
         (z ^ (z >> 31)) % bound
     }
 
-    fn one_in(&mut self, n: u64) -> bool {
+    pub fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
 }
@@ -47,7 +47,7 @@ impl Client {
     }
 }
 
-fn random_request(random: &mut Random) -> Request {
+pub(super) fn random_request(random: &mut Random) -> Request {
     // Few prompts, so that prefixes are shared; some of their own.
     let base = random.below(4) as u32;
     let len = 1 + random.below(70);
@@ -110,9 +110,9 @@ fn load_random(
 }
 
 /// The answer to the client's request when nothing else runs.
-fn alone(client: &Client, contents: &Contents) -> Completion {
+fn alone(client: &Client, contents: &Contents, echo: u64) -> Completion {
     let summary = &client.completion.summary;
-    let mut bench = Bench::new(ROOMY, EngineConfig::default());
+    let mut bench = Bench::echoing(echo, ROOMY, plain());
     let mut request = client.request.clone();
     if let Some(name) = &request.adapter {
         let content = contents[&summary.generation.unwrap()];
@@ -124,22 +124,26 @@ fn alone(client: &Client, contents: &Contents) -> Completion {
     completion
 }
 
-struct Scenario {
-    seed: u64,
-    requests: usize,
-    size: Size,
-    config: EngineConfig,
-    failures: bool,
+pub(super) struct Scenario {
+    pub seed: u64,
+    pub requests: usize,
+    pub size: Size,
+    pub config: EngineConfig,
+    pub failures: bool,
+    /// See [`Bench::echoing`].
+    pub echo: u64,
 }
 
 #[derive(Default)]
-struct Seen {
-    compared: usize,
-    partial: usize,
-    preemptions: u64,
-    hits: u64,
-    failed: u64,
-    cancelled: u64,
+pub(super) struct Seen {
+    pub compared: usize,
+    pub partial: usize,
+    pub preemptions: u64,
+    pub hits: u64,
+    pub failed: u64,
+    pub cancelled: u64,
+    pub drafted: u64,
+    pub accepted: u64,
     /// Adapters too large for the device beside what is pinned.
     refused_by_device_bytes: u64,
     pins_refused_by_device_bytes: u64,
@@ -147,9 +151,9 @@ struct Seen {
     short_of_device_bytes: u64,
 }
 
-fn run(scenario: &Scenario) -> Seen {
+pub(super) fn run(scenario: &Scenario) -> Seen {
     let mut random = Random(scenario.seed);
-    let mut bench = Bench::new(scenario.size, scenario.config.clone());
+    let mut bench = Bench::echoing(scenario.echo, scenario.size, scenario.config.clone());
     let (mut contents, mut next_content) = (Contents::new(), scenario.seed * 1000);
     let mut clients: Vec<Client> = Vec::new();
     let mut seen = Seen::default();
@@ -230,6 +234,8 @@ fn run(scenario: &Scenario) -> Seen {
     seen.hits = stats.prefix_hit_tokens;
     seen.failed = stats.finished_error;
     seen.cancelled = stats.finished_cancelled;
+    seen.drafted = stats.drafted_tokens;
+    seen.accepted = stats.accepted_tokens;
     for client in &mut clients {
         client.read();
         if client.stream.is_none() {
@@ -237,7 +243,7 @@ fn run(scenario: &Scenario) -> Seen {
         }
         assert_eq!(client.summaries, 1);
         assert_eq!(client.terminals, vec![1; client.request.n], "one end for each choice");
-        let expected = alone(client, &contents);
+        let expected = alone(client, &contents, scenario.echo);
         for (choice, expected) in client.completion.choices.iter().zip(&expected.choices) {
             match choice.finish.as_ref().unwrap() {
                 Finish::Stop(_) | Finish::Length => {
@@ -259,7 +265,7 @@ fn run(scenario: &Scenario) -> Seen {
     seen
 }
 
-fn tight() -> EngineConfig {
+pub(super) fn tight() -> EngineConfig {
     EngineConfig {
         max_num_sequences: 6,
         max_batch_tokens: 32,
@@ -287,7 +293,7 @@ fn every_answer_equals_the_one_given_alone() {
         // From less than the largest adapter takes to nearly what two of them do; every fourth run has no limit.
         let max_adapters_device_bytes = (seed % 4 != 0).then(|| 20 + Random(seed).below(36));
         let config = EngineConfig { prefix_cache: seed != 5, max_adapters_device_bytes, ..tight() };
-        let seen = run(&Scenario { seed, requests: 100, size, config, failures: seed % 2 == 0 });
+        let seen = run(&Scenario { seed, requests: 100, size, config, failures: seed % 2 == 0, echo: 0 });
         total.compared += seen.compared;
         total.partial += seen.partial;
         total.preemptions += seen.preemptions;
@@ -359,7 +365,7 @@ fn the_same_events_give_the_same_run() {
 fn a_lost_device_ends_everything() {
     for failure in [SimFailure::Device, SimFailure::Panic] {
         let mut random = Random(5);
-        let mut bench = Bench::new(Size { num_blocks: 12, ..ROOMY }, EngineConfig::default());
+        let mut bench = Bench::new(Size { num_blocks: 12, ..ROOMY }, plain());
         bench.load("ada", adapter(1).in_process("a"), false).unwrap();
         let streams: Vec<_> = (0..30)
             .map(|idx| {

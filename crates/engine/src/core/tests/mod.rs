@@ -4,13 +4,15 @@ mod behaviour;
 mod constraints;
 mod device_bytes;
 mod load;
+mod speculation;
 
 use super::*;
 use crate::adapter::{AdapterLoader, AdapterSource, LoadOptions};
-use crate::config::EngineConfig;
+use crate::config::{EngineConfig, Speculation};
 use crate::ids::TokenId;
 use crate::request::Request;
 use crate::response::{Completion, Event};
+use crate::scheduler::sequence::blocks_for;
 use crate::simulation::{SIM_EOS, SimAdapter, SimCodec, SimControl, SimExecutor, SimLoader};
 use crate::stream::ResponseStream;
 
@@ -36,9 +38,20 @@ pub(super) struct Size {
 
 pub(super) const ROOMY: Size = Size { num_blocks: 256, num_slots: 4, max_context_tokens: 256 };
 
+/// Without drafts, whose lengths depend on how fast the machine is.
+pub(super) fn plain() -> EngineConfig {
+    EngineConfig { speculation: Speculation::Off, ..EngineConfig::default() }
+}
+
 impl Bench {
     pub fn new(size: Size, config: EngineConfig) -> Self {
+        Self::echoing(0, size, config)
+    }
+
+    /// Over a model that after `eighths` of eight texts goes on as the text did before.
+    pub fn echoing(eighths: u64, size: Size, config: EngineConfig) -> Self {
         let executor = SimExecutor::new(size.num_blocks, size.num_slots, VOCAB, size.max_context_tokens)
+            .with_echo(eighths)
             .with_max_device_bytes(config.max_adapters_device_bytes.unwrap_or(u64::MAX));
         let control = executor.control();
         let config = EngineConfig { eos_token_ids: vec![SIM_EOS], ..config };
@@ -71,6 +84,10 @@ impl Bench {
         self.last = self.core.turn(mail, self.now);
         self.now += Duration::from_millis(1);
         assert_eq!(self.control.violation(), None);
+        for sequence in self.core.scheduler().sequences() {
+            let (held, own) = (sequence.blocks.len(), blocks_for(sequence.tokens.len()));
+            assert!(held <= own, "{held} blocks for {} tokens", sequence.tokens.len());
+        }
         let limit_bytes = self.shared.config.max_adapters_device_bytes;
         assert!(limit_bytes.is_none_or(|limit| self.stats().bound_bytes <= limit), "{:?}", self.stats());
         self.last

@@ -14,7 +14,7 @@ use wardrobe_server::ServerConfig;
 
 use self::file::{adapter_list, one_or_many};
 use super::dummy::{DummyDtype, LoadFormat};
-use super::values::{AdapterSpec, Adapters, ByteSize, Device, KvDtype, TrainingRest, Weights};
+use super::values::{AdapterSpec, Adapters, ByteSize, Device, Drafts, KvDtype, TrainingRest, Weights};
 
 /// What can be set, wherever it is set.
 #[derive(Debug, Clone, Default, PartialEq, clap::Args, Serialize, Deserialize)]
@@ -267,6 +267,11 @@ pub struct Settings {
     )]
     pub prefix_cache: Option<bool>,
 
+    /// Whether the next tokens of a text are drafted from itself and verified in one step: auto where it pays, off, or always.
+    /// Answers stay the same [default: auto]
+    #[arg(long, value_name = "WHEN", env = "WARDROBE_SPECULATION", hide_env = true, help_heading = "Engine")]
+    pub speculation: Option<Drafts>,
+
     /// What to log to stderr: error, warn, info, debug, or wardrobe_engine=debug,warn [default: info]
     #[arg(long, value_name = "FILTER", env = "WARDROBE_LOG", hide_env = true)]
     pub log: Option<String>,
@@ -320,6 +325,7 @@ impl Settings {
             max_num_seqs: self.max_num_seqs.or(other.max_num_seqs),
             max_batch_tokens: self.max_batch_tokens.or(other.max_batch_tokens),
             prefix_cache: self.prefix_cache.or(other.prefix_cache),
+            speculation: self.speculation.or(other.speculation),
             log: self.log.or(other.log),
             otlp_endpoint: self.otlp_endpoint.or(other.otlp_endpoint),
         }
@@ -351,6 +357,7 @@ impl Settings {
             max_num_seqs: Some(config.max_num_sequences),
             max_batch_tokens: Some(config.max_batch_tokens),
             prefix_cache: Some(config.prefix_cache),
+            speculation: Some(Drafts(config.speculation)),
             log: Some("info".to_owned()),
             ..Self::default()
         }

@@ -46,6 +46,7 @@ impl Settings {
                 max_batch_tokens: self.max_batch_tokens.unwrap_or(config.max_batch_tokens),
                 queue_capacity: self.queue.unwrap_or(config.queue_capacity),
                 prefix_cache: self.prefix_cache.unwrap_or(config.prefix_cache),
+                speculation: self.speculation.map_or(config.speculation, |drafts| drafts.0),
                 max_adapters_host_bytes: self
                     .max_adapters_memory
                     .map_or(config.max_adapters_host_bytes, |s| s.0),
