@@ -247,6 +247,7 @@ impl Asking<'_> {
                     },
                     is_cut: given.is_cut(),
                     text: given.text,
+                    likelihoods: Vec::new(),
                     prompt_tokens: given.usage.prompt_tokens,
                     cached_tokens: given.usage.cached_tokens,
                     completion_tokens: given.usage.completion_tokens,
@@ -264,10 +265,20 @@ impl Asking<'_> {
                 };
                 let weighed = weigh.weigh(item, &weighing)?;
                 let prompt_tokens = weighing.num_tokens.get();
-                Answer { score: weighed.score, text: weighed.text, prompt_tokens, ..Answer::default() }
+                Answer {
+                    score: weighed.score,
+                    text: weighed.text,
+                    likelihoods: weighed.likelihoods,
+                    prompt_tokens,
+                    ..Answer::default()
+                }
             }
         };
         answer.score.0.retain(|(_, value)| value.is_finite());
+        // JSON has no infinities: a choice that cannot be has the least number that it has.
+        for likelihood in &mut answer.likelihoods {
+            *likelihood = if likelihood.is_nan() { f64::MIN } else { likelihood.clamp(f64::MIN, f64::MAX) };
+        }
         answer.text = shortened(answer.text, MAX_ANSWER_CHARS);
         Ok(answer)
     }

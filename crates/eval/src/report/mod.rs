@@ -207,6 +207,9 @@ pub struct Answer {
     pub text: String,
     /// What it is worth.
     pub score: Score,
+    /// Log-probability of each choice.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub likelihoods: Vec<f64>,
     /// Whether it was cut off at the limit of tokens.
     pub is_cut: bool,
     /// What is wrong with it.

@@ -152,7 +152,7 @@ impl Weigh for ChoicesTask {
             (ACC_BYTES, is_right(best(&str::len))),
         ]);
         let text = likeliest.and_then(|at| item.choices.get(at)).cloned().unwrap_or_default();
-        Ok(Weighed { text, score })
+        Ok(Weighed { text, score, likelihoods })
     }
 }
 

@@ -169,6 +169,8 @@ pub struct Weighed {
     pub text: String,
     /// What it is worth.
     pub score: Score,
+    /// Log-probabilities that it is made of, where these are of interest: one for each choice.
+    pub likelihoods: Vec<f64>,
 }
 
 /// For tasks that read questions with text golds: the shapes that all of them read, and golds that are not blank.

@@ -117,7 +117,7 @@ impl Weigh for Perplexity {
         ]);
         let measures = measures(nats, num_tokens, text.len() as f64);
         score.0.splice(0..0, measures.map(|(name, value)| (name.to_owned(), value)));
-        Ok(Weighed { text: String::new(), score })
+        Ok(Weighed { score, ..Weighed::default() })
     }
 }
 
