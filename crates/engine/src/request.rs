@@ -107,8 +107,11 @@ pub struct Request {
     pub logprobs: Option<u32>,
     /// Report in addition the log-probabilities of these tokens at every output position.
     pub logprob_token_ids: Vec<TokenId>,
-    /// The same for every prompt token after the first. The prompt is then computed in full.
+    /// The same for every prompt token after the first.
     pub prompt_logprobs: Option<u32>,
+    /// Report no prompt token before this position. The prompt is computed in full from there on; what is before it may
+    /// come from the prefix cache.
+    pub prompt_logprobs_from: usize,
     /// Leave special tokens out of the text.
     pub skip_special_tokens: bool,
     /// Smaller runs earlier, and preempts larger when memory is short. From [`BACKGROUND_PRIORITY`] on it is work in the
@@ -140,6 +143,7 @@ impl Default for Request {
             logprobs: None,
             logprob_token_ids: Vec::new(),
             prompt_logprobs: None,
+            prompt_logprobs_from: 0,
             skip_special_tokens: true,
             priority: 0,
             cache_salt: None,

@@ -1,16 +1,23 @@
 //! The run: every item to every target, and what came of it.
 
+use std::cell::Cell;
 use std::time::Instant;
 
 use wardrobe_generator::{
-    Answer as Given, AskAll, AskError, Generator, Held, Message, Prompt, Question, RetryPolicy, Stopped,
-    ask_all,
+    Answer as Given, AskError, Generator, Held, Message, Prompt, Question, RetryPolicy, Scorer, Stopped,
+    patiently, run_all,
 };
 
 use crate::error::EvalError;
-use crate::items::{Item, LineProblem};
-use crate::report::{Answer, BaselineResult, ItemShown, Outcome, Report, TargetResult};
-use crate::tasks::{Scored, Task};
+use crate::items::Item;
+use crate::mistakes::{Given as Compared, Mistake, mistakes};
+use crate::report::{Answer, Asked, BaselineResult, Outcome, Report, Run, shortened};
+use crate::settings::TaskSettings;
+use crate::tasks::{Scored, Task, Way};
+use crate::weighing::Weighing;
+
+/// More of an answer is not kept.
+const MAX_ANSWER_CHARS: usize = 50_000;
 
 /// Hears how many answers there are, of how many.
 pub type Progress<'a> = dyn FnMut(usize, usize) + 'a;
@@ -53,6 +60,10 @@ pub struct EvalOptions<'a> {
     pub system: Option<&'a str>,
     /// Give the questions to the models as they are, without a chat template.
     pub raw: bool,
+    /// What the task is told beside its items.
+    pub settings: TaskSettings,
+    /// Numbers of items by which measures are grouped, beside the task's own: one, or two for a map.
+    pub group_by: Vec<Vec<String>>,
     /// Gold answers of the training set, for the majority baseline; without them the items' own are taken.
     pub train_golds: Option<&'a [String]>,
     /// Questions at once; `None` asks the targets what keeps them busy.
@@ -71,6 +82,8 @@ impl Default for EvalOptions<'_> {
             max_tokens: 256,
             system: None,
             raw: false,
+            settings: TaskSettings::default(),
+            group_by: Vec::new(),
             train_golds: None,
             concurrency: None,
             retry: RetryPolicy::default(),
@@ -80,23 +93,7 @@ impl Default for EvalOptions<'_> {
     }
 }
 
-impl EvalOptions<'_> {
-    /// What is asked for an item.
-    fn question(&self, item: &Item, held: &Held) -> Question {
-        let prompt = if self.raw {
-            let texts: Vec<&str> = item.turns.iter().map(|turn| turn.content.as_str()).collect();
-            Prompt::Text(texts.join("\n\n"))
-        } else {
-            let has_system = item.turns.iter().any(|turn| turn.role == "system");
-            let system = self.system.filter(|_| !has_system).map(|text| Message::text("system", text));
-            let turns = item.turns.iter().map(|turn| Message::text(&turn.role, &turn.content));
-            Prompt::Chat(system.into_iter().chain(turns).collect())
-        };
-        Question::new(prompt, self.max_tokens).held(held.clone())
-    }
-}
-
-/// Asks every item of every target, greedily and all at once, and scores the answers.
+/// Asks every item of every target, greedily and all at once, and scores what comes.
 ///
 /// Which answers a target gives does not depend on the others, nor on the number of items. An item whose prompt cannot be
 /// rendered or does not fit the context has failed for that target: it is counted, told, and in no mean.
@@ -114,31 +111,48 @@ pub fn evaluate(
     if targets.is_empty() {
         return Err(EvalError::NoTargets);
     }
+    let mut progress = options.progress.take();
+    let asking = Asking {
+        task,
+        max_tokens: options.max_tokens,
+        system: options.system,
+        raw: options.raw,
+        settings: &options.settings,
+        retry: options.retry,
+    };
     for target in targets {
-        let checked = target.generator.check(&options.question(first, &target.held));
+        let checked = asking.check(target, first);
         checked.map_err(|source| EvalError::Target { target: target.name.clone(), source })?;
     }
     let started = Instant::now();
     let mut outcomes: Vec<Vec<Option<Outcome>>> = targets.iter().map(|_| vec![None; items.len()]).collect();
+    let mut times: Vec<Option<(Instant, Instant)>> = vec![None; targets.len()];
     let num_all = items.len().saturating_mul(targets.len());
     let mut num_done = 0;
     let mut fatal = None;
-    let mut progress = options.progress.take();
-    let questions = targets.iter().enumerate().flat_map(|(target_idx, target)| {
-        let options = &options;
+    let jobs = targets.iter().enumerate().flat_map(|(target_idx, target)| {
         items.iter().enumerate().map(move |(item_idx, item)| {
-            ((target_idx, item_idx), target.generator, options.question(item, &target.held))
+            ((target_idx, item_idx), Job { target, item, salt: item_idx as u64 })
         })
     });
     let most = targets.iter().map(|target| target.generator.concurrency()).max().unwrap_or(1);
-    let asking = AskAll {
-        concurrency: options.concurrency.unwrap_or(most).min(num_all),
-        retry: options.retry,
-        stopped: options.stopped,
+    let concurrency = options.concurrency.unwrap_or(most).min(num_all);
+    let run = |job: Job<'_>, stopped: &Stopped<'_>| {
+        let started = Instant::now();
+        let answered = asking.ask(&job, stopped);
+        // An item that failed took its time too.
+        Ok((answered, started, Instant::now()))
     };
-    let asked = ask_all(questions, asking, |(target_idx, item_idx), answered| {
+    let asked = run_all(jobs, concurrency, options.stopped, run, |(target_idx, item_idx), ran| {
+        let answered = ran.and_then(|(answered, began, ended)| {
+            if let Some(times) = times.get_mut(target_idx) {
+                let (first, last) = times.unwrap_or((began, ended));
+                *times = Some((first.min(began), last.max(ended)));
+            }
+            answered.map(|answer| Answer { seconds: (ended - began).as_secs_f64(), ..answer })
+        });
         let outcome = match answered {
-            Ok(answer) => outcome_of(answer, items.get(item_idx), task),
+            Ok(answer) => Outcome::Answered(answer),
             Err(error) => {
                 let message = error.to_string();
                 if (error.is_fatal() || error == AskError::Stopped) && fatal.is_none() {
@@ -166,83 +180,139 @@ pub fn evaluate(
     if (options.stopped)() {
         return Err(EvalError::Stopped);
     }
-    let results = targets
-        .iter()
-        .zip(outcomes)
-        .map(|(target, outcomes)| result(target, items, outcomes, task))
-        .collect();
-    Ok(Report {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        task: task.name().to_owned(),
-        about: task.about().to_owned(),
-        model: None,
-        data: None,
-        max_tokens: options.max_tokens,
-        seconds: started.elapsed().as_secs_f64(),
-        problems: Vec::new(),
-        baseline: baseline(items, task, options.train_golds),
-        results,
-        items: items.iter().map(ItemShown::of).collect(),
-    })
-}
-
-fn outcome_of(given: Given, item: Option<&Item>, task: &dyn Task) -> Outcome {
-    let gold = item.map(|item| item.gold.as_str()).unwrap_or_default();
-    Outcome::Answered(Answer {
-        score: task.score(gold, &given.text),
-        is_cut: given.is_cut(),
-        text: given.text,
-        prompt_tokens: given.usage.prompt_tokens,
-        completion_tokens: given.usage.completion_tokens,
-    })
-}
-
-fn result(
-    target: &Target<'_>,
-    items: &[Item],
-    outcomes: Vec<Option<Outcome>>,
-    task: &dyn Task,
-) -> TargetResult {
-    let not_asked = || Outcome::Failed { message: "was not asked".to_owned() };
-    let outcomes: Vec<Outcome> =
-        outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(not_asked)).collect();
-    let answers = || outcomes.iter().filter_map(Outcome::answer);
-    let scored: Vec<Scored<'_>> = items
-        .iter()
-        .zip(&outcomes)
-        .filter_map(|(item, outcome)| {
-            let answer = outcome.answer()?;
-            Some(Scored { gold: &item.gold, answer: &answer.text, score: &answer.score })
-        })
-        .collect();
-    let failed = items.iter().zip(&outcomes).filter_map(|(item, outcome)| match outcome {
-        Outcome::Failed { message } => Some(LineProblem { line: item.line, message: message.clone() }),
-        Outcome::Answered(_) => None,
-    });
-    TargetResult {
+    let seconds = started.elapsed().as_secs_f64();
+    let of_target = |((target, outcomes), times): ((&Target<'_>, Vec<Option<Outcome>>), _)| Asked {
         name: target.name.clone(),
-        num_scored: scored.len(),
-        num_cut: answers().filter(|answer| answer.is_cut).count(),
-        prompt_tokens: answers().map(|answer| answer.prompt_tokens).sum(),
-        completion_tokens: answers().map(|answer| answer.completion_tokens).sum(),
-        metrics: task.summarise(&scored),
-        failed: failed.collect(),
-        outcomes,
+        outcomes: outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(Outcome::not_asked)).collect(),
+        seconds: Option::map_or(times, 0.0, |(first, last): (Instant, Instant)| (last - first).as_secs_f64()),
+    };
+    let asked: Vec<Asked> = targets.iter().zip(outcomes).zip(times).map(of_target).collect();
+    let run = Run { max_tokens: options.max_tokens, seconds, group_by: &options.group_by };
+    let mut report = Report::of(task, items, asked, &run);
+    report.baseline = baseline(items, task, &options);
+    Ok(report)
+}
+
+/// One item to one target.
+struct Job<'a> {
+    target: &'a Target<'a>,
+    item: &'a Item,
+    salt: u64,
+}
+
+/// What is asked, and how.
+struct Asking<'a> {
+    task: &'a dyn Task,
+    max_tokens: usize,
+    system: Option<&'a str>,
+    raw: bool,
+    settings: &'a TaskSettings,
+    retry: RetryPolicy,
+}
+
+impl Asking<'_> {
+    /// What is asked for an item.
+    fn question(&self, item: &Item, held: &Held) -> Question {
+        let prompt = if self.raw {
+            Prompt::Text(item.question())
+        } else {
+            let has_system = item.turns.iter().any(|turn| turn.role == "system");
+            let system = self.system.filter(|_| !has_system).map(|text| Message::text("system", text));
+            let turns = item.turns.iter().map(|turn| Message::text(&turn.role, &turn.content));
+            Prompt::Chat(system.into_iter().chain(turns).collect())
+        };
+        Question::new(prompt, self.max_tokens).held(held.clone())
+    }
+
+    /// Whether a target can be asked such things at all.
+    fn check(&self, target: &Target<'_>, item: &Item) -> Result<(), AskError> {
+        match self.task.way() {
+            Way::Answers(_) => target.generator.check(&self.question(item, &target.held)),
+            Way::Likelihoods(_) => scorer(target).map(drop),
+        }
+    }
+
+    fn ask(&self, job: &Job<'_>, stopped: &Stopped<'_>) -> Result<Answer, AskError> {
+        let Job { target, item, salt } = job;
+        let mut answer = match self.task.way() {
+            Way::Answers(compare) => {
+                let question = self.question(item, &target.held);
+                let retry = self.retry.start(*salt);
+                let given = patiently(retry, stopped, || target.generator.generate(&question, stopped))?;
+                Answer {
+                    score: compare.compare(item, &given.text, self.settings),
+                    mistakes: match compare.has_text_golds() {
+                        true => self.mistakes(item, &given),
+                        false => Vec::new(),
+                    },
+                    is_cut: given.is_cut(),
+                    text: given.text,
+                    likelihoods: Vec::new(),
+                    prompt_tokens: given.usage.prompt_tokens,
+                    cached_tokens: given.usage.cached_tokens,
+                    completion_tokens: given.usage.completion_tokens,
+                    seconds: 0.0,
+                }
+            }
+            Way::Likelihoods(weigh) => {
+                let weighing = Weighing {
+                    scorer: scorer(target)?,
+                    settings: self.settings,
+                    retry: self.retry,
+                    salt: *salt,
+                    stopped,
+                    num_tokens: Cell::new(0),
+                };
+                let weighed = weigh.weigh(item, &weighing)?;
+                let prompt_tokens = weighing.num_tokens.get();
+                Answer {
+                    score: weighed.score,
+                    text: weighed.text,
+                    likelihoods: weighed.likelihoods,
+                    prompt_tokens,
+                    ..Answer::default()
+                }
+            }
+        };
+        answer.score.0.retain(|(_, value)| value.is_finite());
+        // JSON has no infinities: a choice that cannot be has the least number that it has.
+        for likelihood in &mut answer.likelihoods {
+            *likelihood = if likelihood.is_nan() { f64::MIN } else { likelihood.clamp(f64::MIN, f64::MAX) };
+        }
+        answer.text = shortened(answer.text, MAX_ANSWER_CHARS);
+        Ok(answer)
+    }
+
+    fn mistakes(&self, item: &Item, given: &Given) -> Vec<Mistake> {
+        let question = item.question();
+        let given =
+            Compared { question: &question, golds: &item.golds, answer: &given.text, is_cut: given.is_cut() };
+        mistakes(&given, &self.settings.words)
     }
 }
 
-fn baseline(items: &[Item], task: &dyn Task, train_golds: Option<&[String]>) -> Option<BaselineResult> {
-    let golds: Vec<&str> = match train_golds {
+fn scorer<'a>(target: &Target<'a>) -> Result<&'a dyn Scorer, AskError> {
+    target.generator.scorer().ok_or_else(|| AskError::Unsupported {
+        who: target.name.clone(),
+        what: "cannot tell how likely a text is".to_owned(),
+    })
+}
+
+fn baseline(items: &[Item], task: &dyn Task, options: &EvalOptions<'_>) -> Option<BaselineResult> {
+    let Way::Answers(compare) = task.way() else { return None };
+    let golds: Vec<&str> = match options.train_golds {
         Some(golds) => golds.iter().map(String::as_str).collect(),
-        None => items.iter().map(|item| item.gold.as_str()).collect(),
+        None => items.iter().map(Item::gold).collect(),
     };
-    let answer = task.majority_answer(&golds)?;
-    let scores: Vec<_> = items.iter().map(|item| task.score(&item.gold, &answer)).collect();
-    let scored: Vec<_> = items
-        .iter()
-        .zip(&scores)
-        .map(|(item, score)| Scored { gold: &item.gold, answer: &answer, score })
-        .collect();
+    let answer = compare.majority_answer(&golds)?;
+    let scores: Vec<_> = items.iter().map(|item| compare.compare(item, &answer, &options.settings)).collect();
+    let scored: Vec<_> =
+        items.iter().zip(&scores).map(|(item, score)| Scored { item, answer: &answer, score }).collect();
     let metrics = task.summarise(&scored);
-    Some(BaselineResult { from_train: train_golds.is_some(), num_items: items.len(), metrics, answer })
+    Some(BaselineResult {
+        from_train: options.train_golds.is_some(),
+        num_items: items.len(),
+        metrics,
+        answer,
+    })
 }

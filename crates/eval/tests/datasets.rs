@@ -5,13 +5,14 @@
 use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
-use wardrobe_eval::{read_items, task};
+use wardrobe_eval::{TaskSettings, read_items, task};
 
 fn rows(path: &str) -> Vec<Value> {
     let text =
         std::fs::read_to_string(format!("{}/../../datasets/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap();
     let name = if path.starts_with("last-words") { "last-words" } else { "record" };
-    let (items, problems) = read_items(text.as_bytes(), task(name).unwrap()).unwrap();
+    let (items, problems) =
+        read_items(text.as_bytes(), task(name).unwrap(), &TaskSettings::default()).unwrap();
     assert!(problems.is_empty(), "{path}: {problems:?}");
     assert_eq!(items.len(), text.lines().count());
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()

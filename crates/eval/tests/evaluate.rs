@@ -5,7 +5,9 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use wardrobe_eval::{EvalError, EvalOptions, Item, Outcome, Target, evaluate, read_items, task};
+use wardrobe_eval::{
+    EvalError, EvalOptions, Item, Outcome, Target, TaskSettings, evaluate, read_items, task,
+};
 use wardrobe_generator::{Answer, AskError, Generator, Held, Prompt, Question, RetryPolicy, Stopped, Usage};
 
 const MAX_TOKENS: usize = 12;
@@ -73,7 +75,8 @@ fn items(contents: &[&str]) -> Vec<Item> {
         .iter()
         .map(|content| format!("{}\n", serde_json::json!({"prompt": content, "completion": "the end"})))
         .collect();
-    let (items, problems) = read_items(lines.concat().as_bytes(), task("last-words").unwrap()).unwrap();
+    let (items, problems) =
+        read_items(lines.concat().as_bytes(), task("last-words").unwrap(), &TaskSettings::default()).unwrap();
     assert!(problems.is_empty());
     items
 }
@@ -99,7 +102,10 @@ fn every_target_answers_every_item_in_its_place() {
             let expected = if is_loud { expected.to_uppercase() } else { expected };
             let answer = outcome.answer().unwrap();
             assert_eq!(answer.text, expected);
-            assert_eq!(answer.score, task.score("the end", &expected));
+            assert_eq!(
+                Some(&answer.score),
+                task.score(&items[0], &expected, &TaskSettings::default()).as_ref()
+            );
         }
     }
     assert_eq!([&report.results[0].name, &report.results[1].name], ["quiet", "another"]);
@@ -168,7 +174,7 @@ fn the_report_has_the_majority_and_no_markup_of_others() {
     let lines = br#"{"prompt": "<script>", "completion": "{\"a\": \"<b>\", \"s\": true}"}
 {"prompt": "two", "completion": "{\"a\": \"<b>\", \"s\": false}"}
 {"prompt": "bad", "completion": "none"}"#;
-    let (items, problems) = read_items(lines.as_slice(), task).unwrap();
+    let (items, problems) = read_items(lines.as_slice(), task, &TaskSettings::default()).unwrap();
     let train = [r#"{"a": "x", "s": false}"#.to_owned()];
     let options = EvalOptions { train_golds: Some(&train), ..options() };
     let target = Target::new(&echo).named("<i>base</i>");
@@ -180,9 +186,10 @@ fn the_report_has_the_majority_and_no_markup_of_others() {
     assert_eq!((value("valid"), value("fields"), value("field s")), (1.0, 0.25, 0.5));
 
     let html = report.to_html();
-    for raw in ["<script", "<b>", "<i>"] {
+    for raw in ["<b>", "<i>"] {
         assert!(!html.contains(raw), "{raw}");
     }
+    assert_eq!(html.matches("<script").count(), 1, "the page's own");
     assert!(html.contains("&lt;script&gt;") && html.contains("line 3"));
     let text = report.to_text();
     assert!(text.lines().nth(2).unwrap().starts_with("majority"), "{text}");

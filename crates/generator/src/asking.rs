@@ -24,13 +24,6 @@ pub struct AskAll<'a> {
     pub stopped: &'a Stopped<'a>,
 }
 
-struct Job<'a, T> {
-    key: T,
-    who: &'a dyn Generator,
-    question: Question,
-    salt: u64,
-}
-
 /// Asks all questions, each of a generator, and hands over each answer, or why there is none, in any order and on this
 /// thread. Once `ended` returns false or a stop is noticed, nothing more is asked, and what is under way is given up.
 ///
@@ -43,21 +36,40 @@ pub fn ask_all<'a, T: Send>(
     options: AskAll<'_>,
     mut ended: impl FnMut(T, Result<Answer, AskError>) -> bool,
 ) -> Result<(), AskError> {
-    let num_threads = options.concurrency.clamp(1, MAX_CONCURRENCY);
+    let jobs = (0..).zip(questions).map(|(salt, (key, who, question))| (key, (who, question, salt)));
+    let ask = |(who, question, salt): (&dyn Generator, Question, u64), stopped: &Stopped<'_>| {
+        patiently(options.retry.start(salt), stopped, || who.generate(&question, stopped))
+    };
+    run_all(jobs, options.concurrency, options.stopped, ask, |key, answered| ended(key, answered))
+}
+
+/// Runs jobs that ask, on a thread each, and hands over what came of each as [`ask_all`] does; one that panics has
+/// failed alone.
+///
+/// # Errors
+/// As of [`ask_all`].
+pub fn run_all<T: Send, J: Send, R: Send>(
+    jobs: impl Iterator<Item = (T, J)>,
+    concurrency: usize,
+    stopped: &Stopped<'_>,
+    run: impl Fn(J, &Stopped<'_>) -> Result<R, AskError> + Sync,
+    mut ended: impl FnMut(T, Result<R, AskError>) -> bool,
+) -> Result<(), AskError> {
+    let num_threads = concurrency.clamp(1, MAX_CONCURRENCY);
     let abort = AtomicBool::new(false);
-    let stopped = || abort.load(Ordering::Acquire) || (options.stopped)();
+    let has_stopped = || abort.load(Ordering::Acquire) || stopped();
     // Twice as many as threads are open at most, so that one is at hand whenever one ends, and no send ever blocks.
-    let (to_workers, jobs) = sync_channel::<Job<'_, T>>(2 * num_threads);
+    let (to_workers, queue) = sync_channel::<(T, J)>(2 * num_threads);
     let (to_caller, answers) = sync_channel(2 * num_threads);
-    let jobs = Mutex::new(jobs);
+    let queue = Mutex::new(queue);
     std::thread::scope(|scope| {
         // Dropped on every way out, so that the threads end.
         let (to_workers, answers) = (to_workers, answers);
         for _ in 0..num_threads {
-            let (jobs, to_caller, stopped) = (&jobs, to_caller.clone(), &stopped);
+            let (queue, to_caller, run, has_stopped) = (&queue, to_caller.clone(), &run, &has_stopped);
             let builder = std::thread::Builder::new().name("wardrobe-asking".to_owned());
-            let run = move || work(jobs, &to_caller, options.retry, stopped);
-            if let Err(error) = builder.spawn_scoped(scope, run) {
+            if let Err(error) = builder.spawn_scoped(scope, move || work(queue, &to_caller, run, has_stopped))
+            {
                 abort.store(true, Ordering::Release);
                 return Err(AskError::Fatal(format!("cannot start a thread: {error}")));
             }
@@ -65,11 +77,11 @@ pub fn ask_all<'a, T: Send>(
         drop(to_caller);
         let mut num_open = 0;
         let mut goes_on = true;
-        for (salt, (key, who, question)) in (0..).zip(questions) {
+        for job in jobs {
             while goes_on && num_open >= 2 * num_threads {
                 goes_on = take(&answers, &mut num_open, &mut ended);
             }
-            if !goes_on || stopped() || to_workers.send(Job { key, who, question, salt }).is_err() {
+            if !goes_on || has_stopped() || to_workers.send(job).is_err() {
                 break;
             }
             num_open += 1;
@@ -84,53 +96,49 @@ pub fn ask_all<'a, T: Send>(
 }
 
 /// Hands over what comes next; false to stop.
-fn take<T>(
-    answers: &Receiver<(T, Result<Answer, AskError>)>,
+fn take<T, R>(
+    answers: &Receiver<(T, Result<R, AskError>)>,
     num_open: &mut usize,
-    ended: &mut impl FnMut(T, Result<Answer, AskError>) -> bool,
+    ended: &mut impl FnMut(T, Result<R, AskError>) -> bool,
 ) -> bool {
     *num_open -= 1;
     answers.recv().is_ok_and(|(key, answered)| ended(key, answered))
 }
 
-fn work<T>(
-    jobs: &Mutex<Receiver<Job<'_, T>>>,
-    to_caller: &SyncSender<(T, Result<Answer, AskError>)>,
-    retry: RetryPolicy,
+fn work<T, J, R>(
+    queue: &Mutex<Receiver<(T, J)>>,
+    to_caller: &SyncSender<(T, Result<R, AskError>)>,
+    run: &impl Fn(J, &Stopped<'_>) -> Result<R, AskError>,
     stopped: &Stopped<'_>,
 ) {
     loop {
-        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(Job { key, who, question, salt }) = job else { return };
-        let answered = ask_patiently(who, &question, retry.start(salt), stopped);
+        let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok((key, job)) = job else { return };
+        let answered = catch_unwind(AssertUnwindSafe(|| run(job, stopped))).unwrap_or_else(|_| {
+            Err(AskError::Question { kind: "panic", message: "asking panicked".to_owned() })
+        });
         if to_caller.send((key, answered)).is_err() {
             return;
         }
     }
 }
 
-/// Asks one question until there is an answer or patience ends; a panic of who is asked is an error of this question.
+/// Asks until there is an answer or patience ends.
 ///
 /// # Errors
-/// [`AskError`], but never [`AskError::Again`]: out of patience is [`AskError::Fatal`].
-pub fn ask_patiently(
-    who: &dyn Generator,
-    question: &Question,
+/// What asking gave, but for [`AskError::Again`], which is [`AskError::Fatal`] when patience ends; [`AskError::Stopped`].
+pub fn patiently<R>(
     mut tries: Tries,
     stopped: &Stopped<'_>,
-) -> Result<Answer, AskError> {
+    ask: impl Fn() -> Result<R, AskError>,
+) -> Result<R, AskError> {
     loop {
         if stopped() {
             return Err(AskError::Stopped);
         }
-        let answered = catch_unwind(AssertUnwindSafe(|| who.generate(question, stopped)));
-        let (after, reason) = match answered {
-            Ok(Err(AskError::Again { after, reason })) => (after, reason),
-            Ok(other) => return other,
-            Err(_) => {
-                let message = format!("asking {} panicked", who.name());
-                return Err(AskError::Question { kind: "panic", message });
-            }
+        let (after, reason) = match ask() {
+            Err(AskError::Again { after, reason }) => (after, reason),
+            other => return other,
         };
         let num = tries.num();
         let Some(wait) = tries.next_wait(after) else {

@@ -2,7 +2,7 @@
 //!
 //! A [`Generator`] takes a [`Question`] and gives an [`Answer`]; what went wrong is sorted by what follows from it
 //! ([`AskError`]). Labels, distillation and evaluation are written over it and do not know who answers. [`Endpoint`] asks
-//! any OpenAI-compatible server; engines and other runtimes implement the trait where they are known. [`ask_patiently`] asks
+//! any OpenAI-compatible server; engines and other runtimes implement the trait where they are known. [`patiently`] asks
 //! one question, [`ask_all`] many at once.
 //!
 //! A generator that can tell how likely a text is, is a [`Scorer`] as well: perplexity and multiple choice need that.
@@ -16,7 +16,7 @@ mod error;
 mod question;
 mod retry;
 
-pub use asking::{AskAll, ask_all, ask_patiently};
+pub use asking::{AskAll, ask_all, patiently, run_all};
 pub use endpoint::{Endpoint, EndpointOptions, is_on_this_machine};
 pub use error::{AskError, EndpointError};
 pub use question::{Answer, FINISH_LENGTH, FINISH_STOP, Held, Prompt, Question, TokenScore, Usage};
@@ -81,4 +81,18 @@ pub trait Scorer: Send + Sync {
     /// # Errors
     /// [`AskError`].
     fn score(&self, tokens: &[u32], stopped: &Stopped<'_>) -> Result<Vec<TokenScore>, AskError>;
+
+    /// The same for the tokens from the one at `from` on, at least 1: an entry for each. What is before them may have
+    /// been computed for another text, where the model can make use of that.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    fn score_from(
+        &self,
+        tokens: &[u32],
+        from: usize,
+        stopped: &Stopped<'_>,
+    ) -> Result<Vec<TokenScore>, AskError> {
+        Ok(self.score(tokens, stopped)?.split_off(from.saturating_sub(1).min(tokens.len().saturating_sub(1))))
+    }
 }

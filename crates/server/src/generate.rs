@@ -53,6 +53,7 @@ pub(crate) fn engine_request(
         logprobs: None,
         logprob_token_ids: token_ids(fields.logprob_token_ids.take().unwrap_or_default()),
         prompt_logprobs: fields.prompt_logprobs,
+        prompt_logprobs_from: 0,
         skip_special_tokens: fields.skip_special_tokens.unwrap_or(true),
         priority: context.priority(fields.priority),
         cache_salt: cache_salt(state, context, fields),

@@ -206,22 +206,35 @@ impl Scorer for EngineGenerator {
     }
 
     fn score(&self, tokens: &[u32], stopped: &Stopped<'_>) -> Result<Vec<TokenScore>, AskError> {
+        self.score_from(tokens, 1, stopped)
+    }
+
+    fn score_from(
+        &self,
+        tokens: &[u32],
+        from: usize,
+        stopped: &Stopped<'_>,
+    ) -> Result<Vec<TokenScore>, AskError> {
+        let from = from.max(1);
         let request = Request {
             prompt_token_ids: tokens.iter().map(|id| TokenId(*id)).collect::<Arc<[_]>>(),
             adapter: self.adapter.clone(),
             without_adapter_schema: true,
             max_tokens: Some(0),
             prompt_logprobs: Some(0),
+            prompt_logprobs_from: from,
             ..Request::default()
         };
         let completion = self.run(request, stopped)?;
         self.ended(completion.choices.first().and_then(|choice| choice.finish.as_ref()))?;
         let rows = completion.prompt_logprobs.unwrap_or_default();
-        let scores = rows.iter().skip(1).map(|row| {
+        let scores = rows.iter().skip(from).map(|row| {
             let row = row.as_ref()?;
             Some(TokenScore { logprob: f64::from(row.logprob), is_likeliest: row.rank == 1 })
         });
-        let scores = scores.collect::<Option<Vec<_>>>().filter(|scores| scores.len() + 1 == tokens.len());
+        let scores = scores
+            .collect::<Option<Vec<_>>>()
+            .filter(|scores| scores.len() == tokens.len().saturating_sub(from));
         scores.ok_or_else(|| AskError::Question {
             kind: "engine",
             message: "the prompt's log-probabilities are not whole".to_owned(),

@@ -130,7 +130,10 @@ impl Group {
         let choices = (0..valid.request.n).map(choice).collect();
         let phase = tracing::info_span!(parent: &span, "queue");
         Self {
-            prompt_rows: valid.request.prompt_logprobs.map(|_| vec![None]),
+            prompt_rows: valid.request.prompt_logprobs.map(|_| {
+                let num_prompt_tokens = valid.request.prompt_token_ids.len();
+                vec![None; valid.request.prompt_logprobs_from.clamp(1, num_prompt_tokens)]
+            }),
             valid,
             choices,
             sender,

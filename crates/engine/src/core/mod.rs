@@ -168,7 +168,11 @@ impl Core {
                 prompt: request.prompt_token_ids.clone(),
                 root,
                 lease: submission.lease.clone(),
-                may_read_prefix: choice > 0 || request.prompt_logprobs.is_none(),
+                readable_prefix_tokens: match request.prompt_logprobs {
+                    // What is before a token has to be computed, so that it is known how likely the token is.
+                    Some(_) if choice == 0 => request.prompt_logprobs_from.saturating_sub(1),
+                    _ => usize::MAX,
+                },
             });
         }
         let (codec, vocab_size) = (&*self.shared.codec, self.shared.limits.vocab_size);

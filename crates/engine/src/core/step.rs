@@ -204,7 +204,7 @@ impl Core {
         if choice_idx == 0 && prefilled {
             group.prefill_done();
             if let Some(sequence) = self.scheduler.get_mut(id) {
-                sequence.may_read_prefix = true;
+                sequence.readable_prefix_tokens = usize::MAX;
             }
         }
         if result.sampled.is_empty() {

@@ -344,8 +344,7 @@ impl Scheduler {
     fn take_blocks(&mut self, rank: Rank, draft: &mut Draft) -> bool {
         let Some(sequence) = self.sequences.get_mut(&rank.1) else { return false };
         // The last token is always computed, since the next is sampled from it.
-        let shareable =
-            if sequence.may_read_prefix { (sequence.tokens.len() - 1) / BLOCK_SIZE_TOKENS } else { 0 };
+        let shareable = (sequence.tokens.len() - 1).min(sequence.readable_prefix_tokens) / BLOCK_SIZE_TOKENS;
         let keys = sequence.keys_until(shareable).to_vec();
         let mut table = self.kv.acquire_prefix(&keys, &sequence.tokens);
         let found = table.len();
@@ -373,7 +372,7 @@ impl Scheduler {
         sequence.computed = found * BLOCK_SIZE_TOKENS;
         if sequence.cached_tokens.is_none() {
             sequence.cached_tokens = Some(sequence.computed);
-            if sequence.may_read_prefix {
+            if sequence.readable_prefix_tokens > 0 {
                 self.counters.prefix_query_tokens += sequence.num_prompt_tokens as u64;
                 self.counters.prefix_hit_tokens += sequence.computed as u64;
             }

@@ -34,7 +34,7 @@ fn add(scheduler: &mut Scheduler, id: u64, priority: i32, num_tokens: usize) {
         prompt: vec![TokenId(id as u32); num_tokens].into(),
         root: PrefixKey::root(&PrefixRoot { model_digest: [0; 32], adapter: None, rope_idx: 0, salt: None }),
         lease: None,
-        may_read_prefix: true,
+        readable_prefix_tokens: usize::MAX,
     });
 }
 

@@ -32,8 +32,8 @@ pub(crate) struct Sequence {
     pub slot: Option<SlotIdx>,
     /// Not to be computed now: its reader is slow, its sibling computes their prompt first, or others come before it.
     pub held: bool,
-    /// Whether cached prefixes may be used; not while log-probabilities of the prompt are due.
-    pub may_read_prefix: bool,
+    /// How many of its first tokens may come from the prefix cache: those of which no log-probabilities are due.
+    pub readable_prefix_tokens: usize,
     /// Prompt tokens found in the prefix cache when it first started; `None` before.
     pub cached_tokens: Option<usize>,
     /// Times that a later sequence got a slot while this one waited for one.
@@ -76,7 +76,7 @@ pub(crate) struct NewSequence {
     pub prompt: Arc<[TokenId]>,
     pub root: PrefixKey,
     pub lease: Option<Arc<Lease>>,
-    pub may_read_prefix: bool,
+    pub readable_prefix_tokens: usize,
 }
 
 impl Sequence {
@@ -94,7 +94,7 @@ impl Sequence {
             lease: new.lease,
             slot: None,
             held: false,
-            may_read_prefix: new.may_read_prefix,
+            readable_prefix_tokens: new.readable_prefix_tokens,
             cached_tokens: None,
             slot_skips: 0,
             preemptions: 0,

@@ -1,10 +1,12 @@
-//! `last-words`: the end of a text, word for word.
+//! `last-words`, also `repetition`: the end of a text, word for word.
 //!
 //! The measures are those with which the task was published: `ratio` is Python's `Levenshtein.ratio` of the answer as it
 //! came, and the length difference counts words that white space parts.
 
-use super::{Score, Task};
-use crate::similarity::indel_ratio;
+use super::{Compare, Score, Task, Way, best_by, number, question_with_text_golds};
+use crate::items::{Fields, Item};
+use crate::measures::indel_ratio;
+use crate::settings::TaskSettings;
 
 pub(super) struct LastWords;
 
@@ -17,28 +19,51 @@ impl Task for LastWords {
         "last-words"
     }
 
+    fn other_names(&self) -> &'static [&'static str] {
+        &["repetition"]
+    }
+
+    fn purpose(&self) -> &'static str {
+        "the end of a text, word for word"
+    }
+
     fn about(&self) -> &'static str {
         "ratio: 2 * LCS / (length of gold + length of answer) over characters, as Python's Levenshtein.ratio; \
          length_difference_words: words that the answer has too many or too few, smaller is better; exact: the answer is \
          the gold, apart from white space around it"
     }
 
-    fn check_gold(&self, gold: &str) -> Result<(), String> {
-        if gold.trim().is_empty() { Err("the gold answer is empty".to_owned()) } else { Ok(()) }
+    fn main_measure(&self) -> &'static str {
+        RATIO
     }
 
-    fn score(&self, gold: &str, answer: &str) -> Score {
+    fn less_is_better(&self) -> &'static [&'static str] {
+        &[LENGTH_DIFFERENCE]
+    }
+
+    fn read(&self, fields: &Fields, _: &TaskSettings) -> Result<Vec<Item>, String> {
+        question_with_text_golds(fields)
+    }
+
+    fn way(&self) -> Way<'_> {
+        Way::Answers(self)
+    }
+
+    fn groups(&self) -> &'static [&'static [&'static str]] {
+        &[&["n"], &["tokens"], &["prompt_tokens"]]
+    }
+}
+
+impl Compare for LastWords {
+    fn compare(&self, item: &Item, answer: &str, _: &TaskSettings) -> Score {
         let num_words = |text: &str| text.split_whitespace().count();
-        Score(vec![
-            (RATIO.to_owned(), indel_ratio(gold, answer)),
-            (LENGTH_DIFFERENCE.to_owned(), num_words(gold).abs_diff(num_words(answer)) as f64),
-            (EXACT.to_owned(), f64::from(u8::from(gold.trim() == answer.trim()))),
-        ])
-    }
-
-    /// Every text ends differently.
-    fn majority_answer(&self, _golds: &[&str]) -> Option<String> {
-        None
+        best_by(item, RATIO, |gold| {
+            Score::of([
+                (RATIO, indel_ratio(gold, answer)),
+                (LENGTH_DIFFERENCE, num_words(gold).abs_diff(num_words(answer)) as f64),
+                (EXACT, number(gold.trim() == answer.trim())),
+            ])
+        })
     }
 }
 
@@ -48,7 +73,8 @@ mod tests {
 
     #[test]
     fn too_few_and_too_many_words_differ_alike() {
-        let score = |answer: &str| LastWords.score("creating the United Nations .", answer);
+        let item = Item::new(1, "", vec!["creating the United Nations .".to_owned()]);
+        let score = |answer: &str| LastWords.compare(&item, answer, &TaskSettings::default());
         assert_eq!(score("the United Nations .").get(LENGTH_DIFFERENCE), Some(1.0));
         assert_eq!(score("work for creating  the\nUnited Nations .").get(LENGTH_DIFFERENCE), Some(2.0));
         assert_eq!(score("").0, [(RATIO.into(), 0.0), (LENGTH_DIFFERENCE.into(), 5.0), (EXACT.into(), 0.0)]);

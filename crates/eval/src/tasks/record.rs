@@ -1,4 +1,5 @@
-//! `record`: an answer that is one JSON object, compared with gold field by field.
+//! `record`: an answer that is one JSON object, compared with gold field by field. `needle`: the same, where what the record
+//! says has to be found in a long text, by the text's length and by how deep in it that is.
 //!
 //! Nested objects are flattened to paths (`date_of_birth.year`); anything else, lists too, is one value. Numbers are
 //! compared as numbers (`1801` is `1801.0`), everything else exactly: `"1801"` is no number. An answer that is not one
@@ -8,9 +9,25 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value};
 
-use super::{Metric, Score, Scored, Task, means};
+use super::{Compare, Metric, Score, Scored, Task, Way, best_by, number};
+use crate::items::{Fields as LineFields, Item};
+use crate::settings::TaskSettings;
+use crate::statistics::means;
 
-pub(super) struct Record;
+pub(super) struct Record {
+    name: &'static str,
+    purpose: &'static str,
+    groups: &'static [&'static [&'static str]],
+}
+
+pub(super) const RECORD: Record =
+    Record { name: "record", purpose: "a JSON object, compared field by field", groups: &[] };
+
+pub(super) const NEEDLE: Record = Record {
+    name: "needle",
+    purpose: "the same by a text's length and by how deep in it the answer is",
+    groups: &[&["length", "depth"], &["length"], &["depth"]],
+};
 
 const VALID: &str = "valid";
 const FIELDS: &str = "fields";
@@ -30,7 +47,11 @@ type Fields = Vec<(Path, Value)>;
 
 impl Task for Record {
     fn name(&self) -> &'static str {
-        "record"
+        self.name
+    }
+
+    fn purpose(&self) -> &'static str {
+        self.purpose
     }
 
     fn about(&self) -> &'static str {
@@ -40,40 +61,52 @@ impl Task for Record {
          so that a rare value counts as much as a frequent one; dates are left out of it"
     }
 
-    fn check_gold(&self, gold: &str) -> Result<(), String> {
-        match fields_of(gold) {
-            Some(fields) if fields.len() > MAX_FIELDS => {
-                Err(format!("the gold answer has {} fields, more than {MAX_FIELDS}", fields.len()))
-            }
-            Some(fields) if !fields.is_empty() => Ok(()),
-            _ => Err("the gold answer is no JSON object with fields".to_owned()),
-        }
+    fn main_measure(&self) -> &'static str {
+        FIELDS
     }
 
-    fn score(&self, gold: &str, answer: &str) -> Score {
-        let (gold, answer) = (fields_of(gold).unwrap_or_default(), fields_of(answer));
-        let valid = answer.is_some();
-        let answer = answer.unwrap_or_default();
-        let right: Vec<(&Path, bool)> =
-            gold.iter().map(|(path, value)| (path, is_right(&answer, path, value))).collect();
-        let mut score = vec![(VALID.to_owned(), number(valid))];
-        let mut share = |name: &str, of: &dyn Fn(&Path) -> bool| {
-            let (num, num_right) = right
-                .iter()
-                .filter(|(path, _)| of(path))
-                .fold((0.0, 0.0), |(num, sum), (_, right)| (num + 1.0, sum + number(*right)));
-            if num > 0.0 {
-                score.push((name.to_owned(), num_right / num));
+    fn read(&self, fields: &LineFields, _: &TaskSettings) -> Result<Vec<Item>, String> {
+        let item = fields.question()?;
+        for gold in &item.golds {
+            match fields_of(gold) {
+                Some(fields) if fields.len() > MAX_FIELDS => {
+                    let num = fields.len();
+                    return Err(format!("the right answer has {num} fields, more than {MAX_FIELDS}"));
+                }
+                Some(fields) if !fields.is_empty() => {}
+                _ => return Err("the right answer is no JSON object with fields".to_owned()),
             }
-        };
-        share(FIELDS, &|_| true);
-        share(DATES, &is_date);
-        let exact = valid && right.iter().all(|(_, right)| *right) && answer.len() == gold.len();
-        score.push((EXACT.to_owned(), number(exact)));
-        score.extend(
-            right.iter().map(|(path, right)| (format!("{FIELD_PREFIX}{}", shown(path)), number(*right))),
-        );
-        Score(score)
+        }
+        Ok(vec![item])
+    }
+
+    fn way(&self) -> Way<'_> {
+        Way::Answers(self)
+    }
+
+    fn groups(&self) -> &'static [&'static [&'static str]] {
+        self.groups
+    }
+
+    fn summarise(&self, scored: &[Scored<'_>]) -> Vec<Metric> {
+        let mut metrics = means(scored);
+        if let Some(balanced) = balanced(scored) {
+            let at =
+                metrics.iter().position(|metric| metric.name == EXACT).map_or(metrics.len(), |at| at + 1);
+            metrics.insert(at, balanced);
+        }
+        metrics
+    }
+}
+
+impl Compare for Record {
+    fn compare(&self, item: &Item, answer: &str, _: &TaskSettings) -> Score {
+        let answer = fields_of(answer);
+        best_by(item, FIELDS, |gold| compared(gold, answer.as_ref()))
+    }
+
+    fn has_text_golds(&self) -> bool {
+        false
     }
 
     fn majority_answer(&self, golds: &[&str]) -> Option<String> {
@@ -90,20 +123,32 @@ impl Task for Record {
         }
         (!record.is_empty()).then(|| Value::Object(record).to_string())
     }
-
-    fn summarise(&self, scored: &[Scored<'_>]) -> Vec<Metric> {
-        let mut metrics = means(scored);
-        if let Some(balanced) = balanced(scored) {
-            let at =
-                metrics.iter().position(|metric| metric.name == EXACT).map_or(metrics.len(), |at| at + 1);
-            metrics.insert(at, balanced);
-        }
-        metrics
-    }
 }
 
-fn number(is: bool) -> f64 {
-    f64::from(u8::from(is))
+/// What an answer is worth whose fields these are, if it is a JSON object.
+fn compared(gold: &str, answer: Option<&Fields>) -> Score {
+    let gold = fields_of(gold).unwrap_or_default();
+    let (valid, none) = (answer.is_some(), Fields::new());
+    let answer = answer.unwrap_or(&none);
+    let right: Vec<(&Path, bool)> =
+        gold.iter().map(|(path, value)| (path, is_right(answer, path, value))).collect();
+    let mut score = vec![(VALID.to_owned(), number(valid))];
+    let mut share = |name: &str, of: &dyn Fn(&Path) -> bool| {
+        let (num, num_right) = right
+            .iter()
+            .filter(|(path, _)| of(path))
+            .fold((0.0, 0.0), |(num, sum), (_, right)| (num + 1.0, sum + number(*right)));
+        if num > 0.0 {
+            score.push((name.to_owned(), num_right / num));
+        }
+    };
+    share(FIELDS, &|_| true);
+    share(DATES, &is_date);
+    let exact = valid && right.iter().all(|(_, right)| *right) && answer.len() == gold.len();
+    score.push((EXACT.to_owned(), number(exact)));
+    score
+        .extend(right.iter().map(|(path, right)| (format!("{FIELD_PREFIX}{}", shown(path)), number(*right))));
+    Score(score)
 }
 
 /// The fields of a text that is one JSON object, in its order; of keys that are there twice, the last.
@@ -217,7 +262,7 @@ impl Tallies {
 fn balanced(scored: &[Scored<'_>]) -> Option<Metric> {
     let mut tallies = Tallies::default();
     for item in scored {
-        for (path, value) in fields_of(item.gold).unwrap_or_default() {
+        for (path, value) in fields_of(item.item.gold()).unwrap_or_default() {
             if !is_date(&path) {
                 let right = item.score.get(&format!("{FIELD_PREFIX}{}", shown(&path))).unwrap_or_default();
                 tallies.count(path, value, right > 0.5);
@@ -242,8 +287,12 @@ mod tests {
 
     const GOLD: &str = r#"{"nationality": "French", "born": 1852, "died": 1931, "sportsperson": false}"#;
 
+    fn scored(gold: &str, answer: &str) -> Score {
+        compared(gold, fields_of(answer).as_ref())
+    }
+
     fn score(gold: &str, answer: &str) -> (f64, f64, Option<f64>, f64) {
-        let score = Record.score(gold, answer);
+        let score = scored(gold, answer);
         (score.get(VALID).unwrap(), score.get(FIELDS).unwrap(), score.get(DATES), score.get(EXACT).unwrap())
     }
 
@@ -274,13 +323,21 @@ mod tests {
     fn nested_objects_are_paths() {
         let gold =
             r#"{"name": "a", "date_of_birth": {"day": 1, "year": 1900}, "tags": ["x", "y"], "none": {}}"#;
-        assert_eq!(Record.check_gold(gold), Ok(()));
         let answer = r#"{"name": "a", "date_of_birth": {"year": 1900}, "tags": ["y", "x"], "none": {}}"#;
         assert_eq!(score(gold, answer), (1.0, 0.6, Some(0.5), 0.0));
-        assert_eq!(Record.score(gold, answer).get("field date_of_birth.year"), Some(1.0));
+        assert_eq!(scored(gold, answer).get("field date_of_birth.year"), Some(1.0));
         let many: Map<String, Value> = (0..=MAX_FIELDS).map(|i| (i.to_string(), Value::Null)).collect();
-        for bad in ["", "{}", "3", "no", &Value::Object(many).to_string()] {
-            assert!(Record.check_gold(bad).is_err(), "{bad}");
+        for (gold, is_good) in [
+            (gold, true),
+            ("", false),
+            ("{}", false),
+            ("3", false),
+            (&Value::Object(many).to_string(), false),
+        ] {
+            let line = serde_json::json!({"prompt": "q", "completion": gold}).to_string();
+            let (items, problems) =
+                crate::read_items(line.as_bytes(), &RECORD, &TaskSettings::default()).unwrap();
+            assert_eq!((items.len(), problems.len()), if is_good { (1, 0) } else { (0, 1) }, "{gold}");
         }
     }
 
@@ -291,21 +348,22 @@ mod tests {
             r#"{"a": 2, "d": {"year": 6}}"#,
             r#"{"a": 2.0, "d": {"year": 7}, "e": true}"#,
         ];
-        let answer = Record.majority_answer(&golds).unwrap();
+        let answer = RECORD.majority_answer(&golds).unwrap();
         assert_eq!(answer, r#"{"a":2,"d":{"year":5},"e":true}"#);
-        assert_eq!(Record.majority_answer(&[]), None);
+        assert_eq!(RECORD.majority_answer(&[]), None);
     }
 
     #[test]
     fn a_rare_value_counts_as_much_as_a_frequent_one() {
         let golds = [r#"{"s": true}"#, r#"{"s": false}"#, r#"{"s": false}"#, r#"{"s": false}"#];
-        let scores = golds.map(|gold| Record.score(gold, r#"{"s": false}"#));
-        let scored: Vec<_> = golds
+        let scores = golds.map(|gold| scored(gold, r#"{"s": false}"#));
+        let items = golds.map(|gold| Item::new(1, "", vec![gold.to_owned()]));
+        let scored: Vec<_> = items
             .iter()
             .zip(&scores)
-            .map(|(gold, score)| Scored { gold, answer: r#"{"s": false}"#, score })
+            .map(|(item, score)| Scored { item, answer: r#"{"s": false}"#, score })
             .collect();
-        let metrics = Record.summarise(&scored);
+        let metrics = RECORD.summarise(&scored);
         let value = |name: &str| metrics.iter().find(|m| m.name == name).unwrap().value;
         assert_eq!((value(FIELDS), value(BALANCED)), (0.75, 0.5));
     }

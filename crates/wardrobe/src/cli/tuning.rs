@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use wardrobe::data::{DataOptions, Dataset, Record};
-use wardrobe::eval::{self, EvalOptions, Target};
+use wardrobe::eval::{self, EvalOptions, Target, TaskSettings};
 use wardrobe::generate::Held;
 use wardrobe::train::{BatchSize, Event, Observer};
 use wardrobe::{Engine, EngineGenerator, LoadOptions, Model, TrainConfig, Trainer, in_process};
@@ -66,7 +66,7 @@ pub fn show(model: &Model, engine: &Engine, base: &str, style: Style) -> anyhow:
     output::line(&format!("  {}", style.note(&what)))?;
 
     let task = eval::task("record").context("there is no task for records")?;
-    let (items, _) = eval::read_items(shipped::HELD_OUT_BIOGRAPHIES, task)?;
+    let (items, _) = eval::read_items(shipped::HELD_OUT_BIOGRAPHIES, task, &TaskSettings::default())?;
     let items: Vec<_> = items.into_iter().take(NUM_ITEMS).collect();
     let golds =
         shipped::training_records()?.into_iter().map(|(_, completion)| completion).collect::<Vec<_>>();

@@ -3,7 +3,7 @@
 use serde::de::IgnoredAny;
 use wardrobe_batch::records::{Answerer, Control, Outcome};
 use wardrobe_data::{Turn, questions};
-use wardrobe_generator::{Answer, AskError, Generator, Held, Message, ask_patiently};
+use wardrobe_generator::{Answer, AskError, Generator, Held, Message, patiently};
 
 use super::DistillOptions;
 use super::line::{DistillLine, Given, Said};
@@ -109,7 +109,8 @@ impl Asking<'_> {
             }
             let question = self.options.question(messages.clone(), last == Some(idx));
             let tries = self.options.retry.start(record.index);
-            let answer = match ask_patiently(self.teacher, &question, tries, &|| control.is_stopped()) {
+            let stopped = &|| control.is_stopped();
+            let answer = match patiently(tries, stopped, || self.teacher.generate(&question, stopped)) {
                 Ok(answer) => answer,
                 Err(AskError::Question { kind, message }) => return failed(line, kind, message),
                 Err(AskError::Stopped) => return Err(Outcome::Stopped),

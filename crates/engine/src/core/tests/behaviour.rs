@@ -143,10 +143,19 @@ fn logprobs_of_output_and_prompt() {
         assert_eq!(row.top[3].token, TokenId(7));
         assert!(!row.bytes.is_empty());
     }
-    let scored = bench.ask(Request { max_tokens: Some(0), ..request });
+    let scored = bench.ask(Request { max_tokens: Some(0), ..request.clone() });
     assert_eq!(scored.prompt_logprobs, completion.prompt_logprobs);
     assert_eq!(scored.choices[0].token_ids, []);
     assert_eq!(scored.choices[0].finish, Some(Finish::Length));
+    // What is before the first token of interest may come from the cache, and the others are told alike.
+    for (from, cached) in [(0, 0), (16, 0), (17, 16), (33, 32), (36, 32), (39, 32), (40, 32), (99, 32)] {
+        let some = bench.ask(Request { prompt_logprobs_from: from, max_tokens: Some(0), ..request.clone() });
+        assert_eq!(some.summary.usage.cached_tokens, cached, "from {from}");
+        let rows = some.prompt_logprobs.unwrap();
+        let from = from.clamp(1, 40);
+        assert!(rows.len() == 40 && rows[..from].iter().all(Option::is_none), "from {from}");
+        assert_eq!(rows[from..], completion.prompt_logprobs.as_ref().unwrap()[from..], "from {from}");
+    }
 }
 
 /// The specification of the sample after `output`, for a request on a vocabulary of [`VOCAB`].

@@ -7,13 +7,18 @@ use std::sync::atomic::Ordering;
 
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use wardrobe::eval::{self, EvalError, EvalOptions, Item, LineProblem, Report, Target, Task};
+use wardrobe::eval::{
+    self, EvalError, EvalOptions, Item, LineProblem, Price, Report, Target, Task, TaskSettings, Way,
+};
 use wardrobe::generate::Held;
 
+use self::task::TaskArgs;
 use super::asked::{self, AskedArgs};
 use super::failure::{UsageError, with_hint};
 use super::output::{self, Style};
 use super::{log, open, signals};
+
+mod task;
 
 /// Bad lines that are printed one by one; reports have all of them.
 const MAX_PROBLEMS_SHOWN: usize = 5;
@@ -23,10 +28,9 @@ const MAX_PROBLEMS_SHOWN: usize = 5;
 pub struct EvalArgs {
     #[command(flatten)]
     asked: AskedArgs,
-    /// What is asked for: record (a JSON object, compared field by field) or last-words (the end of a text)
-    #[arg(long, value_name = "TASK", default_value = "record", value_parser = known_task)]
-    task: String,
-    /// JSONL file of items: {"prompt", "completion"} or {"messages"}
+    #[command(flatten)]
+    task: TaskArgs,
+    /// JSONL file of items, such as {"prompt", "completion"} or {"messages"}; for perplexity {"text"}, or a .txt file
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// The training set, whose most frequent answers are the majority baseline [default: those of the items themselves]
@@ -41,8 +45,8 @@ pub struct EvalArgs {
     /// Ask this many items: the first, or with --seed ones drawn by it
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// Draws the items of --limit
-    #[arg(long, value_name = "N", requires = "limit")]
+    /// Draws the items of --limit, and documents of --distractors
+    #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// The most tokens of an answer
     #[arg(long, value_name = "N", default_value_t = 256)]
@@ -56,6 +60,15 @@ pub struct EvalArgs {
     /// Questions at once [default: what keeps the models busy]
     #[arg(long, value_name = "N")]
     concurrency: Option<usize>,
+    /// Show measures by a number that items have, or by two; may be repeated. Every item has prompt_tokens
+    #[arg(long, value_name = "NAME[,NAME]", value_parser = task::parse_group)]
+    group_by: Vec<Vec<String>>,
+    /// What a million tokens cost; may be repeated
+    #[arg(long, value_name = "NAME=IN/OUT[/CACHED]", value_parser = eval::parse_price)]
+    price: Vec<(String, Price)>,
+    /// JSON or TOML file of prices: input_per_million, output_per_million and cached_input_per_million by name
+    #[arg(long, value_name = "FILE")]
+    prices: Option<PathBuf>,
     /// Write every answer and its score: a web page (.html) or JSON (.json); may be repeated
     #[arg(long, value_name = "FILE")]
     report: Vec<PathBuf>,
@@ -67,29 +80,26 @@ Answers are greedy: the same command gives the same numbers.
 Examples:
   wardrobe eval smollm2-135m --data datasets/biographies/test.jsonl --train-data datasets/biographies/train.jsonl \\
     --adapter tuned=./tuned --report report.html
-  wardrobe eval smollm2-135m --task last-words --data datasets/last-words/test.jsonl --limit 20 --seed 1";
-
-fn known_task(name: &str) -> Result<String, String> {
-    let names: Vec<&str> = eval::TASKS.iter().map(|task| task.name()).collect();
-    match eval::task(name) {
-        Some(_) => Ok(name.to_owned()),
-        None => Err(format!("no task has this name; there are {}", names.join(" and "))),
-    }
-}
+  wardrobe eval smollm2-135m --task last-words --data datasets/last-words/test.jsonl --limit 20 --seed 1
+  wardrobe eval smollm2-135m --task perplexity --data book.txt --contexts 512,2048 --adapter tuned=./tuned
+  wardrobe eval http://127.0.0.1:8000 --served-model base --served-model tuned --task choices --data arc.jsonl";
 
 /// Asks, scores and prints.
 pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     log::init_quiet()?;
     // What can be wrong without a model is found before one is pulled and read.
     args.check()?;
-    let task = eval::task(&args.task).ok_or_else(|| UsageError(format!("there is no task {}", args.task)))?;
-    let (items, problems) = read(&args.data, task)?;
+    let task = args.task.task()?;
+    let prices = task::prices(args.prices.as_deref(), &args.price)?;
+    let settings = args.task.settings(args.seed)?;
+    let (items, problems) = read(&args.data, task, &settings)?;
     show_problems(&args.data, &problems);
     if items.is_empty() {
         let error = EvalError::NoItems { first: problems.into_iter().next() };
         return Err(anyhow::Error::new(error).context(format!("nothing to ask in {}", args.data.display())));
     }
-    let train_golds = args.train_data.as_deref().map(|path| train_golds(path, task)).transpose()?;
+    let train_golds =
+        args.train_data.as_deref().map(|path| train_golds(path, task, &settings)).transpose()?;
     let items = eval::draw(items, args.limit, args.seed);
 
     let generators = args.asked.open()?;
@@ -112,6 +122,8 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
         max_tokens: args.max_tokens,
         system: args.system.as_deref(),
         raw: args.raw,
+        settings,
+        group_by: args.group_by.clone(),
         train_golds: train_golds.as_deref(),
         concurrency: args.concurrency,
         stopped: &|| stop.load(Ordering::Acquire),
@@ -127,6 +139,10 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     report.model = base;
     report.data = Some(args.data.display().to_string());
     report.problems = problems;
+    report.set_prices(&prices);
+    for name in report.unused_prices(&args.price) {
+        output::note(&format!("{} --price {name} is no model's of this run", Style::stderr().note("note:")));
+    }
     output::write_stdout(report.to_text().as_bytes())?;
     output::note(&Style::stderr().dim(&took(&report)));
     args.write(&report)
@@ -135,6 +151,26 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
 impl EvalArgs {
     fn check(&self) -> anyhow::Result<()> {
         self.asked.check()?;
+        self.task.check()?;
+        let task = self.task.task()?;
+        if self.seed.is_some() && self.limit.is_none() && !self.task.draws() {
+            return Err(
+                UsageError("--seed draws what --limit or --distractors leave to draw".to_owned()).into()
+            );
+        }
+        if matches!(task.way(), Way::Likelihoods(_)) {
+            for (flag, is_given) in [
+                ("--schema", self.schema.is_some()),
+                ("--system", self.system.is_some()),
+                ("--train-data", self.train_data.is_some()),
+            ] {
+                if is_given {
+                    let text =
+                        format!("{flag} is for tasks that models answer; {} weighs texts", task.name());
+                    return Err(UsageError(text).into());
+                }
+            }
+        }
         let numbers = [
             ("--max-tokens", Some(self.max_tokens)),
             ("--limit", self.limit),
@@ -195,18 +231,26 @@ fn explained(error: EvalError) -> anyhow::Error {
     }
 }
 
-fn read(path: &Path, task: &dyn Task) -> anyhow::Result<(Vec<Item>, Vec<LineProblem>)> {
-    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    eval::read_items(BufReader::new(file), task).with_context(|| format!("cannot read {}", path.display()))
+fn read(
+    path: &Path,
+    task: &dyn Task,
+    settings: &TaskSettings,
+) -> anyhow::Result<(Vec<Item>, Vec<LineProblem>)> {
+    let unread = || format!("cannot read {}", path.display());
+    let file = BufReader::new(File::open(path).with_context(unread)?);
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("txt")) {
+        return Ok((eval::read_text(file, task, settings).with_context(unread)?, Vec::new()));
+    }
+    eval::read_items(file, task, settings).with_context(unread)
 }
 
-fn train_golds(path: &Path, task: &dyn Task) -> anyhow::Result<Vec<String>> {
-    let (items, problems) = read(path, task)?;
+fn train_golds(path: &Path, task: &dyn Task, settings: &TaskSettings) -> anyhow::Result<Vec<String>> {
+    let (items, problems) = read(path, task, settings)?;
     show_problems(path, &problems);
     if items.is_empty() {
         anyhow::bail!("there is no item in the training set {}", path.display());
     }
-    Ok(items.into_iter().map(|item| item.gold).collect())
+    Ok(items.iter().map(|item| item.gold().to_owned()).collect())
 }
 
 fn show_problems(path: &Path, problems: &[LineProblem]) {
@@ -232,7 +276,7 @@ fn progress() -> ProgressBar {
 }
 
 fn took(report: &Report) -> String {
-    let sum = |of: fn(&eval::TargetResult) -> u64| report.results.iter().map(of).sum::<u64>();
+    let sum = |of: fn(&eval::TargetResult) -> u64| report.results.iter().map(of).fold(0, u64::saturating_add);
     format!(
         "{} prompt and {} answer tokens in {}",
         sum(|result| result.prompt_tokens),
