@@ -15,6 +15,7 @@ pub mod conformance;
 pub mod cpu;
 mod ctx;
 mod ctx_grad;
+mod ctx_rows;
 mod ctx_sample;
 mod dtype;
 mod error;
@@ -24,6 +25,7 @@ mod grad;
 mod kv;
 mod lora;
 mod ops;
+mod row_ops;
 mod sample;
 mod step;
 mod tape;
@@ -35,11 +37,13 @@ pub use ctx::{AttentionSpec, Ctx, CtxConfig, Projection};
 pub use dtype::{DType, Shape, WeightFormat};
 pub use error::{DeviceError, Result};
 pub use grad::{
-    AdamW, AttentionBackward, DoraBackward, Dropout, DropoutArgs, GradOps, LoraGrads, TrainedModule,
+    AdamW, AttentionBackward, DoraBackward, Dropout, DropoutArgs, GeluBackward, GradOps, LoraGrads,
+    TrainedModule,
 };
 pub use kv::{BLOCK_SIZE, KvCache, KvConfig, KvLayer};
 pub use lora::{BoundAdapter, LoraBatch, LoraFactors, LoraModules, LoraTable, ModuleIdx, NULL_SLOT};
 pub use ops::{Device, LinearTarget, Ops, PagedAttention, RopeTables, StepMode};
+pub use row_ops::{Columns, Gelu, GeluKind, LayerNorm, RmsNorm};
 pub use sample::{LogprobRow, SampleRow, Sampled, TokenCount, TokenEdit, TokenLogprobs};
 pub use step::{GraphKey, Step, StepBounds, StepInputs, StepLimits};
 pub use tape::{AttentionMemo, BlockMemo, LinearMemo, MemoUse, Seed, Tape};

@@ -11,6 +11,7 @@ use crate::error::{DeviceError, Result, invalid};
 use crate::grad::{Dropout, DropoutArgs, GradOps};
 use crate::lora::{LoraBatch, ModuleIdx};
 use crate::ops::RopeTables;
+use crate::row_ops::GeluKind;
 use crate::step::Step;
 use crate::tensor::{Tensor, expect};
 use crate::weight::Weight;
@@ -89,11 +90,15 @@ pub struct Tape {
 /// An op with its operands.
 #[derive(Debug)]
 pub(crate) enum Recorded {
-    RmsNorm { x: Tensor, weight: Tensor, eps: f32, out: Tensor },
+    RmsNorm { x: Tensor, weight: Tensor, eps: f32, residual: Option<Tensor>, out: Tensor },
+    LayerNorm { x: Tensor, weight: Tensor, eps: f32, out: Tensor },
     Linear { x: Tensor, targets: Vec<RecordedTarget>, with_lora: bool },
     Rope { pairs: Vec<(Tensor, Tensor)>, step: Box<Step>, tables: RopeTables },
     Attention(Box<RecordedAttention>),
     SiluMul { gate: Tensor, up: Tensor, out: Tensor },
+    Gelu { x: Tensor, up: Option<Tensor>, kind: GeluKind, out: Tensor },
+    SoftCap { x: Tensor, cap: f32, out: Tensor },
+    Split { x: Tensor, groups: usize, parts: Vec<Tensor> },
     Gather { x: Tensor, rows: Tensor, out: Tensor },
 }
 

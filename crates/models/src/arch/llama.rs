@@ -86,6 +86,7 @@ pub(super) fn load(mut l: Loader<'_>, config: ModelConfig) -> Result<Arc<dyn Dec
         head_dim: config.head_dim,
         scale: 1.0 / (config.head_dim as f32).sqrt(),
         window: config.sliding_window,
+        softcap: None,
     };
     Ok(Arc::new(Llama {
         config,

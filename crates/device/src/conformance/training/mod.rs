@@ -3,12 +3,16 @@
 
 mod adapters;
 mod attention;
+mod elementwise;
 mod layers;
 mod optimizer;
 mod rows;
 
 pub(super) use self::adapters::{dropout, low_rank_updates};
 pub(super) use self::attention::attention;
+pub(super) use self::elementwise::{
+    gelu, layer_norm, rms_norm_of_heads, rms_norm_with_a_residual, softcap, split,
+};
 pub(super) use self::layers::frozen_layers;
 pub(super) use self::optimizer::adamw;
 pub(super) use self::rows::{cross_entropy, gathered_rows, rms_norm, rope, silu_mul};

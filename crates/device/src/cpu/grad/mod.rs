@@ -17,7 +17,9 @@ pub(super) use self::layers::update_norms;
 use super::ops::CpuOps;
 use super::{Cpu, SendPtr, ptr};
 use crate::error::Result;
-use crate::grad::{AdamW, AttentionBackward, DoraBackward, DropoutArgs, GradOps, TrainedModule};
+use crate::grad::{
+    AdamW, AttentionBackward, DoraBackward, DropoutArgs, GeluBackward, GradOps, TrainedModule,
+};
 use crate::ops::RopeTables;
 use crate::step::Step;
 use crate::tensor::Tensor;
@@ -62,6 +64,18 @@ impl GradOps for CpuOps {
     ) -> Result<()> {
         // SAFETY: the caller's.
         unsafe { rows::rms_norm_backward(&self.cpu, x, weight, eps, d_out, d_x) }
+    }
+
+    unsafe fn layer_norm_backward(
+        &mut self,
+        x: &Tensor,
+        weight: &Tensor,
+        eps: f32,
+        d_out: &Tensor,
+        d_x: &Tensor,
+    ) -> Result<()> {
+        // SAFETY: the caller's.
+        unsafe { rows::layer_norm_backward(&self.cpu, x, weight, eps, d_out, d_x) }
     }
 
     unsafe fn linear_backward(
@@ -116,6 +130,16 @@ impl GradOps for CpuOps {
     ) -> Result<()> {
         // SAFETY: the caller's.
         unsafe { rows::silu_mul_backward(&self.cpu, gate, up, d_out, d_gate, d_up) }
+    }
+
+    unsafe fn gelu_backward(&mut self, args: GeluBackward<'_>) -> Result<()> {
+        // SAFETY: the caller's.
+        unsafe { rows::gelu_backward(&self.cpu, args) }
+    }
+
+    unsafe fn softcap_backward(&mut self, x: &Tensor, cap: f32, d_out: &Tensor, d_x: &Tensor) -> Result<()> {
+        // SAFETY: the caller's.
+        unsafe { rows::softcap_backward(&self.cpu, x, cap, d_out, d_x) }
     }
 
     unsafe fn gather_rows_backward(&mut self, d_out: &Tensor, rows: &Tensor, d_x: &Tensor) -> Result<()> {
