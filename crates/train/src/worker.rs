@@ -10,7 +10,7 @@ use wardrobe_device::{
     LinearMemo, LoraTable, MemoUse, RopeTables, Seed, Step, StepBounds, StepInputs, StepLimits, Tensor,
     TrainedModule,
 };
-use wardrobe_models::{BlockState, Decoder, ModelConfig, RopeSpec, rope_table};
+use wardrobe_models::{BlockState, Decoder, RopeSpec, RowElements, rope_table};
 
 use wardrobe_device::Result;
 
@@ -38,33 +38,32 @@ pub(crate) struct WorkerSize {
 
 impl WorkerSize {
     /// Bytes of scratch memory: a block's values, its gradients at their largest, and a chunk of logits.
-    pub(crate) fn arena_bytes(&self, c: &ModelConfig) -> usize {
+    pub(crate) fn arena_bytes(&self, model: &dyn Decoder) -> usize {
+        let c = model.config();
         let (h, q, kv, inner) = (c.hidden_size, c.q_size(), c.kv_size(), c.intermediate_size);
-        let values = 5 * h + 3 * q + 3 * kv + 3 * inner;
-        // At the gated product: the gradients of the residual, of both inputs and of the output; at attention: those of
-        // the output, of queries (twice, in parts), keys and values.
-        let gradients = h + (2 * inner + h).max(4 * q + 2 * kv + h);
+        let RowElements { values, gradients, head, .. } = model.row_elements();
         let dropped = if self.dropout { 3 * h + q + 2 * h + inner + inner.max(q).max(h) } else { 0 };
-        let scaled = if self.dora { 2 * inner.max(q) } else { 0 };
+        let scaled = if self.dora { (2 * inner).max(q + 2 * kv).max(2 * q) } else { 0 };
         let per_row = values + gradients + dropped + scaled + 2 * self.rank;
-        let head = HEAD_ROWS.min(self.max_rows) * (c.vocab_size + 2 * h);
+        let head = HEAD_ROWS.min(self.max_rows) * (head + 2 * h);
         4 * (self.max_rows * per_row + head + 2 * h * self.max_rows) + (256 << 10)
     }
 
     /// Bytes of checkpoints, kept attention and gradients between blocks.
-    pub(crate) fn checkpoint_bytes(&self, c: &ModelConfig) -> usize {
+    pub(crate) fn checkpoint_bytes(&self, model: &dyn Decoder) -> usize {
+        let c = model.config();
         let per_row = (c.num_layers + 1) * c.hidden_size
             + c.num_layers * (c.q_size() + c.num_heads)
             + 2 * c.hidden_size;
-        let kept = self.kept_blocks * kept_row_bytes(c) / 4;
+        let kept = self.kept_blocks * kept_row_bytes(model) / 4;
         let kv = 2 * c.kv_size() * MicroBatch::num_blocks(self.max_rows, self.max_seqs) * BLOCK_SIZE;
         4 * (self.max_rows * (per_row + kept) + kv)
     }
 }
 
 /// Bytes of a row of a block whose linear layers' results are kept, beside its input.
-pub(crate) fn kept_row_bytes(c: &ModelConfig) -> usize {
-    4 * (c.q_size() + 2 * c.kv_size() + c.hidden_size + 2 * c.intermediate_size)
+pub(crate) fn kept_row_bytes(model: &dyn Decoder) -> usize {
+    4 * model.row_elements().linears
 }
 
 /// What a micro-batch gave.
@@ -172,7 +171,7 @@ impl Worker {
         let max_blocks = max_rows.div_ceil(BLOCK_SIZE);
         let step = StepLimits { max_rows, max_seqs: size.max_seqs.max(1), max_blocks };
         let kv_dtype = device.training_kv_dtype();
-        let mut ctx = Ctx::new(device, CtxConfig { arena_bytes: size.arena_bytes(&c), step })?;
+        let mut ctx = Ctx::new(device, CtxConfig { arena_bytes: size.arena_bytes(model.as_ref()), step })?;
         let num_blocks = MicroBatch::num_blocks(max_rows, step.max_seqs);
         // Every block of the network writes its keys and values into the same cache, since a sequence's rows are all of
         // one step.
