@@ -253,7 +253,11 @@ pub fn gemma2(changes: &[(&str, Value)]) -> Family {
 /// One of each kind.
 pub fn all() -> Vec<Family> {
     let long = [("rope_scaling", longrope(8)), ("max_position_embeddings", json!(512))];
-    let short = [("rope_scaling", longrope(8)), ("max_position_embeddings", json!(64))];
+    let short = [
+        ("rope_scaling", longrope(8)),
+        ("max_position_embeddings", json!(128)),
+        ("original_max_position_embeddings", json!(128)),
+    ];
     let partial = [("partial_rotary_factor", json!(0.75)), ("tie_word_embeddings", json!(false))];
     vec![
         qwen2("qwen2", None),

@@ -64,10 +64,16 @@ impl LinearMemo {
         LinearMemo { kept: KeptLinears::Last { out, count: None }, next: 0, latest: None }
     }
 
+    /// Whether this is what the last linear op gave, so that it is kept.
+    pub fn gave(&self, result: &Tensor) -> bool {
+        self.latest.as_ref().is_some_and(|t| t.is_same_place(result))
+    }
+
     /// Takes note of what the block gave in a pass that keeps.
     pub fn block_gave(&mut self, result: &Tensor) {
+        let (gave, next) = (self.gave(result), self.next);
         if let KeptLinears::Last { count, .. } = &mut self.kept {
-            *count = self.latest.as_ref().is_some_and(|t| t.is_same_place(result)).then_some(self.next);
+            *count = gave.then_some(next);
         }
     }
 }

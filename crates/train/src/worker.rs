@@ -104,6 +104,7 @@ pub(crate) struct BackwardInputs<'a> {
 struct BlockRoom {
     /// `[max rows, hidden]`; none where it is among the kept.
     output: Option<Tensor>,
+    max_rows: usize,
     memo: BlockMemo,
 }
 
@@ -134,6 +135,11 @@ impl BlockRoom {
         let y = self.run(ctx, rows, MemoUse::Keep, block)?;
         if let Some(linears) = &mut self.memo.linears {
             linears.block_gave(&y);
+            // A block that ends in another op than a linear one.
+            if self.output.is_none() && !linears.gave(&y) {
+                let shape = [self.max_rows, y.shape().row_len()];
+                self.output = Some(ctx.persistent("a checkpoint", shape, DType::F32)?);
+            }
         }
         let Some(output) = &self.output else { return Ok(y) };
         let output = output.rows(0, rows)?;
@@ -194,7 +200,7 @@ impl Worker {
                 let is_kept = idx < size.kept_blocks;
                 let output = if is_kept { None } else { Some(rows(&ctx, "a checkpoint", c.hidden_size)?) };
                 let linears = output.clone().map_or_else(|| LinearMemo::all(max_rows), LinearMemo::last);
-                Ok(BlockRoom { output, memo: BlockMemo { attention, linears: Some(linears) } })
+                Ok(BlockRoom { output, max_rows, memo: BlockMemo { attention, linears: Some(linears) } })
             })
             .collect::<Result<_>>()?;
         let (d_x, d_hidden) =
