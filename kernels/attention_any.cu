@@ -42,7 +42,9 @@ struct Running {
 // Takes in the warp's slots of a cache block, those in [first, end), which are one at least of the block; `k` and `v` are a
 // head's vectors of the block. In the place of other slots the nearest of these is read, so that loads need no branches.
 template <class T>
-DEVICE void attend(Running& running, const float (&q)[LANE_DIMS], const T* k, const T* v, int head_dim, int first, int end) {
+DEVICE void attend(Running& running, const float (&q)[LANE_DIMS], const T* k, const T* v, const AttentionArgs& args, int first,
+                   int end) {
+    const int head_dim = args.head_dim;
     int offset[WARP_SLOTS];
     bool is_visible[WARP_SLOTS];
     float weights[WARP_SLOTS] = {}, max = running.max;
@@ -59,6 +61,7 @@ DEVICE void attend(Running& running, const float (&q)[LANE_DIMS], const T* k, co
 #pragma unroll
     for (int s = 0; s < WARP_SLOTS; s++) {
         float score = warp_sum(weights[s]);
+        if (args.softcap > 0.0f) score = bounded_score(score, args.softcap);
         weights[s] = is_visible[s] ? score : -INFINITY_F32;
         max = fmaxf(max, weights[s]);
     }
@@ -115,7 +118,7 @@ DEVICE void attention(const AttentionArgs& args) {
         if (block < last_block) next = table[block + 1];
         const T* k = static_cast<const T*>(args.k_cache) + vectors;
         const T* v = static_cast<const T*>(args.v_cache) + vectors;
-        attend(running, q, k, v, args.head_dim, first - block * BLOCK_TOKENS, position + 1 - block * BLOCK_TOKENS);
+        attend(running, q, k, v, args, first - block * BLOCK_TOKENS, position + 1 - block * BLOCK_TOKENS);
     }
     for_dims(args.head_dim, [&](int i, int dim) { results.out[warp_idx()][dim] = running.out[i]; });
     if (lane_idx() == 0) {

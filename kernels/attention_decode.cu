@@ -112,7 +112,8 @@ struct Running {
 
 // Takes in one cache block, whose slots [first, end) are visible.
 template <class T, int HEAD_DIM>
-DEVICE void attend(Running<HEAD_DIM>& running, const u32 (&q)[HEAD_DIM / 16][4], const T* k, const T* v, int first, int end) {
+DEVICE void attend(Running<HEAD_DIM>& running, const u32 (&q)[HEAD_DIM / 16][4], const T* k, const T* v, float softcap, int first,
+                   int end) {
     float scores[2][4] = {};
 #pragma unroll
     for (int step = 0; step < HEAD_DIM / 16; step++) {
@@ -127,6 +128,7 @@ DEVICE void attend(Running<HEAD_DIM>& running, const u32 (&q)[HEAD_DIM / 16][4],
     for (int i = 0; i < 4; i++) {
         int slot = i / 2 * 8 + lane_idx() % 4 * 2 + i % 2;
         float score = scores[i / 2][i % 2] + scores[i / 2][i % 2 + 2];
+        if (softcap > 0.0f) score = bounded_score(score, softcap);
         weights[i / 2][i % 2] = slot >= first && slot < end ? score : -INFINITY_F32;
         max = fmaxf(max, weights[i / 2][i % 2]);
     }
@@ -196,7 +198,7 @@ DEVICE void attend_blocks(Running<HEAD_DIM>& running, Staging<T, HEAD_DIM>& stag
         cp_async_wait<AHEAD>();
         __syncwarp();
         const auto& stage = staging.stage[visit % STAGES];
-        attend<T, HEAD_DIM>(running, q, stage.k, stage.v, work.begin - position(visit), work.end - position(visit));
+        attend<T, HEAD_DIM>(running, q, stage.k, stage.v, args.softcap, work.begin - position(visit), work.end - position(visit));
         __syncwarp();
         fetch(visit + STAGES);
     }

@@ -139,6 +139,18 @@ DEVICE void multiply_keys(Scores& scores, const T* queries, const T* keys) {
     }
 }
 
+// Bounds the scores.
+DEVICE void bound(Scores& scores, float softcap) {
+#pragma unroll
+    for (int f = 0; f < 2; f++) {
+#pragma unroll
+        for (int n = 0; n < TILE_TOKENS / 8; n++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) scores[f][n][i] = bounded_score(scores[f][n][i], softcap);
+        }
+    }
+}
+
 // Leaves out the positions that a row does not see; the tile's first is `first`. Few tiles need it, so that the rows'
 // positions are not kept in registers.
 DEVICE void mask(Scores& scores, const Work& work, int first, int window) {
@@ -258,6 +270,7 @@ DEVICE void attend_tiles(Running<HEAD_DIM>& running, Memory<T, HEAD_DIM>& memory
         fetch(2 * tile + 2);
         if (is_seen) {
             multiply_keys<T, HEAD_DIM>(scores, queries, memory.ring[2 * tile % RING]);
+            if (args.softcap > 0.0f) bound(scores, args.softcap);
             if (last > last_of_all || first < first_of_all) mask(scores, work, first, args.window);
             update_softmax(scores, running);
         }

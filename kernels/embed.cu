@@ -1,4 +1,4 @@
-// out[i] = table[ids[i]], dequantised to F32, from a table in any format.
+// out[i] = scale * table[ids[i]], dequantised to F32, from a table in any format.
 //
 // A quad of threads takes a unit of a row (lib/weight.cuh).
 //
@@ -11,7 +11,7 @@ struct EmbedArgs {
     const u32* ids;  // [rows], each below the vocabulary's size
     float* out;      // [rows, cols]
     int rows;
-    int unused;
+    float scale;
 };
 
 struct EmbedUnit {
@@ -32,7 +32,9 @@ struct EmbedUnit {
             for (int half = 0; half < 2; half++) {
                 int col = F::COLS * unit + 32 * b + (half == 0 ? first_col<F>(c) : second_col<F>(c));
                 float four[4];
-                for (int i = 0; i < 4; i++) four[i] = F::HAS_ROW_SCALE ? v[4 * half + i] * row_scale : v[4 * half + i];
+                for (int i = 0; i < 4; i++) {
+                    four[i] = (F::HAS_ROW_SCALE ? v[4 * half + i] * row_scale : v[4 * half + i]) * args.scale;
+                }
                 store_up_to4(args.out + u64(row) * u32(w.cols) + u32(col), four, w.cols - col);
             }
         }

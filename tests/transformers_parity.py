@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """Compares Wardrobe's log-probabilities with those of Hugging Face's `transformers` and `peft`.
 
-Small random models with every shape and kind of rotary positions that the Llama family has, and adapters of every kind
-that PEFT writes, are saved by those libraries, served in f32, and asked for the log-probabilities of random prompts.
+Small random models with every shape and kind of rotary positions that the Llama family has, and one of each other
+architecture, and adapters of every kind that PEFT writes, are saved by those libraries, served in f32, and asked for the
+log-probabilities of random prompts.
 
     python3 -m venv venv && venv/bin/pip install torch transformers peft tokenizers
     cargo build --release
-    venv/bin/python tests/transformers_parity.py target/release/wardrobe
+    venv/bin/python tests/transformers_parity.py target/release/wardrobe [MODEL ...]
+
+MODELs are names of those below; all if none is given.
 
 Exit status: 0 if all agree within 1e-3, else 1.
 """
@@ -25,7 +28,23 @@ import urllib.request
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 TOLERANCE = 1e-3
 PROMPT_LENGTHS = (7, 60, 200)
@@ -53,6 +72,36 @@ def scaled(rope_type, **parameters):
     return llama(rope_parameters=dict(rope_type=rope_type, rope_theta=10000.0, **parameters))
 
 
+def phi3(**changes):
+    return Phi3ForCausalLM, Phi3Config(**{**SHAPE, "pad_token_id": 0, **changes})
+
+
+def longrope(max_position_embeddings, original):
+    factors = lambda by: [1 + by * i for i in range(SHAPE["hidden_size"] // SHAPE["num_attention_heads"] // 2)]
+    parameters = dict(
+        rope_type="longrope",
+        rope_theta=10000.0,
+        short_factor=factors(0.05),
+        long_factor=factors(0.6),
+        original_max_position_embeddings=original,
+    )
+    return phi3(
+        max_position_embeddings=max_position_embeddings,
+        original_max_position_embeddings=original,
+        rope_parameters=parameters,
+    )
+
+
+def neox(**changes):
+    shape = {key: value for key, value in SHAPE.items() if key != "num_key_value_heads"}
+    return GPTNeoXForCausalLM, GPTNeoXConfig(**{**shape, "rotary_pct": 0.5, **changes})
+
+
+def gemma2(**changes):
+    own = dict(head_dim=32, query_pre_attn_scalar=32, attn_logit_softcapping=50.0, final_logit_softcapping=30.0)
+    return Gemma2ForCausalLM, Gemma2Config(**{**SHAPE, **own, "attn_implementation": "eager", **changes})
+
+
 MODELS = {
     "plain": llama(),
     "tied": llama(
@@ -73,6 +122,23 @@ MODELS = {
     ),
     "mistral": (MistralForCausalLM, MistralConfig(**SHAPE, sliding_window=None)),
     "mistral_window": (MistralForCausalLM, MistralConfig(**SHAPE, sliding_window=32)),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config(**SHAPE)),
+    "qwen2_window": (
+        Qwen2ForCausalLM,
+        Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=32, max_window_layers=1),
+    ),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config(**SHAPE, head_dim=32)),
+    "phi3": phi3(),
+    "phi3_window": phi3(sliding_window=32),
+    "phi3_partial": phi3(rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5)),
+    # transformers chooses the factors by the longest sequence of a call, Wardrobe by the model's context: prompts are
+    # shorter than the original one, or longer.
+    "phi3_short": longrope(max_position_embeddings=256, original=256),
+    "phi3_long": longrope(max_position_embeddings=256, original=4),
+    "gpt_neox": neox(),
+    "gpt_neox_sequential": neox(use_parallel_residual=False, hidden_act="gelu_new", rotary_pct=1.0),
+    "gemma2": gemma2(),
+    "gemma2_window": gemma2(sliding_window=32, query_pre_attn_scalar=24, attn_logit_softcapping=5.0),
 }
 
 ADAPTERS = {
@@ -90,6 +156,21 @@ ADAPTERS = {
     "regex": dict(r=6, lora_alpha=8, target_modules=r".*layers\.(0|2)\.self_attn\.(q|o)_proj"),
     "lm_head": dict(r=4, lora_alpha=8, target_modules=["q_proj", "lm_head"]),
     "one layer": dict(r=4, lora_alpha=8, target_modules=["q_proj"], layers_to_transform=[1]),
+}
+
+
+# Of the models whose projections are called otherwise.
+OTHER_ADAPTERS = {
+    "phi3": {
+        "list": dict(r=4, lora_alpha=8, target_modules=["qkv_proj", "gate_up_proj"]),
+        "all-linear": ADAPTERS["all-linear"],
+        "dora": dict(r=4, lora_alpha=8, use_dora=True, target_modules=["qkv_proj", "down_proj"]),
+    },
+    "gpt_neox": {
+        "list": dict(r=4, lora_alpha=8, target_modules=["query_key_value", "dense"]),
+        "all-linear": ADAPTERS["all-linear"],
+        "dora": dict(r=4, lora_alpha=8, use_dora=True, target_modules=["query_key_value", "dense_4h_to_h"]),
+    },
 }
 
 
@@ -163,19 +244,21 @@ def served_log_probs(url, model, prompt):
 
 
 def main():
-    wardrobe = sys.argv[1] if len(sys.argv) == 2 else sys.exit(__doc__)
+    wardrobe, *wanted = sys.argv[1:] or sys.exit(__doc__)
     torch.manual_seed(0)
     prompts = [torch.randint(0, 256, (length,)).tolist() for length in PROMPT_LENGTHS]
     all_agree = True
     with tempfile.TemporaryDirectory() as root:
         root = pathlib.Path(root)
         for name, (kind, config) in MODELS.items():
+            if wanted and name not in wanted:
+                continue
             model = make_model(kind, config)
             folder = root / name
             model.save_pretrained(folder)
             tokenizer().save_pretrained(folder)
             expected, adapters = {name: log_probs(model, prompts)}, {}
-            for adapter, options in ADAPTERS.items():
+            for adapter, options in OTHER_ADAPTERS.get(config.model_type, ADAPTERS).items():
                 adapted = make_adapter(model, options)
                 adapter = adapter.replace(" ", "-")
                 adapters[adapter] = root / f"{name}-{adapter}"

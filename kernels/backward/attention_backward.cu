@@ -48,6 +48,7 @@ struct AttentionBackwardArgs {
     int dim;      // 64, 96 or 128: that of the entry points
     int window;   // a row sees this many, itself included; 0 for all before it
     float scale;  // factor on the scores
+    float softcap;  // scores s, scaled, became softcap * tanh(s / softcap); 0 if not
 };
 
 #define PREPARE_THREADS 256
@@ -203,6 +204,22 @@ DEVICE void write_rows(float* to, const float (&sums)[DIM / 8][4], float factor,
     }
 }
 
+// Where scores were bounded: products of queries and keys become those that `scale` makes the bounded scores times log2 e, and
+// gradients of the weights, less `delta`, are multiplied by the slope of the bound.
+template <int STEP, class Delta>
+DEVICE void bound_scores(float (&products)[STEP / 8][4], float (&d_weights)[STEP / 8][4], float scale, float softcap, Delta delta) {
+    const float cap = softcap * LOG2_E;
+#pragma unroll
+    for (int n = 0; n < STEP / 8; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const float t = tanhf(products[n][i] * scale / cap);
+            products[n][i] = cap * t / scale;
+            d_weights[n][i] = delta(n, i) + (d_weights[n][i] - delta(n, i)) * (1.0f - t * t);
+        }
+    }
+}
+
 DEVICE bool is_seen(int query, int key, int window) { return key <= query && (window == 0 || query - key < window); }
 
 // Weights of pairs that do not count become 0; `counts` is asked for rows and columns of the warp's 16 by STEP.
@@ -267,6 +284,10 @@ DEVICE void backward_keys(const AttentionBackwardArgs& args) {
         float weights[STEP / 8][4] = {}, d_scores[STEP / 8][4] = {};
         add_scores(weights, tiles.own[0], warp_row, queries);
         add_scores(d_scores, tiles.own[1], warp_row, d_out);
+        if (args.softcap > 0.0f) {
+            bound_scores<STEP>(weights, d_scores, scale, args.softcap,
+                               [&](int n, int i) { return tiles.delta[stage][n * 8 + sum_col(i)]; });
+        }
         const int first_query = step.first, first_key = tile.first + warp_row;
         // Queries beyond the last are zeros, as their lse and delta: they add nothing.
         const bool sees_all = first_query >= first_key + WARP_ROWS - 1 &&
@@ -344,6 +365,9 @@ DEVICE void backward_queries(const AttentionBackwardArgs& args) {
         float weights[STEP / 8][4] = {}, d_scores[STEP / 8][4] = {};
         add_scores(weights, tiles.own[0], warp_row, keys);
         add_scores(d_scores, tiles.own[1], warp_row, tiles.others[stage][1]);
+        if (args.softcap > 0.0f) {
+            bound_scores<STEP>(weights, d_scores, scale, args.softcap, [&](int, int i) { return delta[i / 2]; });
+        }
         const bool sees_all = first_key + STEP - 1 <= first_query &&
                               (args.window == 0 || first_query + WARP_ROWS - 1 - first_key < args.window);
 #pragma unroll

@@ -33,6 +33,7 @@ struct AttentionBackwardAnyArgs {
     int dim;      // any
     int window;   // a row sees this many, itself included; 0 for all before it
     float scale;  // factor on the scores
+    float softcap;  // scores s, scaled, became softcap * tanh(s / softcap); 0 if not
 };
 
 #define THREADS 256
@@ -139,9 +140,15 @@ DEVICE void score(const AttentionBackwardAnyArgs& args, const AttentionHead& of,
         for (int j = 0; j < 2; j++) {
             const int key = first_key + col_of(j);
             const bool is_seen = key <= query && (args.window == 0 || query - key < args.window);
-            const float weight = is_seen ? expf(args.scale * scores[i][j] - lse) : 0.0f;
+            float score = args.scale * scores[i][j], slope = 1.0f;
+            if (args.softcap > 0.0f) {
+                const float t = tanhf(score / args.softcap);
+                score = args.softcap * t;
+                slope = 1.0f - t * t;
+            }
+            const float weight = is_seen ? expf(score - lse) : 0.0f;
             tiles.weights.at[row_of(i)][col_of(j)] = weight;
-            tiles.d_scores.at[row_of(i)][col_of(j)] = weight * (d_weights[i][j] - delta);
+            tiles.d_scores.at[row_of(i)][col_of(j)] = weight * (d_weights[i][j] - delta) * slope;
         }
     }
 }

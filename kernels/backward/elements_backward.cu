@@ -1,9 +1,9 @@
 // Gradients that are computed element by element, four a thread: all are bound by memory. Tensors may begin at any float;
 // those that are aligned to 16 bytes are read and written in whole vectors.
 // Launch, block 256 each:
-//     silu_mul_backward, add_scaled: grid (ceil(n / 1024))
+//     silu_mul_backward, gelu_backward, softcap_backward, add_scaled: grid (ceil(n / 1024))
 //     gather_rows_backward: grid (num_rows, ceil(cols / 1024))
-#include "../lib/kernel.cuh"
+#include "../lib/gelu.cuh"
 
 #define THREADS 256
 
@@ -37,6 +37,60 @@ KERNEL(silu_mul_backward, SiluMulBackwardArgs, THREADS) {
     }
     store_up_to4(args.d_gate + at, d_gate, count);
     store_up_to4(args.d_up + at, d_up, count);
+}
+
+// out = gelu(x), or gelu(x) * up (lib/gelu.cuh).
+struct GeluBackwardArgs {
+    const float* x;      // [n]
+    const float* up;     // [n], or null, as d_up then
+    const float* d_out;  // [n]
+    float* d_x;          // [n]; may be d_out
+    float* d_up;         // [n]
+    u64 n;
+    int by_tanh;
+};
+
+KERNEL(gelu_backward, GeluBackwardArgs, THREADS) {
+    const u64 at = first_element();
+    const i64 count = i64(args.n) - i64(at);
+    if (count <= 0) return;
+    float x[4], up[4], d_out[4];
+    load_up_to4(x, args.x + at, count);
+    load_up_to4(d_out, args.d_out + at, count);
+    if (args.up) {
+        load_up_to4(up, args.up + at, count);
+        float d_up[4];
+        for (int i = 0; i < 4; i++) {
+            d_up[i] = d_out[i] * x[i] * gelu_share(x[i], args.by_tanh);
+            d_out[i] *= up[i];
+        }
+        store_up_to4(args.d_up + at, d_up, count);
+    }
+    for (int i = 0; i < 4; i++) d_out[i] *= gelu_slope(x[i], args.by_tanh);
+    store_up_to4(args.d_x + at, d_out, count);
+}
+
+// out = cap * tanh(x / cap).
+struct SoftcapBackwardArgs {
+    const float* x;      // [n]
+    const float* d_out;  // [n]
+    float* d_x;          // [n]; may be d_out
+    u64 n;
+    float cap;
+};
+
+KERNEL(softcap_backward, SoftcapBackwardArgs, THREADS) {
+    const u64 at = first_element();
+    const i64 count = i64(args.n) - i64(at);
+    if (count <= 0) return;
+    float x[4], d_out[4];
+    load_up_to4(x, args.x + at, count);
+    load_up_to4(d_out, args.d_out + at, count);
+    for (int i = 0; i < 4; i++) {
+        const float t = tanhf(x[i] / args.cap);
+        d_out[i] *= 1.0f - t * t;
+    }
+    store_up_to4(args.d_x + at, d_out, count);
 }
 
 // to += factor * from.

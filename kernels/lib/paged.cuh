@@ -28,7 +28,14 @@ struct AttentionArgs {
     int min_rows;  // sequences of fewer rows are left out, their outputs untouched; at least 1
     int out_type;  // ElementType
     float scale;   // factor on the scores
+    float softcap; // scores s, scaled, become softcap * tanh(s / softcap); 0 for as they are
 };
+
+// A score times log2 e, bounded.
+DEVICE float bounded_score(float score, float softcap) {
+    const float cap = softcap * LOG2_E;
+    return cap * tanhf(score / cap);
+}
 
 // The first position that a row at `position` sees.
 DEVICE int first_visible(int position, int window) { return window > 0 && position >= window ? position - window + 1 : 0; }

@@ -1,6 +1,7 @@
 //! What the proofs of this package share: small random models and adapters, and an independent reference.
 //!
 //! - [`tiny`] writes random Llama models in Hugging Face's layout, so that every proof runs without a download;
+//! - [`families`] writes the other architectures' and computes what they are to give;
 //! - [`lora`] makes random adapters of every kind that is served;
 //! - [`reference`] computes the same logits with candle-transformers, from the same files dequantised to f32;
 //! - [`smollm2`] finds the real model, named by an environment variable.
@@ -12,6 +13,7 @@
     reason = "a test stops at the first surprise"
 )]
 
+pub mod families;
 pub mod lora;
 pub mod random;
 pub mod reference;

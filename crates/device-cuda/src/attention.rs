@@ -276,7 +276,7 @@ impl CudaOps {
             min_rows: 1,
             out_type: element_type(args.out.dtype()),
             scale: args.scale,
-            padding: 0,
+            softcap: args.softcap.unwrap_or(0.0),
         };
         if args.lse.is_some() {
             self.recorded_cache = dtype;

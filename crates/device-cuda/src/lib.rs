@@ -23,6 +23,7 @@ mod measure;
 mod memory;
 mod ops;
 mod planes;
+mod rows;
 mod sample;
 pub mod source;
 mod steps;

@@ -72,7 +72,13 @@ impl GemmType {
 
 impl CudaOps {
     /// `out[i] = table[ids[i]]`.
-    pub(crate) fn queue_embed(&mut self, ids: &Tensor, table: &Weight, out: &Tensor) -> Result<()> {
+    pub(crate) fn queue_embed(
+        &mut self,
+        ids: &Tensor,
+        table: &Weight,
+        scale: f32,
+        out: &Tensor,
+    ) -> Result<()> {
         let weight = CudaWeight::of(table)?;
         let rows = ids.shape().rows();
         let args = EmbedArgs {
@@ -80,7 +86,7 @@ impl CudaOps {
             ids: addr("embed", "ids", ids)?,
             out: addr("embed", "out", out)?,
             rows: int(rows),
-            unused: 0,
+            scale,
         };
         let threads = rows * 4 * weight.units();
         let kernel = self.kernels().get::<EmbedArgs>("embed", "embed", 0)?;

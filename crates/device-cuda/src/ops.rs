@@ -4,15 +4,16 @@ use std::fmt;
 use std::sync::Arc;
 
 use wardrobe_device::{
-    Combine, DType, DeviceError, ExpertTarget, GradOps, GraphKey, LinearTarget, LogprobRow, LoraBatch, Ops,
-    PagedAttention, Result, RopeTables, Routing, SampleRow, Sampled, StepMode, Tensor, TokenLogprobs, Weight,
+    Columns, Combine, DType, DeviceError, ExpertTarget, Gelu, GradOps, GraphKey, LayerNorm, LinearTarget,
+    LogprobRow, LoraBatch, Ops, PagedAttention, Result, RmsNorm, RopeTables, Routing, SampleRow, Sampled,
+    StepMode, Tensor, TokenLogprobs, Weight,
 };
 
 use crate::adapters::SlotTables;
 use crate::attention::{PendingRope, RopePointers};
 use crate::device::Cuda;
 use crate::driver::{DevicePtr, Driver, Stream};
-use crate::kernels::{GatherArgs, Kernels, RmsNormArgs, SiluMulArgs, blocks, element_type};
+use crate::kernels::Kernels;
 use crate::memory::Workspace;
 use crate::steps::{self, Steps};
 
@@ -191,26 +192,19 @@ impl Ops for CudaOps {
         self.steps.replay(key)
     }
 
-    unsafe fn embed(&mut self, ids: &Tensor, table: &Weight, out: &Tensor) -> Result<()> {
+    unsafe fn embed(&mut self, ids: &Tensor, table: &Weight, scale: f32, out: &Tensor) -> Result<()> {
         self.flush()?;
-        self.queue_embed(ids, table, out)
+        self.queue_embed(ids, table, scale, out)
     }
 
-    unsafe fn rms_norm(&mut self, x: &Tensor, weight: &Tensor, eps: f32, out: &Tensor) -> Result<()> {
+    unsafe fn rms_norm(&mut self, args: RmsNorm<'_>) -> Result<()> {
         self.flush()?;
-        let op = "rms_norm";
-        let args = RmsNormArgs {
-            x: addr(op, "x", x)?,
-            weight: addr(op, "weight", weight)?,
-            out: addr(op, "out", out)?,
-            cols: int(x.shape().row_len()),
-            out_type: element_type(out.dtype()),
-            eps,
-            padding: 0,
-        };
-        let kernel = self.kernels().get::<RmsNormArgs>("rms_norm", "rms_norm", 0)?;
-        // SAFETY: see above.
-        unsafe { kernel.launch(self.driver().as_ref(), self.stream, blocks(x.shape().rows(), 256), &args) }
+        self.queue_rms_norm(&args)
+    }
+
+    unsafe fn layer_norm(&mut self, args: LayerNorm<'_>) -> Result<()> {
+        self.flush()?;
+        self.queue_layer_norm(&args)
     }
 
     unsafe fn linear(
@@ -245,33 +239,27 @@ impl Ops for CudaOps {
 
     unsafe fn silu_mul(&mut self, gate: &Tensor, up: &Tensor, out: &Tensor) -> Result<()> {
         self.flush()?;
-        let op = "silu_mul";
-        let len = out.shape().numel();
-        let args = SiluMulArgs {
-            gate: addr(op, "gate", gate)?,
-            up: addr(op, "up", up)?,
-            out: addr(op, "out", out)?,
-            len: len as u64,
-            out_type: element_type(out.dtype()),
-            padding: 0,
-        };
-        let kernel = self.kernels().get::<SiluMulArgs>("silu_mul", "silu_mul", 0)?;
-        // SAFETY: see above.
-        unsafe { kernel.launch(self.driver().as_ref(), self.stream, blocks(len.div_ceil(2048), 256), &args) }
+        self.queue_silu_mul(gate, up, out)
+    }
+
+    unsafe fn gelu(&mut self, args: Gelu<'_>) -> Result<()> {
+        self.flush()?;
+        self.queue_gelu(&args)
+    }
+
+    unsafe fn softcap(&mut self, x: &Tensor, cap: f32, out: &Tensor) -> Result<()> {
+        self.flush()?;
+        self.queue_softcap(x, cap, out)
+    }
+
+    unsafe fn copy_columns(&mut self, args: Columns<'_>) -> Result<()> {
+        self.flush()?;
+        self.queue_columns(&args)
     }
 
     unsafe fn gather_rows(&mut self, x: &Tensor, rows: &Tensor, out: &Tensor) -> Result<()> {
         self.flush()?;
-        let op = "gather_rows";
-        let args = GatherArgs {
-            x: addr(op, "x", x)?,
-            rows: addr(op, "rows", rows)?,
-            out: addr(op, "out", out)?,
-            row_bytes: (x.shape().row_len() * x.dtype().size_bytes()) as u64,
-        };
-        let kernel = self.kernels().get::<GatherArgs>("gather", "gather_rows", 0)?;
-        // SAFETY: see above.
-        unsafe { kernel.launch(self.driver().as_ref(), self.stream, blocks(out.shape().rows(), 256), &args) }
+        self.queue_gather(x, rows, out)
     }
 
     unsafe fn route(&mut self, logits: &Tensor, routing: &Routing) -> Result<()> {

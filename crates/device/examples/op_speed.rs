@@ -159,6 +159,7 @@ impl Bench {
             head_dim: HEAD_DIM,
             scale: 0.125,
             window: None,
+            softcap: None,
         };
         let ctx = &mut self.ctx;
         let [there, back] = medians(|| {

@@ -1,5 +1,7 @@
 //! The walk back through a tape.
 
+mod rows;
+
 use std::collections::HashMap;
 
 use crate::ctx::Ctx;
@@ -117,14 +119,10 @@ impl Backward<'_> {
 
     fn op(&mut self, recorded: Recorded) -> Result<()> {
         match recorded {
-            Recorded::RmsNorm { x, weight, eps, out } => {
-                let Some(d_out) = self.take(&out)? else { return Ok(()) };
-                let d_x = self.so_far(&x)?;
-                // SAFETY: shapes are those of the forward op, which were checked; gradients have their values' shapes.
-                unsafe { self.ctx.grad_ops()?.rms_norm_backward(&x, &weight, eps, &d_out, &d_x)? };
-                self.release(&d_out)?;
-                self.give(&x, d_x)
+            Recorded::RmsNorm { x, weight, eps, residual, out } => {
+                self.rms_norm(&x, &weight, eps, residual.as_ref(), &out)
             }
+            Recorded::LayerNorm { x, weight, eps, out } => self.layer_norm(&x, &weight, eps, &out),
             Recorded::Linear { x, targets, with_lora } => self.linear(&x, &targets, with_lora),
             Recorded::Rope { pairs, step, tables } => {
                 for (x, out) in pairs {
@@ -157,6 +155,7 @@ impl Backward<'_> {
                     step: &step,
                     scale: spec.scale,
                     window: spec.window,
+                    softcap: spec.softcap,
                 };
                 // SAFETY: as above.
                 unsafe { self.ctx.grad_ops()?.attention_backward(args)? };
@@ -166,15 +165,10 @@ impl Backward<'_> {
                 self.give(&k, d_k)?;
                 self.give(&v, d_v)
             }
-            Recorded::SiluMul { gate, up, out } => {
-                let Some(d_out) = self.take(&out)? else { return Ok(()) };
-                // Elementwise, so that one of the two may lie where the output's gradient lay.
-                let (d_gate, d_up) = (d_out.clone(), self.alloc(up.shape())?);
-                // SAFETY: as above.
-                unsafe { self.ctx.grad_ops()?.silu_mul_backward(&gate, &up, &d_out, &d_gate, &d_up)? };
-                self.give(&gate, d_gate)?;
-                self.give(&up, d_up)
-            }
+            Recorded::SiluMul { gate, up, out } => self.silu_mul(&gate, &up, &out),
+            Recorded::Gelu { x, up, kind, out } => self.gelu(&x, up.as_ref(), kind, &out),
+            Recorded::SoftCap { x, cap, out } => self.softcap(&x, cap, &out),
+            Recorded::Split { x, groups, parts } => self.split(&x, groups, &parts),
             Recorded::Gather { x, rows, out } => {
                 let Some(d_out) = self.take(&out)? else { return Ok(()) };
                 let d_x = self.so_far(&x)?;

@@ -54,6 +54,8 @@ pub struct AttentionSpec {
     pub scale: f32,
     /// Sliding window in tokens.
     pub window: Option<usize>,
+    /// Bound on the scores; see [`PagedAttention::softcap`].
+    pub softcap: Option<f32>,
 }
 
 /// A context on a device.
@@ -313,7 +315,7 @@ impl Ctx {
     }
 
     /// Element type of what linear layers read. A trainer's values are kept in f32 and rounded, if at all, by the layers.
-    fn linear_input(&self) -> DType {
+    pub(crate) fn linear_input(&self) -> DType {
         if self.training.is_active() { DType::F32 } else { self.device.linear_input() }
     }
 
@@ -327,32 +329,6 @@ impl Ctx {
     /// The inputs of the step that ran last.
     pub fn step(&self) -> Option<&Step> {
         self.step.as_ref()
-    }
-
-    /// Embedding look-up: `[rows]` token ids to `[rows, cols]`.
-    pub fn embed(&mut self, ids: &Tensor, table: &Weight) -> Result<Tensor> {
-        expect("embed", "ids", ids, Shape::from([ids.shape.rows()]), DType::U32)?;
-        let out = self.alloc([ids.shape.rows(), table.cols()], DType::F32)?;
-        // SAFETY: checked above; ids were checked against the vocabulary when the step was staged.
-        unsafe { self.ops.embed(ids, table, &out)? };
-        Ok(out)
-    }
-
-    /// Root-mean-square norm of each row of `x` `[rows, n]`, times `weight` `[n]`.
-    pub fn rms_norm(&mut self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
-        let op = "rms_norm";
-        expect(op, "x", x, x.shape, DType::F32)?;
-        expect(op, "weight", weight, Shape::from([x.shape.row_len()]), DType::F32)?;
-        let out = self.alloc(x.shape, self.linear_input())?;
-        // SAFETY: checked above.
-        unsafe { self.ops.rms_norm(x, weight, eps, &out)? };
-        self.training.record(|| Recorded::RmsNorm {
-            x: x.clone(),
-            weight: weight.clone(),
-            eps,
-            out: out.clone(),
-        });
-        Ok(out)
     }
 
     /// Linear layers that share the input `x` `[rows, in]`; see [`Ops::linear`].
@@ -482,7 +458,8 @@ impl Ctx {
         let op = "paged_attention";
         let rows = step.key.num_rows;
         let (h, hk, d) = (spec.num_heads, spec.num_kv_heads, spec.head_dim);
-        if h == 0 || hk == 0 || h % hk != 0 || d == 0 || spec.window == Some(0) {
+        let is_capped = spec.softcap.is_none_or(|cap| cap > 0.0 && cap.is_finite());
+        if h == 0 || hk == 0 || h % hk != 0 || d == 0 || spec.window == Some(0) || !is_capped {
             return invalid(op, format!("{spec:?}"));
         }
         let [q, k, v] = qkv;
@@ -512,8 +489,9 @@ impl Ctx {
             None => (self.alloc([rows, h, d], self.linear_input())?, None),
         };
         if !self.training.recalls() {
-            let (scale, window) = (spec.scale, spec.window);
-            let args = PagedAttention { q: &q, k: &k, v: &v, kv, step, scale, window, out: &out, lse };
+            let AttentionSpec { scale, window, softcap, .. } = *spec;
+            let args =
+                PagedAttention { q: &q, k: &k, v: &v, kv, step, scale, window, softcap, out: &out, lse };
             // SAFETY: checked above; the step's tables were checked against the cache when it was staged.
             unsafe { self.ops.paged_attention(args)? };
         }
@@ -523,17 +501,6 @@ impl Ctx {
             self.training.record(|| Recorded::Attention(Box::new(attention)));
         }
         out.reshape([rows, h * d])
-    }
-
-    /// `silu(gate) * up`, elementwise.
-    pub fn silu_mul(&mut self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-        expect("silu_mul", "gate", gate, gate.shape, DType::F32)?;
-        expect("silu_mul", "up", up, gate.shape, DType::F32)?;
-        let out = self.alloc(gate.shape, self.linear_input())?;
-        // SAFETY: checked above.
-        unsafe { self.ops.silu_mul(gate, up, &out)? };
-        self.training.record(|| Recorded::SiluMul { gate: gate.clone(), up: up.clone(), out: out.clone() });
-        Ok(out)
     }
 
     /// The step's logit rows of `x` `[rows, n]`.

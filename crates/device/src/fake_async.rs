@@ -18,6 +18,7 @@ use crate::experts::{ExpertTarget, Experts, Routing};
 use crate::kv::KvLayer;
 use crate::lora::LoraBatch;
 use crate::ops::{Combine, Device, LinearTarget, Ops, PagedAttention, RopeTables, StepMode};
+use crate::row_ops::{Columns, Gelu, LayerNorm, RmsNorm};
 use crate::sample::{LogprobRow, SampleRow, Sampled, TokenLogprobs};
 use crate::step::{GraphKey, Step};
 use crate::tensor::{Life, Memory, Tensor};
@@ -173,16 +174,30 @@ impl Ops for FakeAsyncOps {
         }
     }
 
-    unsafe fn embed(&mut self, ids: &Tensor, table: &Weight, out: &Tensor) -> Result<()> {
+    unsafe fn embed(&mut self, ids: &Tensor, table: &Weight, scale: f32, out: &Tensor) -> Result<()> {
         let (ids, table, out) = (pin(ids), table.clone(), pin(out));
         // SAFETY: checked when recorded; the ids in the fixed buffer are checked at each step.
-        self.submit(move |ops| unsafe { ops.embed(&ids, &table, &out) })
+        self.submit(move |ops| unsafe { ops.embed(&ids, &table, scale, &out) })
     }
 
-    unsafe fn rms_norm(&mut self, x: &Tensor, weight: &Tensor, eps: f32, out: &Tensor) -> Result<()> {
-        let (x, weight, out) = (pin(x), pin(weight), pin(out));
-        // SAFETY: checked when recorded.
-        self.submit(move |ops| unsafe { ops.rms_norm(&x, &weight, eps, &out) })
+    unsafe fn rms_norm(&mut self, args: RmsNorm<'_>) -> Result<()> {
+        let (x, weight, out) = (pin(args.x), pin(args.weight), pin(args.out));
+        let (eps, residual) = (args.eps, args.residual.map(pin));
+        self.submit(move |ops| {
+            let args = RmsNorm { x: &x, weight: &weight, eps, residual: residual.as_ref(), out: &out };
+            // SAFETY: checked when recorded.
+            unsafe { ops.rms_norm(args) }
+        })
+    }
+
+    unsafe fn layer_norm(&mut self, args: LayerNorm<'_>) -> Result<()> {
+        let (x, weight, bias, out) = (pin(args.x), pin(args.weight), pin(args.bias), pin(args.out));
+        let eps = args.eps;
+        self.submit(move |ops| {
+            let args = LayerNorm { x: &x, weight: &weight, bias: &bias, eps, out: &out };
+            // SAFETY: checked when recorded.
+            unsafe { ops.layer_norm(args) }
+        })
     }
 
     unsafe fn linear(
@@ -239,7 +254,7 @@ impl Ops for FakeAsyncOps {
     }
 
     unsafe fn paged_attention(&mut self, args: PagedAttention<'_>) -> Result<()> {
-        let PagedAttention { q, k, v, kv, step, scale, window, out, lse } = args;
+        let PagedAttention { q, k, v, kv, step, scale, window, softcap, out, lse } = args;
         let lse = lse.map(pin);
         let (q, k, v, out) = (pin(q), pin(k), pin(v), pin(out));
         let mut kv = KvLayer { k: kv.k.clone(), v: kv.v.clone() };
@@ -253,6 +268,7 @@ impl Ops for FakeAsyncOps {
                 step: &step,
                 scale,
                 window,
+                softcap,
                 out: &out,
                 lse: lse.as_ref(),
             };
@@ -265,6 +281,28 @@ impl Ops for FakeAsyncOps {
         let (gate, up, out) = (pin(gate), pin(up), pin(out));
         // SAFETY: checked when recorded.
         self.submit(move |ops| unsafe { ops.silu_mul(&gate, &up, &out) })
+    }
+
+    unsafe fn gelu(&mut self, args: Gelu<'_>) -> Result<()> {
+        let (x, up, kind, out) = (pin(args.x), args.up.map(pin), args.kind, pin(args.out));
+        // SAFETY: checked when recorded.
+        self.submit(move |ops| unsafe { ops.gelu(Gelu { x: &x, up: up.as_ref(), kind, out: &out }) })
+    }
+
+    unsafe fn softcap(&mut self, x: &Tensor, cap: f32, out: &Tensor) -> Result<()> {
+        let (x, out) = (pin(x), pin(out));
+        // SAFETY: checked when recorded.
+        self.submit(move |ops| unsafe { ops.softcap(&x, cap, &out) })
+    }
+
+    unsafe fn copy_columns(&mut self, args: Columns<'_>) -> Result<()> {
+        let Columns { groups, from_col, to_col, width, .. } = args;
+        let (from, to) = (pin(args.from), pin(args.to));
+        self.submit(move |ops| {
+            let args = Columns { from: &from, to: &to, groups, from_col, to_col, width };
+            // SAFETY: checked when recorded.
+            unsafe { ops.copy_columns(args) }
+        })
     }
 
     unsafe fn gather_rows(&mut self, x: &Tensor, rows: &Tensor, out: &Tensor) -> Result<()> {

@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::experts::Routing;
 use crate::lora::LoraFactors;
 use crate::ops::RopeTables;
+use crate::row_ops::GeluKind;
 use crate::step::Step;
 use crate::tensor::Tensor;
 use crate::weight::Weight;
@@ -69,6 +70,8 @@ pub struct AttentionBackward<'a> {
     pub scale: f32,
     /// Sliding window in tokens.
     pub window: Option<usize>,
+    /// As [`crate::PagedAttention::softcap`].
+    pub softcap: Option<f32>,
 }
 
 /// Which values dropout leaves out: a function of these numbers and of the place alone, so that a recomputation leaves
@@ -108,8 +111,18 @@ pub struct AdamW {
 /// As [`crate::Ops`]: operands were checked by [`crate::Ctx`].
 #[allow(clippy::missing_safety_doc)]
 pub trait GradOps {
-    /// Adds to `d_x` the gradient of [`crate::Ops::rms_norm`].
+    /// Adds to `d_x` the gradient of [`crate::Ops::rms_norm`]; a residual's is `d_out`.
     unsafe fn rms_norm_backward(
+        &mut self,
+        x: &Tensor,
+        weight: &Tensor,
+        eps: f32,
+        d_out: &Tensor,
+        d_x: &Tensor,
+    ) -> Result<()>;
+
+    /// Adds to `d_x` the gradient of [`crate::Ops::layer_norm`].
+    unsafe fn layer_norm_backward(
         &mut self,
         x: &Tensor,
         weight: &Tensor,
@@ -164,6 +177,12 @@ pub trait GradOps {
         d_gate: &Tensor,
         d_up: &Tensor,
     ) -> Result<()>;
+
+    /// Writes the gradients of [`crate::Ops::gelu`].
+    unsafe fn gelu_backward(&mut self, args: GeluBackward<'_>) -> Result<()>;
+
+    /// Writes the gradient of [`crate::Ops::softcap`]. `d_x` may be `d_out`.
+    unsafe fn softcap_backward(&mut self, x: &Tensor, cap: f32, d_out: &Tensor, d_x: &Tensor) -> Result<()>;
 
     /// `d_x[rows[i]] += d_out[i]`. `rows` U32, ascending, none twice.
     unsafe fn gather_rows_backward(&mut self, d_out: &Tensor, rows: &Tensor, d_x: &Tensor) -> Result<()>;
@@ -233,6 +252,21 @@ pub struct CombineBackward<'a> {
     pub d_x: &'a Tensor,
     /// Written, `[rows, top_k]`.
     pub d_weights: &'a Tensor,
+}
+
+/// Operands of [`GradOps::gelu_backward`], all of one shape.
+#[derive(Debug)]
+pub struct GeluBackward<'a> {
+    /// What the forward op read.
+    pub x: &'a Tensor,
+    /// What its result was multiplied by, if anything, and where the gradient of that goes.
+    pub up: Option<(&'a Tensor, &'a Tensor)>,
+    /// How it was computed.
+    pub kind: GeluKind,
+    /// Gradient of the result.
+    pub d_out: &'a Tensor,
+    /// Written; may be `d_out`.
+    pub d_x: &'a Tensor,
 }
 
 /// Operands of [`GradOps::dora_backward`].

@@ -17,6 +17,7 @@ pub mod cpu;
 mod ctx;
 mod ctx_grad;
 mod ctx_moe;
+mod ctx_rows;
 mod ctx_sample;
 mod dtype;
 mod error;
@@ -27,6 +28,7 @@ mod grad;
 mod kv;
 mod lora;
 mod ops;
+mod row_ops;
 mod sample;
 mod step;
 mod tape;
@@ -39,12 +41,13 @@ pub use dtype::{DType, Shape, WeightFormat};
 pub use error::{DeviceError, Result};
 pub use experts::{ExpertModules, ExpertTarget, Experts, Routing};
 pub use grad::{
-    AdamW, AttentionBackward, CombineBackward, DoraBackward, Dropout, DropoutArgs, GradOps, LoraGrads,
-    TrainedModule,
+    AdamW, AttentionBackward, CombineBackward, DoraBackward, Dropout, DropoutArgs, GeluBackward, GradOps,
+    LoraGrads, TrainedModule,
 };
 pub use kv::{BLOCK_SIZE, KvCache, KvConfig, KvLayer};
 pub use lora::{BoundAdapter, LoraBatch, LoraFactors, LoraModules, LoraTable, ModuleIdx, NULL_SLOT};
 pub use ops::{Combine, Device, LinearTarget, Ops, PagedAttention, RopeTables, StepMode};
+pub use row_ops::{Columns, Gelu, GeluKind, LayerNorm, RmsNorm};
 pub use sample::{LogprobRow, SampleRow, Sampled, TokenCount, TokenEdit, TokenLogprobs};
 pub use step::{GraphKey, Step, StepBounds, StepInputs, StepLimits};
 pub use tape::{AttentionMemo, BlockMemo, LinearMemo, MemoUse, Seed, Tape};

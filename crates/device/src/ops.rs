@@ -12,6 +12,7 @@ use crate::experts::{ExpertTarget, Routing};
 use crate::grad::GradOps;
 use crate::kv::KvLayer;
 use crate::lora::{LoraBatch, ModuleIdx};
+use crate::row_ops::{Columns, Gelu, LayerNorm, RmsNorm};
 use crate::sample::{LogprobRow, SampleRow, Sampled, TokenLogprobs};
 use crate::step::{GraphKey, Step};
 use crate::tensor::{Memory, Tensor};
@@ -154,6 +155,8 @@ pub struct PagedAttention<'a> {
     pub scale: f32,
     /// A row sees only the last `window` positions, its own included.
     pub window: Option<usize>,
+    /// Scores `s`, scaled, become `cap * tanh(s / cap)`.
+    pub softcap: Option<f32>,
     /// `[rows, heads, head_dim]` F32.
     pub out: &'a Tensor,
     /// Where the logarithm of each softmax' denominator goes, `[rows, heads]` F32, if it is wanted.
@@ -218,11 +221,14 @@ pub trait Ops: Send {
     /// Runs again what was recorded under `key`.
     unsafe fn replay(&mut self, key: &GraphKey) -> Result<()>;
 
-    /// `out[i] = table[ids[i]]`, dequantised. `ids` U32 `[rows]`, `out` `[rows, cols]`.
-    unsafe fn embed(&mut self, ids: &Tensor, table: &Weight, out: &Tensor) -> Result<()>;
+    /// `out[i] = scale * table[ids[i]]`, dequantised. `ids` U32 `[rows]`, `out` `[rows, cols]`.
+    unsafe fn embed(&mut self, ids: &Tensor, table: &Weight, scale: f32, out: &Tensor) -> Result<()>;
 
-    /// `out = x / sqrt(mean(x²) + eps) * weight` per row (Zhang & Sennrich, arXiv 1910.07467).
-    unsafe fn rms_norm(&mut self, x: &Tensor, weight: &Tensor, eps: f32, out: &Tensor) -> Result<()>;
+    /// `out = x / sqrt(mean(x²) + eps) * weight + residual` per run (Zhang & Sennrich, arXiv 1910.07467).
+    unsafe fn rms_norm(&mut self, args: RmsNorm<'_>) -> Result<()>;
+
+    /// `out = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias` per row (Ba et al., arXiv 1607.06450).
+    unsafe fn layer_norm(&mut self, args: LayerNorm<'_>) -> Result<()>;
 
     /// For each target `out = x Wᵀ + bias + residual + scale (x Aᵀ) Bᵀ`, with each row's own adapter. The order of
     /// additions over the input features is fixed: a row's result does not depend on the other rows.
@@ -248,6 +254,15 @@ pub trait Ops: Send {
 
     /// `out = gate / (1 + exp(-gate)) * up` (Shazeer, arXiv 2002.05202).
     unsafe fn silu_mul(&mut self, gate: &Tensor, up: &Tensor, out: &Tensor) -> Result<()>;
+
+    /// `out = gelu(x) * up`.
+    unsafe fn gelu(&mut self, args: Gelu<'_>) -> Result<()>;
+
+    /// `out = cap * tanh(x / cap)`.
+    unsafe fn softcap(&mut self, x: &Tensor, cap: f32, out: &Tensor) -> Result<()>;
+
+    /// Copies columns; see [`Columns`]. The other columns of `to` stay as they are.
+    unsafe fn copy_columns(&mut self, args: Columns<'_>) -> Result<()>;
 
     /// `out[i] = x[rows[i]]`. `rows` U32.
     unsafe fn gather_rows(&mut self, x: &Tensor, rows: &Tensor, out: &Tensor) -> Result<()>;

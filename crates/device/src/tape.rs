@@ -12,6 +12,7 @@ use crate::experts::{Experts, Routing};
 use crate::grad::{Dropout, DropoutArgs, GradOps};
 use crate::lora::{LoraBatch, ModuleIdx};
 use crate::ops::RopeTables;
+use crate::row_ops::GeluKind;
 use crate::step::Step;
 use crate::tensor::{Tensor, expect};
 use crate::weight::Weight;
@@ -64,10 +65,16 @@ impl LinearMemo {
         LinearMemo { kept: KeptLinears::Last { out, count: None }, next: 0, latest: None }
     }
 
+    /// Whether this is what the last linear op gave, so that it is kept.
+    pub fn gave(&self, result: &Tensor) -> bool {
+        self.latest.as_ref().is_some_and(|t| t.is_same_place(result))
+    }
+
     /// Takes note of what the block gave in a pass that keeps.
     pub fn block_gave(&mut self, result: &Tensor) {
+        let (gave, next) = (self.gave(result), self.next);
         if let KeptLinears::Last { count, .. } = &mut self.kept {
-            *count = self.latest.as_ref().is_some_and(|t| t.is_same_place(result)).then_some(self.next);
+            *count = gave.then_some(next);
         }
     }
 }
@@ -90,11 +97,15 @@ pub struct Tape {
 /// An op with its operands.
 #[derive(Debug)]
 pub(crate) enum Recorded {
-    RmsNorm { x: Tensor, weight: Tensor, eps: f32, out: Tensor },
+    RmsNorm { x: Tensor, weight: Tensor, eps: f32, residual: Option<Tensor>, out: Tensor },
+    LayerNorm { x: Tensor, weight: Tensor, eps: f32, out: Tensor },
     Linear { x: Tensor, targets: Vec<RecordedTarget>, with_lora: bool },
     Rope { pairs: Vec<(Tensor, Tensor)>, step: Box<Step>, tables: RopeTables },
     Attention(Box<RecordedAttention>),
     SiluMul { gate: Tensor, up: Tensor, out: Tensor },
+    Gelu { x: Tensor, up: Option<Tensor>, kind: GeluKind, out: Tensor },
+    SoftCap { x: Tensor, cap: f32, out: Tensor },
+    Split { x: Tensor, groups: usize, parts: Vec<Tensor> },
     Gather { x: Tensor, rows: Tensor, out: Tensor },
     Route { logits: Tensor, routing: Routing },
     Dispatch { x: Tensor, routing: Routing, out: Tensor },

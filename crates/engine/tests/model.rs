@@ -16,7 +16,7 @@ use wardrobe_engine::{
     Completion, Engine, EngineConfig, Executor as _, Finish, Request, SamplingParams, SubmitError, TokenId,
 };
 use wardrobe_formats::{HiddenAct, ModelConfig, RopeScaling};
-use wardrobe_models::{BlockState, Decoder, LoraOptions, Module};
+use wardrobe_models::{BlockState, Decoder, LoraOptions, Module, RowElements};
 
 const HIDDEN: usize = 32;
 const VOCAB: usize = 64;
@@ -53,6 +53,12 @@ fn config() -> ModelConfig {
         attention_bias: false,
         mlp_bias: false,
         sliding_window: None,
+        full_attention_layers: Vec::new(),
+        partial_rotary_dim: None,
+        parallel_residual: false,
+        query_scalar: None,
+        attention_softcap: None,
+        logit_softcap: None,
         bos_token_id: None,
         eos_token_ids: Vec::new(),
         hidden_act: HiddenAct::Silu,
@@ -101,6 +107,10 @@ impl Decoder for Successor {
 
     fn weight_bytes(&self) -> usize {
         self.embedding.size_bytes() + self.head.size_bytes()
+    }
+
+    fn row_elements(&self) -> RowElements {
+        RowElements { values: 16 * HIDDEN, linears: 8 * HIDDEN, gradients: 16 * HIDDEN, head: VOCAB }
     }
 
     fn embed(&self, ctx: &mut Ctx, step: &Step) -> wardrobe_device::Result<Tensor> {

@@ -65,29 +65,51 @@ fn bytes_of(storage: StorageType, numel: u64) -> u64 {
 }
 
 /// How many matrices there are, of how many numbers each. An architecture that has others is to be counted here.
-fn matrices(config: &ModelConfig) -> [(u64, u64); 5] {
+fn matrices(config: &ModelConfig) -> Vec<(u64, u64)> {
     let layers = config.num_layers as u64;
-    let mlps = config.experts.map_or(1, |experts| experts.num_experts) as u64;
     let of = |rows: usize| (rows as u64).saturating_mul(config.hidden_size as u64);
-    [
-        (1 + u64::from(!config.tie_word_embeddings), of(config.vocab_size)),
-        // Queries and what attention gives; keys and values; the MLP's three, or each expert's, and the router.
-        (2 * layers, of(config.q_size())),
-        (2 * layers, of(config.kv_size())),
-        (3 * layers * mlps, of(config.intermediate_size)),
-        (if config.experts.is_some() { layers } else { 0 }, of(mlps as usize)),
-    ]
+    let ends = (1 + u64::from(!config.tie_word_embeddings), of(config.vocab_size));
+    let qkv = of(config.q_size().saturating_add(config.kv_size().saturating_mul(2)));
+    let (q, inner) = (of(config.q_size()), of(config.intermediate_size));
+    match config.architecture.as_str() {
+        // The gate and its counterpart are one.
+        "Phi3ForCausalLM" => {
+            vec![ends, (layers, qkv), (layers, q), (layers, inner.saturating_mul(2)), (layers, inner)]
+        }
+        // The router, and each expert's.
+        "MixtralForCausalLM" => {
+            let num_experts = config.experts.map_or(0, |experts| experts.num_experts);
+            vec![
+                ends,
+                (2 * layers, q),
+                (2 * layers, of(config.kv_size())),
+                (3 * layers * num_experts as u64, inner),
+                (layers, of(num_experts)),
+            ]
+        }
+        "GPTNeoXForCausalLM" => vec![ends, (layers, qkv), (layers, q), (2 * layers, inner)],
+        // Queries and what attention gives; keys and values; the MLP's three.
+        _ => vec![ends, (2 * layers, q), (2 * layers, of(config.kv_size())), (3 * layers, inner)],
+    }
 }
 
 /// Norms and biases, in f32. Within a configuration's bounds nothing here overflows.
 fn vector_bytes(config: &ModelConfig) -> u64 {
-    let hidden = config.hidden_size as u64;
-    let attention = config.q_size() as u64 + 2 * config.kv_size() as u64 + hidden;
-    let mlp = 2 * config.intermediate_size as u64 + hidden;
-    // Experts have none.
-    let has_mlp_biases = config.mlp_bias && config.experts.is_none();
-    let biases = attention * u64::from(config.attention_bias) + mlp * u64::from(has_mlp_biases);
-    4 * (config.num_layers as u64 * (2 * hidden + biases) + hidden)
+    let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
+    let qkv = config.q_size() as u64 + 2 * config.kv_size() as u64;
+    let biased = |of: u64| of * u64::from(config.attention_bias);
+    let of_mlp = |of: u64| of * u64::from(config.mlp_bias);
+    let (of_layer, of_end) = match config.architecture.as_str() {
+        "Qwen2ForCausalLM" => (2 * hidden + qkv, hidden),
+        "Qwen3ForCausalLM" => (2 * hidden + 2 * config.head_dim as u64 + biased(qkv + hidden), hidden),
+        "Phi3ForCausalLM" => (2 * hidden, hidden),
+        // Experts have none.
+        "MixtralForCausalLM" => (2 * hidden + biased(qkv + hidden), hidden),
+        "GPTNeoXForCausalLM" => (4 * hidden + biased(qkv + hidden) + of_mlp(inner + hidden), 2 * hidden),
+        "Gemma2ForCausalLM" => (4 * hidden + biased(qkv + hidden), hidden),
+        _ => (2 * hidden + biased(qkv + hidden) + of_mlp(2 * inner + hidden), hidden),
+    };
+    4 * (config.num_layers as u64 * of_layer + of_end)
 }
 
 /// Makes up a model on the context's device.
@@ -159,7 +181,11 @@ impl WeightSource for DummyWeights {
     /// What a configuration asks for, of what a model may lack.
     fn has(&self, name: &str) -> bool {
         match name.strip_suffix(".bias") {
-            Some(module) if module.contains(".self_attn.") => self.config.attention_bias,
+            // Qwen2 has them on what its loader asks for without a question.
+            Some(_) if self.config.architecture == "Qwen2ForCausalLM" => false,
+            Some(module) if module.contains(".self_attn.") || module.contains(".attention.") => {
+                self.config.attention_bias
+            }
             Some(module) if module.contains(".mlp.") => self.config.mlp_bias,
             Some(_) => false,
             None => name == "lm_head.weight" && !self.config.tie_word_embeddings,
@@ -174,7 +200,11 @@ impl WeightSource for DummyWeights {
                 let mut random = Random::named(self.spec.seed, name);
                 (0..*len).flat_map(|_| random.bell().to_le_bytes()).collect()
             }
-            [len] => std::iter::repeat_n(1.0_f32.to_le_bytes(), *len).flatten().collect(),
+            [len] => {
+                // Gemma's norms multiply by one more than this.
+                let one = if self.config.architecture == "Gemma2ForCausalLM" { 0.0_f32 } else { 1.0 };
+                std::iter::repeat_n(one.to_le_bytes(), *len).flatten().collect()
+            }
             _ => self.matrix(&info)?,
         };
         Ok((info, bytes))

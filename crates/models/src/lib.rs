@@ -89,6 +89,19 @@ pub struct BlockState<'a> {
     pub lora: Option<&'a Arc<LoraTable>>,
 }
 
+/// Elements that a row takes on its way through a decoder; callers size their memory by them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowElements {
+    /// All values that a block makes.
+    pub values: usize,
+    /// What a block's linear layers give, but for the last.
+    pub linears: usize,
+    /// A block's gradients, where they are most.
+    pub gradients: usize,
+    /// What the head makes.
+    pub head: usize,
+}
+
 /// A decoder-only transformer: an embedding, [`ModelConfig::num_layers`] blocks, a norm and a head. Serving runs them all
 /// ([`Decoder::forward`]); training calls the parts, to keep no more than a block's values.
 pub trait Decoder: Send + Sync + std::fmt::Debug {
@@ -103,6 +116,9 @@ pub trait Decoder: Send + Sync + std::fmt::Debug {
 
     /// Bytes of all weights on the device.
     fn weight_bytes(&self) -> usize;
+
+    /// What a row takes.
+    fn row_elements(&self) -> RowElements;
 
     /// Embeds the step's tokens, `[rows, hidden_size]`.
     ///

@@ -85,8 +85,14 @@ impl<'a> Loader<'a> {
 
     /// A tensor as it is used elementwise: f32.
     pub(crate) fn vector(&mut self, name: &str, len: usize) -> Result<Tensor> {
+        self.offset_vector(name, len, 0.0)
+    }
+
+    /// A vector of which every element is used with `offset` added.
+    pub(crate) fn offset_vector(&mut self, name: &str, len: usize, offset: f32) -> Result<Tensor> {
         let (info, bytes) = self.read(name, &[len])?;
-        let values = convert::to_f32(info.storage, &bytes, len)?;
+        let mut values = convert::to_f32(info.storage, &bytes, len)?;
+        values.iter_mut().for_each(|v| *v += offset);
         self.source.used(info, bytes);
         self.weight_bytes += 4 * len;
         Ok(self.ctx.upload_f32("a parameter", [len], &values)?)
@@ -157,6 +163,13 @@ impl<'a> Loader<'a> {
         }
         let invalid = || wardrobe_device::DeviceError::Invalid { op: "experts", reason: path.to_owned() };
         layers.try_into().map_err(|_| invalid().into())
+    }
+
+    /// The same with a bias that has to be there.
+    pub(crate) fn biased_linear(&mut self, path: &str, rows: usize, cols: usize) -> Result<Linear> {
+        let weight = self.weight(&format!("{path}.weight"), rows, cols)?;
+        let bias = self.vector(&format!("{path}.bias"), rows)?;
+        Ok(self.register(path, weight, Some(bias)))
     }
 
     /// Makes a loaded weight one that adapters may adapt.

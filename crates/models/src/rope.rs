@@ -12,6 +12,15 @@ pub struct RopeSpec {
     pub rotary_dim: usize,
     /// How frequencies are stretched.
     pub scaling: RopeScaling,
+    /// Whether the context that it is for is longer than LongRoPE's original one. One set of factors serves all positions and
+    /// sequences of a model, since keys that are kept were rotated by it: the long set where the model's
+    /// `max_position_embeddings` are more than the original context, else the short one. (transformers chooses anew at each call, by
+    /// the longest sequence in it; a `config.json` with the original context chooses the short set here.)
+    pub has_long_context: bool,
+}
+
+fn is_long(scaling: &RopeScaling, max_position: usize) -> bool {
+    matches!(scaling, RopeScaling::LongRope { original_max_position, .. } if max_position > *original_max_position)
 }
 
 impl RopeSpec {
@@ -19,8 +28,9 @@ impl RopeSpec {
     pub fn of(config: &ModelConfig) -> Self {
         RopeSpec {
             theta: config.rope_theta,
-            rotary_dim: config.head_dim,
+            rotary_dim: config.rotary_dim(),
             scaling: config.rope_scaling.clone(),
+            has_long_context: is_long(&config.rope_scaling, config.max_position_embeddings),
         }
     }
 
@@ -28,13 +38,14 @@ impl RopeSpec {
     pub fn of_adapter(config: &ModelConfig, rope: &AdapterRope) -> Self {
         RopeSpec {
             theta: rope.theta.unwrap_or(config.rope_theta),
-            rotary_dim: config.head_dim,
+            rotary_dim: config.rotary_dim(),
             scaling: rope.scaling.clone(),
+            has_long_context: is_long(&rope.scaling, rope.max_position_embeddings),
         }
     }
 
     /// The scaling as divisors of the plain frequencies, `[rotary_dim / 2]`: what GGUF calls frequency factors. Exact for
-    /// scalings that stretch frequencies alone, as all but YaRN do.
+    /// scalings that stretch frequencies alone, as all but YaRN and LongRoPE do.
     pub fn divisors(&self) -> Vec<f32> {
         let (scaled, _) = self.frequencies();
         let (plain, _) = RopeSpec { scaling: RopeScaling::None, ..self.clone() }.frequencies();
@@ -107,6 +118,11 @@ impl RopeSpec {
                     plain(i) / factor * interpolate + plain(i) * (1.0 - interpolate)
                 };
                 (pairs.map(blend).collect(), *attention_factor)
+            }
+            RopeScaling::LongRope { short, long, attention_factor, .. } => {
+                let divisors = if self.has_long_context { long } else { short };
+                let divisor = |i: usize| divisors.get(i).map_or(1.0, |d| f64::from(*d));
+                (pairs.map(|i| plain(i) / divisor(i)).collect(), *attention_factor)
             }
             RopeScaling::FrequencyFactors(divisors) => {
                 let divisor = |i: usize| divisors.get(i).map_or(1.0, |d| f64::from(*d));

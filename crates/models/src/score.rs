@@ -7,7 +7,7 @@ use wardrobe_device::{
     StepBounds, StepInputs, StepLimits,
 };
 
-use crate::{Decoder, ForwardState, RopeSpec, adapter_table, rope_table};
+use crate::{Decoder, ForwardState, RopeSpec, RowElements, adapter_table, rope_table};
 
 /// Rows of logits at once.
 pub const HEAD_ROWS: usize = 32;
@@ -18,11 +18,10 @@ const MAX_CHUNK_TOKENS: usize = 256;
 /// time.
 pub fn arena_bytes(model: &dyn Decoder, max_rows: usize) -> usize {
     let c = model.config();
-    // With experts a row has an inner layer for each that it goes to, and what goes to them and comes from them.
-    let inner = 3 * c.intermediate_size * c.mlps_per_token();
-    let routed = c.experts.map_or(0, |e| e.num_experts_per_tok * (2 * c.hidden_size + 4) + 2 * e.num_experts);
-    let per_row = 8 * c.hidden_size + 3 * c.q_size() + 4 * c.kv_size() + inner + routed;
-    let head_rows = HEAD_ROWS.min(max_rows) * c.vocab_size;
+    let RowElements { values, head, .. } = model.row_elements();
+    // Beside a block's values: its input, the embedded tokens and the rows that have logits.
+    let per_row = values + 3 * c.hidden_size + c.kv_size();
+    let head_rows = HEAD_ROWS.min(max_rows) * head;
     // Some room for the alignment of each tensor.
     4 * (max_rows * per_row + head_rows) + (64 << 10)
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use wardrobe_formats::RopeScaling;
-use wardrobe_formats::peft::{AdapterRope, ModuleSelector};
+use wardrobe_formats::peft::{AdapterRope, ModuleSelector, is_head};
 use wardrobe_models::{ModelConfig, RopeSpec};
 
 use crate::error::{Result, TrainError};
@@ -61,7 +61,7 @@ impl LoraConfig {
     /// Whether the module of this path is to be trained.
     pub(crate) fn targets(&self, path: &str) -> bool {
         match self.selector() {
-            ModuleSelector::AllLinear => path != "lm_head",
+            ModuleSelector::AllLinear => !is_head(path),
             _ => self.target_modules.iter().any(|name| {
                 path.strip_suffix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
             }),

@@ -1,6 +1,7 @@
 //! What a run will take, before it starts.
 
-use wardrobe_models::{Decoder, ModelConfig};
+use wardrobe_formats::peft::is_head;
+use wardrobe_models::Decoder;
 
 use crate::config::TrainConfig;
 use crate::parameters::Layout;
@@ -40,7 +41,7 @@ pub(crate) fn worker_bytes(model: &dyn Decoder, layout: &Layout, size: WorkerSiz
     // Activations as whole numbers, with tables and what the allocator leaves between.
     let quantised = 3 * size.max_rows * c.mlps_per_token() * c.intermediate_size.max(c.hidden_size);
     let rope = 4 * size.max_rows * c.head_dim;
-    (size.arena_bytes(c) + size.checkpoint_bytes(c) + quantised + rope + 4 * layout.len) as u64
+    (size.arena_bytes(model) + size.checkpoint_bytes(model) + quantised + rope + 4 * layout.len) as u64
 }
 
 /// Floating-point operations of training on one example of `rows` rows with `supervised` tokens.
@@ -48,7 +49,7 @@ pub(crate) fn example_flops(model: &dyn Decoder, layout: &Layout, rows: usize, s
     let c = model.config();
     let (rows, supervised) = (rows as u64, supervised as u64);
     let size = |m: &wardrobe_models::Module| (m.weight.rows() * m.weight.cols()) as u64;
-    let head = model.modules().iter().filter(|m| m.path == "lm_head").map(size).sum::<u64>();
+    let head = model.modules().iter().filter(|m| is_head(&m.path)).map(size).sum::<u64>();
     let of_experts = model.modules().iter().filter(|m| m.is_of_expert()).map(size).sum::<u64>();
     let others = model.modules().iter().map(size).sum::<u64>() - head - of_experts;
     // Of the experts, and of their factors, a token takes a few.
@@ -85,8 +86,14 @@ pub(crate) fn most_rows(
 }
 
 /// Blocks whose values each of the workers may keep.
-pub(crate) fn kept_blocks(c: &ModelConfig, kept_bytes: u64, max_rows: usize, num_workers: usize) -> usize {
-    let block = (kept_row_bytes(c) * max_rows * num_workers) as u64;
+pub(crate) fn kept_blocks(
+    model: &dyn Decoder,
+    kept_bytes: u64,
+    max_rows: usize,
+    num_workers: usize,
+) -> usize {
+    let c = model.config();
+    let block = (kept_row_bytes(model) * max_rows * num_workers) as u64;
     let most = usize::try_from(kept_bytes / block.max(1)).unwrap_or(usize::MAX).min(c.num_layers);
     // A few blocks of long examples would take much and save little.
     if most < c.num_layers / 2 { 0 } else { most }

@@ -226,7 +226,7 @@ impl Trainer {
             });
         };
         let kept_bytes = config.kept_bytes.min(limit_bytes - total(num_workers));
-        let kept_blocks = estimate::kept_blocks(c, kept_bytes, max_rows, num_workers);
+        let kept_blocks = estimate::kept_blocks(self.model.as_ref(), kept_bytes, max_rows, num_workers);
         let worker_bytes = worker_bytes(kept_blocks);
         let steps_per_epoch = num_examples.div_ceil(batch_examples);
         let all_steps = steps_per_epoch.saturating_mul(config.epochs);

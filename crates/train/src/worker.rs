@@ -10,7 +10,7 @@ use wardrobe_device::{
     LinearMemo, LoraTable, MemoUse, RopeTables, Seed, Step, StepBounds, StepInputs, StepLimits, Tensor,
     TrainedModule,
 };
-use wardrobe_models::{BlockState, Decoder, ModelConfig, RopeSpec, rope_table};
+use wardrobe_models::{BlockState, Decoder, RopeSpec, RowElements, rope_table};
 
 use wardrobe_device::Result;
 
@@ -38,41 +38,35 @@ pub(crate) struct WorkerSize {
 
 impl WorkerSize {
     /// Bytes of scratch memory: a block's values, its gradients at their largest, and a chunk of logits.
-    pub(crate) fn arena_bytes(&self, c: &ModelConfig) -> usize {
-        let (h, q, kv) = (c.hidden_size, c.q_size(), c.kv_size());
-        // With experts a row has an inner layer for each that it goes to, and what goes to them and comes from them.
-        let pairs = c.mlps_per_token();
+    pub(crate) fn arena_bytes(&self, model: &dyn Decoder) -> usize {
+        let c = model.config();
+        let (h, q, kv, pairs) = (c.hidden_size, c.q_size(), c.kv_size(), c.mlps_per_token());
         let inner = c.intermediate_size * pairs;
-        let routed = c.experts.map_or(0, |e| 4 * h * pairs + 8 * pairs + 4 * e.num_experts);
-        let values = 5 * h + 3 * q + 3 * kv + 3 * inner + routed;
-        // At the gated product: the gradients of the residual, of both inputs and of the output; at attention: those of
-        // the output, of queries (twice, in parts), keys and values.
-        let gradients = h + (2 * inner + h).max(4 * q + 2 * kv + h);
+        let RowElements { values, gradients, head, .. } = model.row_elements();
+        // What goes to experts is there for each of them.
         let of_mlp = if c.experts.is_some() { 2 * h * pairs + 4 } else { 2 * h };
         let dropped = if self.dropout { 3 * h + q + of_mlp + inner + inner.max(q).max(h) } else { 0 };
-        let scaled = if self.dora { 2 * inner.max(q) } else { 0 };
+        let scaled = if self.dora { (2 * inner).max(q + 2 * kv).max(2 * q) } else { 0 };
         let per_row = values + gradients + dropped + scaled + 2 * self.rank * pairs;
-        let head = HEAD_ROWS.min(self.max_rows) * (c.vocab_size + 2 * h);
+        let head = HEAD_ROWS.min(self.max_rows) * (head + 2 * h);
         4 * (self.max_rows * per_row + head + 2 * h * self.max_rows) + (256 << 10)
     }
 
     /// Bytes of checkpoints, kept attention and gradients between blocks.
-    pub(crate) fn checkpoint_bytes(&self, c: &ModelConfig) -> usize {
+    pub(crate) fn checkpoint_bytes(&self, model: &dyn Decoder) -> usize {
+        let c = model.config();
         let per_row = (c.num_layers + 1) * c.hidden_size
             + c.num_layers * (c.q_size() + c.num_heads)
             + 2 * c.hidden_size;
-        let kept = self.kept_blocks * kept_row_bytes(c) / 4;
+        let kept = self.kept_blocks * kept_row_bytes(model) / 4;
         let kv = 2 * c.kv_size() * MicroBatch::num_blocks(self.max_rows, self.max_seqs) * BLOCK_SIZE;
         4 * (self.max_rows * (per_row + kept) + kv)
     }
 }
 
 /// Bytes of a row of a block whose linear layers' results are kept, beside its input.
-pub(crate) fn kept_row_bytes(c: &ModelConfig) -> usize {
-    let inner = 2 * c.intermediate_size * c.mlps_per_token();
-    // Of the router, and of what experts give, which is added up by another op.
-    let routed = c.experts.map_or(0, |e| e.num_experts + e.num_experts_per_tok * c.hidden_size);
-    4 * (c.q_size() + 2 * c.kv_size() + c.hidden_size + inner + routed)
+pub(crate) fn kept_row_bytes(model: &dyn Decoder) -> usize {
+    4 * model.row_elements().linears
 }
 
 /// What a micro-batch gave.
@@ -113,6 +107,7 @@ pub(crate) struct BackwardInputs<'a> {
 struct BlockRoom {
     /// `[max rows, hidden]`; none where it is among the kept.
     output: Option<Tensor>,
+    max_rows: usize,
     memo: BlockMemo,
 }
 
@@ -143,6 +138,11 @@ impl BlockRoom {
         let y = self.run(ctx, rows, MemoUse::Keep, block)?;
         if let Some(linears) = &mut self.memo.linears {
             linears.block_gave(&y);
+            // A block that ends in another op than a linear one.
+            if self.output.is_none() && !linears.gave(&y) {
+                let shape = [self.max_rows, y.shape().row_len()];
+                self.output = Some(ctx.persistent("a checkpoint", shape, DType::F32)?);
+            }
         }
         let Some(output) = &self.output else { return Ok(y) };
         let output = output.rows(0, rows)?;
@@ -180,7 +180,7 @@ impl Worker {
         let max_blocks = max_rows.div_ceil(BLOCK_SIZE);
         let step = StepLimits { max_rows, max_seqs: size.max_seqs.max(1), max_blocks };
         let kv_dtype = device.training_kv_dtype();
-        let mut ctx = Ctx::new(device, CtxConfig { arena_bytes: size.arena_bytes(&c), step })?;
+        let mut ctx = Ctx::new(device, CtxConfig { arena_bytes: size.arena_bytes(model.as_ref()), step })?;
         let num_blocks = MicroBatch::num_blocks(max_rows, step.max_seqs);
         // Every block of the network writes its keys and values into the same cache, since a sequence's rows are all of
         // one step.
@@ -203,7 +203,7 @@ impl Worker {
                 let is_kept = idx < size.kept_blocks;
                 let output = if is_kept { None } else { Some(rows(&ctx, "a checkpoint", c.hidden_size)?) };
                 let linears = output.clone().map_or_else(|| LinearMemo::all(max_rows), LinearMemo::last);
-                Ok(BlockRoom { output, memo: BlockMemo { attention, linears: Some(linears) } })
+                Ok(BlockRoom { output, max_rows, memo: BlockMemo { attention, linears: Some(linears) } })
             })
             .collect::<Result<_>>()?;
         let (d_x, d_hidden) =

@@ -18,6 +18,7 @@ struct Shape {
     int head_dim;
     int window;  // 0 for none
     float spread = 1.8f;
+    float softcap = 0.0f;  // 0 for none
 };
 
 inline std::string describe(const Shape& shape) {
@@ -78,7 +79,7 @@ public:
         args.num_seqs = int(sequences.size()), args.max_blocks = max_blocks;
         args.heads = shape.heads, args.kv_heads = shape.kv_heads, args.head_dim = shape.head_dim;
         args.window = shape.window, args.min_rows = min_rows, args.out_type = element_type<Out>();
-        args.scale = scale();
+        args.scale = scale(), args.softcap = shape.softcap;
         return args;
     }
 
@@ -152,8 +153,10 @@ private:
         for (int p = first_seen(position); p <= position; p++) {
             Sum score;
             for (int d = 0; d < shape.head_dim; d++) score.add(query[d] * to_f32(k[place(seq, p, kv_head) + d]));
-            scores.push_back(score.value);
-            largest = std::max(largest, score.value);
+            // The bound's slope is 1 at most, so that an error in a score does not grow.
+            const double bounded = shape.softcap > 0 ? shape.softcap * std::tanh(score.value / shape.softcap) : score.value;
+            scores.push_back(bounded);
+            largest = std::max(largest, bounded);
             largest_terms = std::max(largest_terms, score.magnitude);
         }
         for (double score : scores) total += std::exp(score - largest);

@@ -33,6 +33,7 @@ int main(int argc, char**) {
         run_types<float>({3, 1, 80, 0}, {{70, 2}, {0, 0}, {17, 17}, {1, 1}}, 1, seed);
         run_types<bf16>({4, 2, 33, 5}, {{40, 3}, {16, 1}, {3, 3}}, 2, seed);
         run_types<f16>({2, 2, 512, 16}, {{33, 2}}, 1, seed);
+        run_types<float>({3, 1, 80, 0, 1.8f, 2.0f}, {{70, 2}, {17, 17}, {1, 1}}, 1, seed);
         for (int window : {1, 40, 1000}) run_types<float>({2, 1, 64, window}, {{60, 3}, {41, 1}}, 1, seed);
     });
     // More sequences than one round of the search takes.

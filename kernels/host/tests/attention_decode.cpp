@@ -81,6 +81,13 @@ void groups(unsigned seed) {
 // Sharp softmaxes: the maximum moves by a lot from block to block.
 void large_scores(unsigned seed) { run_types<64>({4, 1, 0, 0, 9.0f}, {{90, 1}, {200, 1}}, 2, 128, seed); }
 
+// Bounds near the scores.
+void bounded(unsigned seed) {
+    run_types<64>({4, 1, 0, 0, 4.0f, 2.0f}, {{90, 1}, {200, 1}}, 2, 128, seed);
+    run_types<96>({2, 1, 0, 20, 1.8f, 50.0f}, {{100, 1}}, 1, 112, seed);
+    run_types<128>({2, 2, 0, 0, 1.8f, 1.0f}, {{65, 1}, {3, 1}}, 5, 16, seed);
+}
+
 // Without lse.
 void no_lse() {
     Step<bf16, float> step({2, 1, 64, 0}, {{20, 1}}, 7);
@@ -104,6 +111,7 @@ int main(int argc, char**) {
         windows(seed);
         groups(seed);
         large_scores(seed);
+        bounded(seed);
     });
     long_context(1);
     no_lse();

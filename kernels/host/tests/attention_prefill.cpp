@@ -77,6 +77,13 @@ void large_scores(unsigned seed) {
     for (float spread : {4.0f, 9.0f}) run<bf16, 64>({2, 1, 0, 0, spread}, {{300, 20}}, 1, seed);
 }
 
+// Bounds near the scores.
+void bounded(unsigned seed) {
+    run<bf16, 64>({2, 1, 0, 0, 4.0f, 2.0f}, {{100, 20}, {3, 3}}, 1, seed);
+    run<f16, 96>({1, 1, 0, 50, 1.8f, 50.0f}, {{200, 140}}, 1, seed);
+    run<bf16, 128>({2, 2, 0, 0, 1.8f, 1.0f}, {{65, 65}}, 1, seed);
+}
+
 // Without lse.
 void no_lse() {
     Step<bf16, float> step({2, 1, 64, 0}, {{20, 4}}, 7);
@@ -100,6 +107,7 @@ int main(int argc, char**) {
         windows(seed);
         large_group(seed);
         large_scores(seed);
+        bounded(seed);
     });
     long_context(1);
     many_sequences(0);

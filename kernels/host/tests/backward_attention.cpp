@@ -5,12 +5,16 @@
 struct Batch {
     int heads, kv_heads, dim, window;
     std::vector<int> lens;
+    double softcap = 0.0;  // 0 for none
 
     int rows() const {
         int sum = 0;
         for (int len : lens) sum += len;
         return sum;
     }
+    // What a score becomes, and the slope of that.
+    double bounded(double s) const { return softcap > 0.0 ? softcap * std::tanh(s / softcap) : s; }
+    double slope(double s) const { return softcap > 0.0 ? 1.0 - std::pow(std::tanh(s / softcap), 2) : 1.0; }
     bool sees(int query, int key) const { return key <= query && (window == 0 || query - key < window); }
 };
 
@@ -60,7 +64,7 @@ struct Head {
             double largest = -INFINITY, total = 0.0;
             std::vector<double> scores(len, -INFINITY);
             for (int j = 0; j < len; j++) {
-                if (batch.sees(i, j)) largest = std::fmax(largest, scores[j] = score(i, j).value);
+                if (batch.sees(i, j)) largest = std::fmax(largest, scores[j] = batch.bounded(score(i, j).value));
             }
             for (double s : scores) total += std::exp(s - largest);
             lse[i * batch.heads] = float(largest + std::log(total));
@@ -83,12 +87,13 @@ struct Head {
                 const Sum s = score(i, j);
                 Sum d_weight;
                 for (int d = 0; d < batch.dim; d++) d_weight.add(d_out_at(i, d) * v_at(j, d));
-                const double exponent = s.value - lse[i * batch.heads];
+                const double exponent = batch.bounded(s.value) - lse[i * batch.heads], slope = batch.slope(s.value);
                 const double weight = std::exp(exponent);
                 const double error = weight * (5e-7 * (s.magnitude + std::fabs(lse[i * batch.heads])) + 1e-6);
-                const double d_score = weight * (d_weight.value - delta.value);
+                const double d_score = weight * (d_weight.value - delta.value) * slope;
                 const double d_error =
-                    error * std::fabs(d_weight.value - delta.value) + 1e-6 * weight * (d_weight.magnitude + delta.magnitude);
+                    error * std::fabs(d_weight.value - delta.value) + 1e-6 * weight * (d_weight.magnitude + delta.magnitude) +
+                    (batch.softcap > 0.0 ? 4e-6 * weight * (1.0 + s.magnitude) * (d_weight.magnitude + delta.magnitude) : 0.0);
                 const RoundedValue p = rounded_value(weight, error), ds = rounded_value(d_score, d_error);
                 for (int d = 0; d < batch.dim; d++) {
                     d_v[j * kv_row + d].add(p, d_out_at(i, d));
@@ -149,7 +154,7 @@ void run(const Batch& batch) {
         args.d_q = d_q.get(), args.d_k = d_k.get(), args.d_v = d_v.get();
         args.seq_starts = starts.get(), args.num_seqs = int(batch.lens.size());
         args.heads = batch.heads, args.kv_heads = batch.kv_heads, args.dim = batch.dim;
-        args.window = batch.window, args.scale = scale;
+        args.window = batch.window, args.scale = scale, args.softcap = float(batch.softcap);
         const Entry entry = entry_for(batch.dim);
         const unsigned slots = unsigned(rows) / 64 + unsigned(batch.lens.size());
         attention_backward_prepare(Dim3{unsigned(rows)}, Dim3{256}, 0, &args, seed);
@@ -193,4 +198,6 @@ int main() {
     run({1, 1, 96, 47, {131}});
     run({2, 1, 128, 0, {1, 98}});
     run({1, 1, 128, 31, {100}});
+    run({2, 1, 64, 0, {70, 3}, 1.5});
+    run({2, 1, 96, 40, {90}, 4.0});
 }

@@ -5,9 +5,13 @@
 struct Batch {
     int heads, kv_heads, dim, window;
     std::vector<int> lens;
+    double softcap = 0.0;  // 0 for none
 
     int q_row() const { return heads * dim; }
     int kv_row() const { return kv_heads * dim; }
+    // What a score becomes, and the slope of that.
+    double bounded(double s) const { return softcap > 0.0 ? softcap * std::tanh(s / softcap) : s; }
+    double slope(double s) const { return softcap > 0.0 ? 1.0 - std::pow(std::tanh(s / softcap), 2) : 1.0; }
     bool sees(int query, int key) const { return key <= query && (window == 0 || query - key < window); }
 };
 
@@ -29,7 +33,7 @@ Values attend(const Batch& batch, const Inputs& in, int start, int query, int he
         const size_t kv_at = size_t(start + key) * batch.kv_row() + kv_head * batch.dim;
         double score = 0.0;
         for (int d = 0; d < batch.dim; d++) score += scale * in.q[q_at + d] * in.k[kv_at + d];
-        total += weights[key] = std::exp(score);
+        total += weights[key] = std::exp(batch.bounded(score));
     }
     for (int key = 0; key <= query; key++) {
         const size_t kv_at = size_t(start + key) * batch.kv_row() + kv_head * batch.dim;
@@ -82,7 +86,8 @@ Gradients gradients(const Batch& batch, const Inputs& in, const Buffer<float>& o
                 score += scale * in.q[at + d] * in.k[kv_at + d];
                 d_weight += d_out[at + d] * in.v[kv_at + d];
             }
-            const double weight = std::exp(score - lse[row * batch.heads + head]), d_score = weight * (d_weight - delta);
+            const double weight = std::exp(batch.bounded(score) - lse[row * batch.heads + head]);
+            const double d_score = weight * (d_weight - delta) * batch.slope(score);
             for (int d = 0; d < batch.dim; d++) {
                 sums.v[kv_at + d].add(weight * d_out[at + d]);
                 sums.k[kv_at + d].add(d_score * scale * in.q[at + d]);
@@ -143,6 +148,7 @@ void run(const Batch& batch, bool with_slopes) {
         args.seq_starts = starts.get(), args.num_seqs = int(batch.lens.size());
         args.heads = batch.heads, args.kv_heads = batch.kv_heads, args.dim = batch.dim;
         args.window = batch.window, args.scale = 1.0f / std::sqrt(float(batch.dim));
+        args.softcap = float(batch.softcap);
         const unsigned slots = unsigned(rows) / 32 + unsigned(batch.lens.size());
         attention_backward_any_delta(Dim3{unsigned(rows)}, Dim3{256}, 0, &args, seed);
         attention_backward_any_keys(Dim3{slots, unsigned(batch.kv_heads)}, Dim3{256}, 0, &args, seed);
@@ -160,6 +166,8 @@ void run(const Batch& batch, bool with_slopes) {
 int main() {
     run({4, 2, 5, 0, {1, 3, 9}}, true);
     run({2, 1, 16, 4, {13, 2}}, true);
+    run({2, 1, 16, 4, {13, 2}, 0.5}, true);
+    run({2, 1, 33, 0, {40}, 2.0}, true);
     run({3, 1, 33, 0, {1, 40}}, false);
     run({2, 2, 80, 0, {70}}, false);
     run({2, 1, 48, 20, {67, 32}}, false);

@@ -61,6 +61,52 @@ void silu_mul_far_out() {
     }
 }
 
+double gelu_of(double x, bool by_tanh) {
+    if (by_tanh) return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
+    return 0.5 * x * std::erfc(-x / std::sqrt(2.0));
+}
+
+void gelu(size_t n, int offset, bool by_tanh, bool gated, unsigned seed) {
+    Random random(n);
+    Operand x = random_operand(random, n, offset, 6.0f), up = random_operand(random, n, offset);
+    Operand d_out = random_operand(random, n, offset), d_up(n, offset), d_x(n, offset);
+    d_x.copy(d_out);
+    GeluBackwardArgs args{x.get(), gated ? up.get() : nullptr, d_x.get(), d_x.get(), gated ? d_up.get() : nullptr, n, by_tanh};
+    gelu_backward(grid_for(n), Dim3{256}, 0, &args, seed);
+    for (size_t i = 0; i < n; i++) {
+        const double step = 1e-5, slope = (gelu_of(x[i] + step, by_tanh) - gelu_of(x[i] - step, by_tanh)) / (2 * step);
+        const double d = d_out[i], u = gated ? up[i] : 1.0;
+        check("gelu's d_x", i, d_x[i], d * u * slope, 3e-6 * std::fabs(d * u) + 1e-9);
+        if (gated) check("gelu's d_up", i, d_up[i], d * gelu_of(x[i], by_tanh), 2e-6 * std::fabs(d * x[i]) + 1e-9);
+    }
+    d_x.check_offset();
+}
+
+void softcap(size_t n, int offset, unsigned seed) {
+    Random random(n);
+    Operand x = random_operand(random, n, offset, 6.0f), d_out = random_operand(random, n, offset), d_x(n, offset);
+    d_x.copy(d_out);
+    SoftcapBackwardArgs args{x.get(), d_x.get(), d_x.get(), n, 2.0f};
+    softcap_backward(grid_for(n), Dim3{256}, 0, &args, seed);
+    for (size_t i = 0; i < n; i++) {
+        const double t = std::tanh(x[i] / 2.0);
+        check("softcap's d_x", i, d_x[i], d_out[i] * (1.0 - t * t), 1e-6 * std::fabs(d_out[i]));
+    }
+    d_x.check_offset();
+}
+
+// Slopes far out are numbers.
+void gelu_far_out() {
+    const float xs[] = {-1e30f, -1e4f, 1e4f, 1e30f};
+    for (int by_tanh : {0, 1}) {
+        Buffer<float> x(4), d_out(4, 1.0f), d_x(4);
+        for (size_t i = 0; i < 4; i++) x[i] = xs[i];
+        GeluBackwardArgs args{x.get(), nullptr, d_out.get(), d_x.get(), nullptr, 4, by_tanh};
+        gelu_backward(Dim3{1}, Dim3{256}, 0, &args, 0);
+        for (size_t i = 0; i < 4; i++) check("gelu's slope far out", i, d_x[i], i < 2 ? 0.0 : 1.0, 1e-6);
+    }
+}
+
 void add(size_t n, int offset, unsigned seed) {
     Random random(n);
     Operand from = random_operand(random, n, offset), to = random_operand(random, n, offset), before(n, offset);
@@ -105,9 +151,15 @@ int main() {
                 silu_mul(n, offset, false, seed);
                 silu_mul(n, offset, true, seed);
                 add(n, offset, seed);
+                for (bool by_tanh : {false, true}) {
+                    gelu(n, offset, by_tanh, false, seed);
+                    gelu(n, offset, by_tanh, true, seed);
+                }
+                softcap(n, offset, seed);
             }
             for (int cols : {1, 7, 576, 1025}) gather(cols, offset, seed);
         }
     });
     silu_mul_far_out();
+    gelu_far_out();
 }

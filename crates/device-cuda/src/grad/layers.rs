@@ -75,6 +75,8 @@ impl CudaOps {
             dim: int(dim),
             window: window(args),
             scale: args.scale,
+            softcap: args.softcap.unwrap_or(0.0),
+            padding: 0,
         };
         let (keys, queries, shared) = match dim {
             64 => ("attention_backward_keys_64", "attention_backward_queries_64", 56_320),
@@ -128,6 +130,8 @@ impl CudaOps {
             dim: int(dim),
             window: window(args),
             scale: args.scale,
+            softcap: args.softcap.unwrap_or(0.0),
+            padding: 0,
         };
         let slots = rows / 32 + args.step.key().num_seqs;
         let tiles =

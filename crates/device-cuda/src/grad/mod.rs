@@ -4,14 +4,15 @@ mod adapters;
 mod layers;
 
 use wardrobe_device::{
-    AdamW, AttentionBackward, CombineBackward, DoraBackward, DropoutArgs, GradOps, Result, RopeTables,
-    Routing, Step, Tensor, TrainedModule, Weight,
+    AdamW, AttentionBackward, CombineBackward, DoraBackward, DropoutArgs, GeluBackward, GeluKind, GradOps,
+    Result, RopeTables, Routing, Step, Tensor, TrainedModule, Weight,
 };
 
 use crate::driver::Launch;
 use crate::kernels::{
     self, AdamWArgs, AddScaledArgs, CrossEntropyArgs, DoraBackwardArgs, GatherRowsBackwardArgs,
-    RmsNormBackwardArgs, SiluMulBackwardArgs, SumOfSquaresArgs, TransposeArgs, TransposePanelsArgs, blocks,
+    GeluBackwardArgs, LayerNormBackwardArgs, RmsNormBackwardArgs, SiluMulBackwardArgs, SoftcapBackwardArgs,
+    SumOfSquaresArgs, TransposeArgs, TransposePanelsArgs, blocks,
 };
 use crate::ops::{CudaOps, Room, addr, addr_or_null, int};
 
@@ -51,11 +52,33 @@ impl GradOps for CudaOps {
             weight: addr(op, "weight", weight)?,
             d_out: addr(op, "d_out", d_out)?,
             d_x: addr(op, "d_x", d_x)?,
+            cols: int(weight.shape().numel()),
+            eps,
+        };
+        let launch = blocks(x.shape().numel() / weight.shape().numel().max(1), 256);
+        launch!(self, RmsNormBackwardArgs, "rms_norm_backward", "rms_norm_backward", launch, &args)
+    }
+
+    unsafe fn layer_norm_backward(
+        &mut self,
+        x: &Tensor,
+        weight: &Tensor,
+        eps: f32,
+        d_out: &Tensor,
+        d_x: &Tensor,
+    ) -> Result<()> {
+        self.flush()?;
+        let op = "layer_norm_backward";
+        let args = LayerNormBackwardArgs {
+            x: addr(op, "x", x)?,
+            weight: addr(op, "weight", weight)?,
+            d_out: addr(op, "d_out", d_out)?,
+            d_x: addr(op, "d_x", d_x)?,
             cols: int(x.shape().row_len()),
             eps,
         };
         let launch = blocks(x.shape().rows(), 256);
-        launch!(self, RmsNormBackwardArgs, "rms_norm_backward", "rms_norm_backward", launch, &args)
+        launch!(self, LayerNormBackwardArgs, "layer_norm_backward", "layer_norm_backward", launch, &args)
     }
 
     unsafe fn linear_backward(
@@ -145,6 +168,34 @@ impl GradOps for CudaOps {
         };
         let launch = blocks(n.div_ceil(BLOCK_ELEMENTS), 256);
         launch!(self, SiluMulBackwardArgs, "elements_backward", "silu_mul_backward", launch, &args)
+    }
+
+    unsafe fn gelu_backward(&mut self, args: GeluBackward<'_>) -> Result<()> {
+        self.flush()?;
+        let op = "gelu_backward";
+        let n = args.x.shape().numel();
+        let own = GeluBackwardArgs {
+            x: addr(op, "x", args.x)?,
+            up: addr_or_null(op, "up", args.up.map(|(up, _)| up))?,
+            d_out: addr(op, "d_out", args.d_out)?,
+            d_x: addr(op, "d_x", args.d_x)?,
+            d_up: addr_or_null(op, "d_up", args.up.map(|(_, d_up)| d_up))?,
+            n: n as u64,
+            by_tanh: u32::from(args.kind == GeluKind::Tanh),
+            padding: 0,
+        };
+        let launch = blocks(n.div_ceil(BLOCK_ELEMENTS), 256);
+        launch!(self, GeluBackwardArgs, "elements_backward", "gelu_backward", launch, &own)
+    }
+
+    unsafe fn softcap_backward(&mut self, x: &Tensor, cap: f32, d_out: &Tensor, d_x: &Tensor) -> Result<()> {
+        self.flush()?;
+        let op = "softcap_backward";
+        let n = x.shape().numel();
+        let (x, d_out, d_x) = (addr(op, "x", x)?, addr(op, "d_out", d_out)?, addr(op, "d_x", d_x)?);
+        let args = SoftcapBackwardArgs { x, d_out, d_x, n: n as u64, cap, padding: 0 };
+        let launch = blocks(n.div_ceil(BLOCK_ELEMENTS), 256);
+        launch!(self, SoftcapBackwardArgs, "elements_backward", "softcap_backward", launch, &args)
     }
 
     unsafe fn gather_rows_backward(&mut self, d_out: &Tensor, rows: &Tensor, d_x: &Tensor) -> Result<()> {

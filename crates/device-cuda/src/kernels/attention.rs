@@ -79,7 +79,7 @@ kernel_args! {
         min_rows: i32,
         out_type: u32,
         scale: f32,
-        padding: u32,
+        softcap: f32,
     }
 
     /// `DecodeArgs`.

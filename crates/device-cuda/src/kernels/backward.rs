@@ -72,6 +72,28 @@ kernel_args! {
         n: u64,
     }
 
+    /// `GeluBackwardArgs`.
+    struct GeluBackwardArgs {
+        x: DevicePtr,
+        up: DevicePtr,
+        d_out: DevicePtr,
+        d_x: DevicePtr,
+        d_up: DevicePtr,
+        n: u64,
+        by_tanh: u32,
+        padding: u32,
+    }
+
+    /// `SoftcapBackwardArgs`.
+    struct SoftcapBackwardArgs {
+        x: DevicePtr,
+        d_out: DevicePtr,
+        d_x: DevicePtr,
+        n: u64,
+        cap: f32,
+        padding: u32,
+    }
+
     /// `AddScaledArgs`.
     struct AddScaledArgs {
         from: DevicePtr,
@@ -92,6 +114,16 @@ kernel_args! {
 
     /// `RmsNormBackwardArgs`.
     struct RmsNormBackwardArgs {
+        x: DevicePtr,
+        weight: DevicePtr,
+        d_out: DevicePtr,
+        d_x: DevicePtr,
+        cols: i32,
+        eps: f32,
+    }
+
+    /// `LayerNormBackwardArgs`.
+    struct LayerNormBackwardArgs {
         x: DevicePtr,
         weight: DevicePtr,
         d_out: DevicePtr,
@@ -197,6 +229,8 @@ kernel_args! {
         dim: i32,
         window: i32,
         scale: f32,
+        softcap: f32,
+        padding: u32,
     }
 
     /// `AttentionBackwardAnyArgs`.
@@ -218,5 +252,7 @@ kernel_args! {
         dim: i32,
         window: i32,
         scale: f32,
+        softcap: f32,
+        padding: u32,
     }
 }

@@ -94,7 +94,7 @@ kernel_args! {
         ids: DevicePtr,
         out: DevicePtr,
         rows: i32,
-        unused: i32,
+        scale: f32,
     }
 }
 

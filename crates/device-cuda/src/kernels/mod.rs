@@ -47,7 +47,9 @@ pub(crate) use experts::{
 pub(crate) use linear::{
     ConvertArgs, DequantiseArgs, EmbedArgs, GemmArgs, GemmF32Args, GemvArgs, GemvTarget, WeightArg,
 };
-pub(crate) use rows::{GatherArgs, RmsNormArgs, SiluMulArgs};
+pub(crate) use rows::{
+    ColumnsArgs, GatherArgs, GeluArgs, LayerNormArgs, RmsNormArgs, SiluMulArgs, SoftcapArgs,
+};
 pub(crate) use sample::{EditArg, ReportArgs, ReportParams, SampleArgs, SampleParams};
 
 /// One entry point.

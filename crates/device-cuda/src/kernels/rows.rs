@@ -1,4 +1,4 @@
-//! `rms_norm.cu`, `silu_mul.cu` and `gather.cu`.
+//! `rms_norm.cu`, `layer_norm.cu`, `silu_mul.cu`, `gelu.cu`, `softcap.cu`, `columns.cu` and `gather.cu`.
 
 use super::kernel_args;
 use crate::driver::DevicePtr;
@@ -8,6 +8,19 @@ kernel_args! {
     struct RmsNormArgs {
         x: DevicePtr,
         weight: DevicePtr,
+        residual: DevicePtr,
+        out: DevicePtr,
+        cols: i32,
+        out_type: u32,
+        eps: f32,
+        padding: u32,
+    }
+
+    /// `LayerNormArgs`.
+    struct LayerNormArgs {
+        x: DevicePtr,
+        weight: DevicePtr,
+        bias: DevicePtr,
         out: DevicePtr,
         cols: i32,
         out_type: u32,
@@ -23,6 +36,37 @@ kernel_args! {
         len: u64,
         out_type: u32,
         padding: u32,
+    }
+
+    /// `GeluArgs`.
+    struct GeluArgs {
+        x: DevicePtr,
+        up: DevicePtr,
+        out: DevicePtr,
+        len: u64,
+        out_type: u32,
+        by_tanh: u32,
+    }
+
+    /// `SoftcapArgs`.
+    struct SoftcapArgs {
+        x: DevicePtr,
+        out: DevicePtr,
+        len: u64,
+        cap: f32,
+        padding: u32,
+    }
+
+    /// `ColumnsArgs`.
+    struct ColumnsArgs {
+        from: DevicePtr,
+        to: DevicePtr,
+        groups: i32,
+        from_len: i32,
+        to_len: i32,
+        from_col: i32,
+        to_col: i32,
+        width: i32,
     }
 
     /// `GatherArgs`.

@@ -27,7 +27,7 @@ impl Case {
     pub(super) fn new(heads: [usize; 2], head_dim: usize, dtype: DType, lens: &[usize]) -> Self {
         let [num_heads, num_kv_heads] = heads;
         let scale = (head_dim as f32).sqrt().recip();
-        let spec = AttentionSpec { num_heads, num_kv_heads, head_dim, scale, window: None };
+        let spec = AttentionSpec { num_heads, num_kv_heads, head_dim, scale, window: None, softcap: None };
         Case { spec, dtype, lens: lens.to_vec(), seed: 0 }
     }
 
@@ -154,7 +154,7 @@ impl Case {
 
     /// Attention of one row over its sequence's history.
     fn expected(&self, history: &[[Vec<f32>; 3]], position: usize) -> Vec<Expected> {
-        let AttentionSpec { num_heads, num_kv_heads, head_dim, scale, window } = self.spec;
+        let AttentionSpec { num_heads, num_kv_heads, head_dim, scale, window, softcap } = self.spec;
         let from = window.map_or(0, |w| (position + 1).saturating_sub(w));
         let seen = &history[from..=position];
         let mut out = Vec::new();
@@ -169,7 +169,10 @@ impl Case {
                     score.add(f64::from(q) * self.rounded(k) * f64::from(scale));
                 }
                 largest_terms = largest_terms.max(score.magnitude);
-                scores.push(score.value);
+                scores.push(softcap.map_or(score.value, |cap| {
+                    let cap = f64::from(cap);
+                    cap * (score.value / cap).tanh()
+                }));
             }
             let best = scores.iter().copied().fold(f64::MIN, f64::max);
             let weights: Vec<f64> = scores.iter().map(|s| (s - best).exp()).collect();
@@ -237,6 +240,20 @@ pub(super) fn windows(subject: &Subject) {
             let mut case = Case::new([2, 1], 64, dtype, &lens);
             case.spec.window = Some(window);
             case.check(subject, &case.random_plans(&mut random), 7);
+        }
+    }
+}
+
+/// Bounds near the scores, so that these are far from what they were.
+pub(super) fn bounded_scores(subject: &Subject) {
+    let mut random = Random::new(54);
+    let shapes = [([3, 1], 64, None), ([4, 2], 80, Some(20)), ([8, 1], 96, None), ([2, 1], 128, Some(5))];
+    for (turn, (heads, head_dim, window)) in shapes.into_iter().enumerate() {
+        for (dtype, cap) in [(DType::F32, 1.5), (DType::F16, 4.0), (DType::F32, 50.0)] {
+            let mut case = Case { seed: turn as u64, ..Case::new(heads, head_dim, dtype, &[1, 37, 70, 17]) };
+            (case.spec.window, case.spec.softcap) = (window, Some(cap));
+            let plans = case.random_plans(&mut random);
+            case.check(subject, &plans, 3);
         }
     }
 }

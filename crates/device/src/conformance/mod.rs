@@ -12,6 +12,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod attention;
+mod elementwise;
 mod experts;
 mod invariance;
 mod linear;
@@ -189,6 +190,13 @@ cases! {
     dequantised_rows: rows::dequantised_rows;
     rms_norm: rows::rms_norm;
     silu_mul: rows::silu_mul;
+    scaled_embed: elementwise::scaled_embed;
+    rms_norm_of_heads: elementwise::rms_norm_of_heads;
+    rms_norm_with_a_residual: elementwise::rms_norm_with_a_residual;
+    layer_norm: elementwise::layer_norm;
+    gelu: elementwise::gelu;
+    softcap: elementwise::softcap;
+    split: elementwise::split;
     gather_rows: rows::gather_rows;
     uploads_and_reads: transfers::uploads_and_reads;
     scopes_keep_their_result: transfers::scopes_keep_their_result;
@@ -203,6 +211,7 @@ cases! {
     attention_over_ragged_batches: attention::ragged_batches;
     attention_over_long_contexts: attention::long_contexts;
     attention_with_a_window: attention::windows;
+    attention_with_bounded_scores: attention::bounded_scores;
     sample: sampling::draws;
     logprobs: sampling::logprobs;
     linear_is_batch_invariant: invariance::linear_rows;
@@ -210,6 +219,12 @@ cases! {
     attention_is_chunking_invariant: invariance::attention_chunks;
     model_is_batch_invariant: invariance::model;
     rms_norm_backward: training::rms_norm;
+    rms_norm_of_heads_backward: training::rms_norm_of_heads;
+    rms_norm_with_a_residual_backward: training::rms_norm_with_a_residual;
+    layer_norm_backward: training::layer_norm;
+    gelu_backward: training::gelu;
+    softcap_backward: training::softcap;
+    split_backward: training::split;
     silu_mul_backward: training::silu_mul;
     rope_backward: training::rope;
     attention_backward: training::attention;

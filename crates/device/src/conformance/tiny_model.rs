@@ -226,6 +226,7 @@ impl TinyModel {
             head_dim: HEAD_DIM,
             scale,
             window: None,
+            softcap: None,
         };
         let mut x = ctx.embed(&step.token_ids, embedding)?;
         for (layer_idx, layer) in layers.iter().enumerate() {

@@ -16,6 +16,7 @@ use crate::experts::{ExpertTarget, Routing};
 use crate::grad::GradOps;
 use crate::lora::{LoraBatch, NULL_SLOT};
 use crate::ops::{Combine, LinearTarget, Ops, PagedAttention, RopeTables, StepMode};
+use crate::row_ops::{Columns, Gelu, LayerNorm, RmsNorm};
 use crate::sample::{LogprobRow, SampleRow, Sampled, TokenLogprobs};
 use crate::step::GraphKey;
 use crate::tensor::Tensor;
@@ -145,24 +146,42 @@ impl Ops for CpuOps {
         }
     }
 
-    unsafe fn embed(&mut self, ids: &Tensor, table: &Weight, out: &Tensor) -> Result<()> {
+    unsafe fn embed(&mut self, ids: &Tensor, table: &Weight, scale: f32, out: &Tensor) -> Result<()> {
         let op = "embed";
         let cols = cpu_weight(table)?.cols;
         let (rows, kept) = (ids.shape().numel(), [ids]);
         let (ids, out) = (ptr::<u32>(ids, op, "ids")?.0, ptr::<f32>(out, op, "out")?.0);
         // SAFETY: the trait's contract.
-        unsafe { self.submit_rows(RowOp::Embed { ids, table: table.clone(), out }, rows, cols, &kept) }
+        unsafe { self.submit_rows(RowOp::Embed { ids, table: table.clone(), scale, out }, rows, cols, &kept) }
     }
 
-    unsafe fn rms_norm(&mut self, x: &Tensor, weight: &Tensor, eps: f32, out: &Tensor) -> Result<()> {
+    unsafe fn rms_norm(&mut self, args: RmsNorm<'_>) -> Result<()> {
         let op = "rms_norm";
-        let (rows, len) = (x.shape().rows(), x.shape().row_len());
-        let kept = [x, weight];
+        let RmsNorm { x, weight, eps, residual, out } = args;
+        let (rows, row_len, len) = (x.shape().rows(), x.shape().row_len(), weight.shape().numel());
+        let kept = [x, weight, residual.unwrap_or(x)];
+        let residual = match residual {
+            Some(t) => ptr::<f32>(t, op, "residual")?.0.cast_const(),
+            None => std::ptr::null(),
+        };
         let [x, weight, out] =
             [(x, "x"), (weight, "weight"), (out, "out")].map(|(t, n)| ptr::<f32>(t, op, n));
         let (x, weight, out) = (x?.0, weight?.0, out?.0);
+        let norm = RowOp::RmsNorm { x, weight, residual, eps, out, len, runs: row_len / len.max(1) };
         // SAFETY: the trait's contract.
-        unsafe { self.submit_rows(RowOp::RmsNorm { x, weight, eps, out, len }, rows, len, &kept) }
+        unsafe { self.submit_rows(norm, rows, row_len, &kept) }
+    }
+
+    unsafe fn layer_norm(&mut self, args: LayerNorm<'_>) -> Result<()> {
+        let op = "layer_norm";
+        let LayerNorm { x, weight, bias, eps, out } = args;
+        let (rows, len) = (x.shape().rows(), x.shape().row_len());
+        let kept = [x, weight, bias];
+        let [x, weight, bias, out] =
+            [(x, "x"), (weight, "weight"), (bias, "bias"), (out, "out")].map(|(t, n)| ptr::<f32>(t, op, n));
+        let (x, weight, bias, out) = (x?.0, weight?.0, bias?.0, out?.0);
+        // SAFETY: the trait's contract.
+        unsafe { self.submit_rows(RowOp::LayerNorm { x, weight, bias, eps, out, len }, rows, len, &kept) }
     }
 
     unsafe fn linear(
@@ -229,6 +248,40 @@ impl Ops for CpuOps {
         let (gate, up, out) = (gate?.0, up?.0, out?.0);
         // SAFETY: the trait's contract.
         unsafe { self.submit_rows(RowOp::SiluMul { gate, up, out, len }, rows, len, &kept) }
+    }
+
+    unsafe fn gelu(&mut self, args: Gelu<'_>) -> Result<()> {
+        let op = "gelu";
+        let Gelu { x, up, kind, out } = args;
+        let (rows, len) = (x.shape().rows(), x.shape().row_len());
+        let kept = [x, up.unwrap_or(x)];
+        let up = match up {
+            Some(t) => ptr::<f32>(t, op, "up")?.0.cast_const(),
+            None => std::ptr::null(),
+        };
+        let (x, out) = (ptr::<f32>(x, op, "x")?.0, ptr::<f32>(out, op, "out")?.0);
+        // SAFETY: the trait's contract.
+        unsafe { self.submit_rows(RowOp::Gelu { x, up, kind, out, len }, rows, len, &kept) }
+    }
+
+    unsafe fn softcap(&mut self, x: &Tensor, cap: f32, out: &Tensor) -> Result<()> {
+        let (op, kept) = ("softcap", [x]);
+        let (rows, len) = (x.shape().rows(), x.shape().row_len());
+        let (x, out) = (ptr::<f32>(x, op, "x")?.0, ptr::<f32>(out, op, "out")?.0);
+        // SAFETY: the trait's contract.
+        unsafe { self.submit_rows(RowOp::SoftCap { x, cap, out, len }, rows, len, &kept) }
+    }
+
+    unsafe fn copy_columns(&mut self, args: Columns<'_>) -> Result<()> {
+        let op = "copy_columns";
+        let (from_len, to_len) = args.group_lens();
+        let Columns { from, to, groups, from_col, to_col, width } = args;
+        let (rows, kept) = (from.shape().rows(), [from, to]);
+        let (from, to) = (ptr::<f32>(from, op, "from")?.0, ptr::<f32>(to, op, "to")?.0);
+        let (from_group, to_group) = ((from_col, from_len), (to_col, to_len));
+        let columns = RowOp::Columns { from, from_group, to, to_group, groups, width };
+        // SAFETY: the trait's contract.
+        unsafe { self.submit_rows(columns, rows, groups * width, &kept) }
     }
 
     unsafe fn gather_rows(&mut self, x: &Tensor, rows: &Tensor, out: &Tensor) -> Result<()> {

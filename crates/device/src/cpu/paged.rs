@@ -30,6 +30,7 @@ pub(crate) struct Attention {
     f16: bool,
     scale: f32,
     window: Option<usize>,
+    softcap: Option<f32>,
     positions: *const u32,
     blocks: Arc<BlockTables>,
     tasks: Vec<Task>,
@@ -47,7 +48,7 @@ struct Task {
 /// The step's contents have been checked. In a program that runs again, the sequences keep their rows.
 pub(crate) unsafe fn lower(program: &mut Program, args: PagedAttention<'_>) -> Result<()> {
     let op = "paged_attention";
-    let PagedAttention { q, k, v, kv, step, scale, window, out, lse } = args;
+    let PagedAttention { q, k, v, kv, step, scale, window, softcap, out, lse } = args;
     let (&[rows, num_heads, head_dim], &[_, num_kv_heads, _]) = (q.shape().dims(), k.shape().dims()) else {
         return invalid(op, "q, k and v must be [rows, heads, head_dim]");
     };
@@ -93,8 +94,20 @@ pub(crate) unsafe fn lower(program: &mut Program, args: PagedAttention<'_>) -> R
 
     let write = RowOp::WriteKv { k, v, cache, f16, positions, blocks: blocks.clone() };
     program.push(Phase::Rows(Rows::new(write, rows, num_kv_heads * head_dim)));
-    let attention = Attention { q, out, lse, num_heads, cache, f16, scale, window, positions, blocks, tasks };
-    program.push(Phase::Attention(attention));
+    program.push(Phase::Attention(Attention {
+        q,
+        out,
+        lse,
+        num_heads,
+        cache,
+        f16,
+        scale,
+        window,
+        softcap,
+        positions,
+        blocks,
+        tasks,
+    }));
     Ok(())
 }
 
@@ -131,6 +144,7 @@ impl Attention {
             position,
             scale: self.scale,
             window: self.window,
+            softcap: self.softcap,
         })
     }
 }

@@ -11,9 +11,10 @@ use super::cpu_weight;
 use super::isa::Kernel;
 use super::program::Env;
 use super::routing::{CombineRow, RoutingPlaces};
-use super::rowwise::{RmsNorm, Rope, SiluMul};
+use super::rowwise::{Gelu, LayerNorm, RmsNorm, Rope, Scale, SiluMul, SoftCap};
 use super::simd::Simd;
 use super::team::{Ended, Worker};
+use crate::row_ops::GeluKind;
 use crate::tensor::Tensor;
 use crate::weight::Weight;
 
@@ -27,9 +28,19 @@ const TASKS_PER_THREAD: usize = 2;
 /// A small op, with operands at row 0.
 pub(crate) enum RowOp {
     /// [`crate::Ops::embed`].
-    Embed { ids: *const u32, table: Weight, out: *mut f32 },
-    /// [`crate::Ops::rms_norm`].
-    RmsNorm { x: *const f32, weight: *const f32, eps: f32, out: *mut f32, len: usize },
+    Embed { ids: *const u32, table: Weight, scale: f32, out: *mut f32 },
+    /// [`crate::Ops::rms_norm`] of `runs` runs of `len` in a row; `residual` may be null.
+    RmsNorm {
+        x: *const f32,
+        weight: *const f32,
+        residual: *const f32,
+        eps: f32,
+        out: *mut f32,
+        len: usize,
+        runs: usize,
+    },
+    /// [`crate::Ops::layer_norm`].
+    LayerNorm { x: *const f32, weight: *const f32, bias: *const f32, eps: f32, out: *mut f32, len: usize },
     /// [`crate::Ops::rope`] of one projection.
     Rope { x: *const f32, out: *mut f32, heads: usize, head_dim: usize, tables: Arc<RopeInputs> },
     /// Writes keys and values into the cache.
@@ -43,6 +54,19 @@ pub(crate) enum RowOp {
     },
     /// [`crate::Ops::silu_mul`].
     SiluMul { gate: *const f32, up: *const f32, out: *mut f32, len: usize },
+    /// [`crate::Ops::gelu`]; `up` may be null.
+    Gelu { x: *const f32, up: *const f32, kind: GeluKind, out: *mut f32, len: usize },
+    /// [`crate::Ops::softcap`].
+    SoftCap { x: *const f32, cap: f32, out: *mut f32, len: usize },
+    /// [`crate::Ops::copy_columns`]: first column in a group, and length of a group.
+    Columns {
+        from: *const f32,
+        from_group: (usize, usize),
+        to: *mut f32,
+        to_group: (usize, usize),
+        groups: usize,
+        width: usize,
+    },
     /// Quantises for the linear op that follows; `halves` as in [`quantise_row`]. Rows for experts go to their experts' tiles.
     Quantise { x: *const f32, len: usize, halves: bool, experts: Option<RoutingPlaces> },
     /// [`crate::Ops::gather_rows`].
@@ -108,7 +132,7 @@ pub(crate) struct Rows {
 
 impl Rows {
     pub(crate) fn new(op: RowOp, rows: usize, len: usize) -> Self {
-        let by_columns = matches!(op, RowOp::SiluMul { .. });
+        let by_columns = matches!(op, RowOp::SiluMul { .. } | RowOp::Gelu { .. } | RowOp::SoftCap { .. });
         Rows { ops: vec![op], rows, len, by_columns }
     }
 
@@ -116,7 +140,10 @@ impl Rows {
     pub(crate) fn join(&mut self, other: Rows) -> Result<(), Rows> {
         let is_local = |op: &RowOp| op.reads_rows_of_others().is_none();
         let takes_columns = |op: &RowOp| match op {
-            RowOp::SiluMul { len, .. } | RowOp::Quantise { len, .. } => *len == self.len,
+            RowOp::SiluMul { len, .. }
+            | RowOp::Gelu { len, .. }
+            | RowOp::SoftCap { len, .. }
+            | RowOp::Quantise { len, .. } => *len == self.len,
             _ => false,
         };
         let mut pairs = other.ops.iter().flat_map(|b| self.ops.iter().map(move |a| (a, b)));
@@ -193,8 +220,20 @@ impl RowOp {
     fn places(&self) -> ([Option<Place>; 2], Option<Place>) {
         match *self {
             RowOp::Embed { out, ref table, .. } => ([None, None], Some(Place::of(out, table.cols()))),
-            RowOp::RmsNorm { x, out, len, .. } => {
+            RowOp::RmsNorm { x, residual, out, len, runs, .. } => {
+                let residual = (!residual.is_null()).then(|| Place::of(residual, len * runs));
+                ([Some(Place::of(x, len * runs)), residual], Some(Place::of(out, len * runs)))
+            }
+            RowOp::LayerNorm { x, out, len, .. } | RowOp::SoftCap { x, out, len, .. } => {
                 ([Some(Place::of(x, len)), None], Some(Place::of(out, len)))
+            }
+            RowOp::Gelu { x, up, out, len, .. } => {
+                let up = (!up.is_null()).then(|| Place::of(up, len));
+                ([Some(Place::of(x, len)), up], Some(Place::of(out, len)))
+            }
+            RowOp::Columns { from, from_group, to, to_group, groups, .. } => {
+                let (from, to) = (Place::of(from, groups * from_group.1), Place::of(to, groups * to_group.1));
+                ([Some(from), None], Some(to))
             }
             RowOp::Rope { x, out, heads, head_dim, .. } => {
                 ([Some(Place::of(x, heads * head_dim)), None], Some(Place::of(out, heads * head_dim)))
@@ -243,22 +282,32 @@ impl RowOp {
             && reads.into_iter().chain([write]).all(|place| apart(place, later_write))
     }
 
-    /// Works on a row; [`RowOp::SiluMul`] and [`RowOp::Quantise`] only on columns `first..end` of it.
+    /// Works on a row; what threads take by columns, and [`RowOp::Quantise`], only on columns `first..end` of it.
     #[inline]
     unsafe fn run(&self, env: &Env<'_>, row: usize, (first, end): (usize, usize)) {
         let isa = env.cpu.isa;
         // SAFETY: rows and extents are the caller's.
         unsafe {
             match *self {
-                RowOp::Embed { ids, ref table, out } => {
+                RowOp::Embed { ids, ref table, scale, out } => {
                     let (Ok(weight), id) = (cpu_weight(table), *ids.add(row) as usize) else { return };
                     if id < weight.rows {
                         let out = out.add(row * weight.cols);
                         weight.row(id, std::slice::from_raw_parts_mut(out, weight.cols));
+                        if scale != 1.0 {
+                            isa.run(Scale { values: out, factor: scale, len: weight.cols });
+                        }
                     }
                 }
-                RowOp::RmsNorm { x, weight, eps, out, len } => {
-                    isa.run(RmsNorm { x: x.add(row * len), weight, out: out.add(row * len), len, eps });
+                RowOp::RmsNorm { x, weight, residual, eps, out, len, runs } => {
+                    for at in (row * runs..(row + 1) * runs).map(|run| run * len) {
+                        let residual = if residual.is_null() { residual } else { residual.add(at) };
+                        isa.run(RmsNorm { x: x.add(at), weight, residual, out: out.add(at), len, eps });
+                    }
+                }
+                RowOp::LayerNorm { x, weight, bias, eps, out, len } => {
+                    let (x, out) = (x.add(row * len), out.add(row * len));
+                    isa.run(LayerNorm { x, weight, bias, out, len, eps });
                 }
                 RowOp::Rope { x, out, heads, head_dim, ref tables } => {
                     let Some(angles) = tables.angles(row) else { return };
@@ -281,6 +330,21 @@ impl RowOp {
                     let at = row * len + first;
                     let (gate, up, out) = (gate.add(at), up.add(at), out.add(at));
                     isa.run(SiluMul { gate, up, out, len: end - first });
+                }
+                RowOp::Gelu { x, up, kind, out, len } => {
+                    let at = row * len + first;
+                    let up = if up.is_null() { up } else { up.add(at) };
+                    isa.run(Gelu { x: x.add(at), up, kind, out: out.add(at), len: end - first });
+                }
+                RowOp::SoftCap { x, cap, out, len } => {
+                    let at = row * len + first;
+                    isa.run(SoftCap { x: x.add(at), cap, out: out.add(at), len: end - first });
+                }
+                RowOp::Columns { from, from_group, to, to_group, groups, width } => {
+                    for group in row * groups..(row + 1) * groups {
+                        let from = from.add(group * from_group.1 + from_group.0);
+                        to.add(group * to_group.1 + to_group.0).copy_from_nonoverlapping(from, width);
+                    }
                 }
                 RowOp::Quantise { x, len, halves, experts } => {
                     let to = env.activations(len);

@@ -2,6 +2,7 @@
 //!
 //! Keys are those of the GGUF specification, under the prefix of `general.architecture`.
 
+use super::family::Family;
 use super::{ExpertsConfig, HiddenAct, ModelConfig, RopeScaling};
 use crate::convert::to_f32;
 use crate::error::{FormatError, Result, shorten};
@@ -9,6 +10,8 @@ use crate::gguf::{GgufFile, Metadata};
 use crate::source::TensorSource;
 
 const ROPE_FACTORS: &str = "rope_freqs.weight";
+const LONG_FACTORS: &str = "rope_factors_long.weight";
+const SHORT_FACTORS: &str = "rope_factors_short.weight";
 
 impl ModelConfig {
     /// Reads the metadata of `file`, and its `rope_freqs.weight` if there is one.
@@ -24,11 +27,15 @@ impl ModelConfig {
             }
             _ => None,
         };
-        let architecture = match (name, experts) {
-            ("llama", None) => "LlamaForCausalLM".to_owned(),
-            ("llama", Some(_)) => "MixtralForCausalLM".to_owned(),
-            _ => shorten(name),
+        let family = match (Family::of_gguf(name), experts) {
+            (Some(family), Some(_)) if family.may_have_experts() => Some(Family::Mixtral),
+            (Some(_), Some(experts)) => {
+                return Err(keys.error("expert_count", "0 (a dense model)", experts.num_experts));
+            }
+            (family, _) => family,
         };
+        let architecture = family.map_or_else(|| shorten(name), |family| family.hf().to_owned());
+        let family = family.unwrap_or(Family::Llama);
 
         let hidden_size = keys.require("embedding_length")?;
         let num_heads = keys.require("attention.head_count")?;
@@ -40,38 +47,72 @@ impl ModelConfig {
                 return Err(keys.error("attention.head_count", &expected, num_heads));
             }
         };
-        for key in ["attention.value_length", "rope.dimension_count"] {
-            if let Some(found) = keys.usize(key)?
+        let rotary_dim = keys.usize("rope.dimension_count")?;
+        let partial_rotary_dim = rotary_dim.filter(|dim| family.has_partial_rotary() && *dim != head_dim);
+        for (key, found) in [
+            ("attention.value_length", keys.usize("attention.value_length")?),
+            ("rope.dimension_count", rotary_dim.filter(|_| partial_rotary_dim.is_none())),
+        ] {
+            if let Some(found) = found
                 && found != head_dim
             {
                 return Err(keys.error(key, &format!("{head_dim}, the width of a head"), found));
             }
         }
         let max_position_embeddings = keys.require("context_length")?;
+        let num_layers = keys.require("block_count")?;
+        let sliding_window = keys.usize("attention.sliding_window")?.filter(|w| *w > 0);
+        let is_gemma = family == Family::Gemma2;
+        // Files have no key for it; the largest model of the family, which has these layers, divides by another width.
+        let of_gemma_27b = num_layers == 46 && num_heads > 0;
+        let query_scalar = if of_gemma_27b { hidden_size as f64 / num_heads as f64 } else { head_dim as f64 };
+        let norm_eps = match family {
+            Family::GptNeoX => "attention.layer_norm_epsilon",
+            _ => "attention.layer_norm_rms_epsilon",
+        };
+        let softcap = |key: &str, default: f64| match keys.f64(key)? {
+            _ if !is_gemma => Ok(None),
+            given => Ok(Some(given.unwrap_or(default))),
+        };
 
         let config = Self {
             architecture,
             hidden_size,
             intermediate_size: keys.require("feed_forward_length")?,
-            num_layers: keys.require("block_count")?,
+            num_layers,
             num_heads,
             num_kv_heads: keys.usize("attention.head_count_kv")?.unwrap_or(num_heads),
             head_dim,
             vocab_size: vocab_size(file, &keys)?,
-            rms_norm_eps: keys.require_f64("attention.layer_norm_rms_epsilon")?,
+            rms_norm_eps: keys.require_f64(norm_eps)?,
             rope_theta: keys.f64("rope.freq_base")?.unwrap_or(10_000.0),
             rope_scaling: rope_scaling(file, &keys, max_position_embeddings)?,
             max_position_embeddings,
             tie_word_embeddings: file.info("output.weight").is_none(),
             attention_bias: has_tensor(
                 file,
-                &["attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias"],
+                &["attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_qkv.bias", "attn_output.bias"],
             ),
             mlp_bias: has_tensor(file, &["ffn_gate.bias", "ffn_up.bias", "ffn_down.bias"]),
-            sliding_window: keys.usize("attention.sliding_window")?.filter(|w| *w > 0),
+            full_attention_layers: match (sliding_window, is_gemma) {
+                (Some(_), true) => (1..num_layers.min(super::bounds::NUM_LAYERS)).step_by(2).collect(),
+                _ => Vec::new(),
+            },
+            sliding_window,
+            partial_rotary_dim,
+            parallel_residual: family == Family::GptNeoX
+                && file.metadata().bool(&keys.full("use_parallel_residual"))?.unwrap_or(true),
+            query_scalar: is_gemma.then_some(query_scalar),
+            attention_softcap: softcap("attn_logit_softcapping", 50.0)?,
+            logit_softcap: softcap("final_logit_softcapping", 30.0)?,
             bos_token_id: file.metadata().u32("tokenizer.ggml.bos_token_id")?,
             eos_token_ids: eos_token_ids(file.metadata())?,
-            hidden_act: HiddenAct::Silu,
+            // What the family's models have; files do not say.
+            hidden_act: match family {
+                Family::GptNeoX => HiddenAct::Gelu,
+                Family::Gemma2 => HiddenAct::GeluTanh,
+                _ => HiddenAct::Silu,
+            },
             experts,
         };
         config.check(file.path())?;
@@ -148,7 +189,22 @@ fn eos_token_ids(metadata: &Metadata) -> Result<Vec<u32>> {
 }
 
 fn rope_scaling(file: &GgufFile, keys: &ArchKeys<'_>, max_position: usize) -> Result<RopeScaling> {
-    let factors = rope_factors(file)?;
+    let factors = rope_factors(file, ROPE_FACTORS)?;
+    if let Some(long) = rope_factors(file, LONG_FACTORS)? {
+        let Some(short) = rope_factors(file, SHORT_FACTORS)? else {
+            return Err(FormatError::MissingTensor {
+                path: file.path().to_owned(),
+                tensor: SHORT_FACTORS.to_owned(),
+            });
+        };
+        let original = keys.usize("rope.scaling.original_context_length")?;
+        return Ok(RopeScaling::LongRope {
+            short,
+            long,
+            original_max_position: original.unwrap_or(max_position),
+            attention_factor: keys.f64("rope.scaling.attn_factor")?.unwrap_or(1.0),
+        });
+    }
     let metadata = keys.metadata;
     // Files from before `rope.scaling.*` have the linear factor under another name.
     let factor = match keys.f64("rope.scaling.factor")? {
@@ -202,13 +258,13 @@ fn rope_scaling(file: &GgufFile, keys: &ArchKeys<'_>, max_position: usize) -> Re
     }
 }
 
-fn rope_factors(file: &GgufFile) -> Result<Option<Vec<f32>>> {
+fn rope_factors(file: &GgufFile, name: &str) -> Result<Option<Vec<f32>>> {
     const MAX_FACTORS: usize = super::bounds::HEAD_DIM;
-    let Some(info) = file.info(ROPE_FACTORS) else { return Ok(None) };
+    let Some(info) = file.info(name) else { return Ok(None) };
     if info.shape.len() != 1 || info.numel() > MAX_FACTORS {
         let problem = format!("shape {:?}, expected one dimension up to {MAX_FACTORS}", info.shape);
-        return Err(FormatError::tensor(file.path(), ROPE_FACTORS, problem));
+        return Err(FormatError::tensor(file.path(), name, problem));
     }
-    let bytes = file.read(ROPE_FACTORS)?;
+    let bytes = file.read(name)?;
     to_f32(info.storage, &bytes, info.numel()).map(Some)
 }

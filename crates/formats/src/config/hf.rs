@@ -4,7 +4,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{ExpertsConfig, HiddenAct, Keys, ModelConfig, RopeScaling, rope};
+use super::family::{Defaults, Family};
+use super::rope::{self, RopeContext};
+use super::{ExpertsConfig, HiddenAct, Keys, ModelConfig, RopeScaling, bounds};
 use crate::error::Result;
 use crate::model_files::MAX_CONFIG_BYTES;
 use crate::paths;
@@ -45,8 +47,8 @@ impl HfConfigFile {
 
 impl ModelConfig {
     /// Reads the content of a `config.json` (given as parsed JSON) and, if there is one, of a
-    /// `generation_config.json`. Keys that are absent take the defaults of transformers' `LlamaConfig`,
-    /// `MistralConfig` or `MixtralConfig`. `path` is for messages.
+    /// `generation_config.json`. Keys that are absent take the defaults of transformers' configuration of the architecture.
+    /// `path` is for messages.
     ///
     /// # Errors
     /// [`crate::FormatError::Key`] naming a key that is missing, out of bounds, or asks for what is not supported.
@@ -57,9 +59,15 @@ impl ModelConfig {
     ) -> Result<Self> {
         let keys = Keys::new(path, config);
         let architecture = architecture(&keys)?;
-        let is_mistral = keys.str("model_type")? == Some("mistral");
-        let is_llama = keys.str("model_type")? == Some("llama");
-        let is_mixtral = keys.str("model_type")? == Some("mixtral");
+        // Older checkpoints carry another family's name in `architectures`, with what this one reads.
+        let family = match keys.str("model_type")?.and_then(Family::of_model_type) {
+            Some(family) => Some(family),
+            None => Family::of(&architecture),
+        };
+        // The base class ties the head to the embedding.
+        let unknown = || Defaults { tie_word_embeddings: true, ..Defaults::default() };
+        let defaults = family.map_or_else(unknown, Family::defaults);
+        let family = family.unwrap_or(Family::Llama);
         if keys.get("quantization_config").is_some() {
             let found = keys
                 .object("quantization_config")?
@@ -70,8 +78,7 @@ impl ModelConfig {
 
         let hidden_size = keys.require_usize("hidden_size")?;
         let num_heads = keys.require_usize("num_attention_heads")?;
-        let default_kv_heads = if is_mistral || is_mixtral { 8 } else { num_heads };
-        let head_dim = match keys.usize("head_dim")? {
+        let head_dim = match keys.usize("head_dim")?.or(defaults.head_dim) {
             Some(given) => given,
             None if num_heads > 0 && hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
             None => {
@@ -79,17 +86,11 @@ impl ModelConfig {
                 return Err(keys.error("num_attention_heads", &expected, num_heads));
             }
         };
-        let max_position_embeddings = match keys.usize("max_position_embeddings")? {
-            Some(given) => given,
-            None if is_mistral || is_mixtral => 131_072,
-            None => 2048,
-        };
-        let default_theta = if is_mixtral { 1e6 } else { 10_000.0 };
-        let (rope_theta, rope_scaling) = rope_of(&keys, max_position_embeddings, default_theta)?;
-        let sliding_window = match keys.map().get("sliding_window") {
-            None if is_mistral => Some(4096),
-            _ => keys.usize("sliding_window")?,
-        };
+        let max_position_embeddings =
+            keys.usize("max_position_embeddings")?.unwrap_or(defaults.max_position_embeddings);
+        let rope = rope_of(&keys, family, &defaults, max_position_embeddings)?;
+        let num_layers = keys.require_usize("num_hidden_layers")?;
+        let (sliding_window, full_attention_layers) = windows(&keys, family, &defaults, num_layers)?;
 
         let mut bos = keys.token_ids("bos_token_id")?;
         let mut eos_token_ids = Vec::new();
@@ -108,30 +109,31 @@ impl ModelConfig {
             architecture,
             hidden_size,
             intermediate_size: keys.require_usize("intermediate_size")?,
-            num_layers: keys.require_usize("num_hidden_layers")?,
+            num_layers,
             num_heads,
-            num_kv_heads: keys.usize("num_key_value_heads")?.unwrap_or(default_kv_heads),
+            num_kv_heads: keys.usize("num_key_value_heads")?.or(defaults.num_kv_heads).unwrap_or(num_heads),
             head_dim,
             vocab_size: keys.require_usize("vocab_size")?,
-            rms_norm_eps: keys.f64("rms_norm_eps")?.unwrap_or(if is_mixtral { 1e-5 } else { 1e-6 }),
-            rope_theta,
-            rope_scaling,
+            rms_norm_eps: keys.f64(family.norm_eps_key())?.unwrap_or(defaults.norm_eps),
+            rope_theta: rope.theta,
+            rope_scaling: rope.scaling,
             max_position_embeddings,
-            // The base class's default is true; the families here override it.
-            tie_word_embeddings: keys
-                .bool("tie_word_embeddings")?
-                .unwrap_or(!(is_llama || is_mistral || is_mixtral)),
-            attention_bias: keys.bool("attention_bias")?.unwrap_or(false),
-            mlp_bias: keys.bool("mlp_bias")?.unwrap_or(false),
-            sliding_window: if keys.bool("use_sliding_window")? == Some(false) {
-                None
-            } else {
-                sliding_window
-            },
+            tie_word_embeddings: keys.bool("tie_word_embeddings")?.unwrap_or(defaults.tie_word_embeddings),
+            attention_bias: keys.bool("attention_bias")?.unwrap_or(defaults.attention_bias),
+            mlp_bias: keys.bool("mlp_bias")?.unwrap_or(defaults.mlp_bias),
+            sliding_window,
+            full_attention_layers,
+            partial_rotary_dim: (rope.partial_rotary_factor != 1.0)
+                .then_some((head_dim as f64 * rope.partial_rotary_factor) as usize),
+            parallel_residual: family == Family::GptNeoX
+                && keys.bool("use_parallel_residual")?.unwrap_or(true),
+            query_scalar: given_or(&keys, "query_pre_attn_scalar", defaults.query_scalar)?,
+            attention_softcap: given_or(&keys, "attn_logit_softcapping", defaults.attention_softcap)?,
+            logit_softcap: given_or(&keys, "final_logit_softcapping", defaults.logit_softcap)?,
             bos_token_id: bos.first().copied(),
             eos_token_ids,
-            hidden_act: hidden_act(&keys)?,
-            experts: if is_mixtral { Some(experts(&keys)?) } else { None },
+            hidden_act: hidden_act(&keys, defaults.hidden_act)?,
+            experts: if family == Family::Mixtral { Some(experts(&keys)?) } else { None },
         };
         config.check(path)?;
         Ok(config)
@@ -144,38 +146,104 @@ fn architecture(keys: &Keys<'_>) -> Result<String> {
         return Ok(crate::error::shorten(&first));
     }
     match keys.str("model_type")? {
-        Some("llama") => Ok("LlamaForCausalLM".to_owned()),
-        Some("mistral") => Ok("MistralForCausalLM".to_owned()),
-        Some("mixtral") => Ok("MixtralForCausalLM".to_owned()),
-        Some(other) => Ok(crate::error::shorten(other)),
+        Some(name) => match Family::of_model_type(name) {
+            Some(family) => Ok(family.hf().to_owned()),
+            None => Ok(crate::error::shorten(name)),
+        },
         None => Err(keys.error("architectures", "the name of an architecture", "nothing")),
     }
 }
 
-/// Base and scaling of the rotary frequencies, from `rope_parameters` (transformers 5) or `rope_theta` and
-/// `rope_scaling`.
-fn rope_of(keys: &Keys<'_>, max_position: usize, default_theta: f64) -> Result<(f64, RopeScaling)> {
-    let partial = keys.f64("partial_rotary_factor")?.unwrap_or(1.0);
-    if partial != 1.0 {
-        return Err(keys.error("partial_rotary_factor", "1", partial));
+/// A number, its default where the key is absent, and none where it is null. A family that has no default has no such key.
+fn given_or(keys: &Keys<'_>, key: &str, default: Option<f64>) -> Result<Option<f64>> {
+    match (default, keys.map().get(key)) {
+        (None, _) => Ok(None),
+        (default, None) => Ok(default),
+        (Some(_), Some(_)) => keys.f64(key),
     }
-    let outer_theta = keys.f64("rope_theta")?;
-    let Some(parameters) = keys.object("rope_parameters")? else {
-        let scaling = match keys.object("rope_scaling")? {
-            Some(scaling) => rope::from_hf(&scaling, Some(max_position))?,
-            None => RopeScaling::None,
-        };
-        return Ok((outer_theta.unwrap_or(default_theta), scaling));
+}
+
+/// The sliding window, and the layers that have none beside it.
+fn windows(
+    keys: &Keys<'_>,
+    family: Family,
+    defaults: &Defaults,
+    num_layers: usize,
+) -> Result<(Option<usize>, Vec<usize>)> {
+    let window = match keys.map().get("sliding_window") {
+        None => defaults.sliding_window,
+        Some(_) => keys.usize("sliding_window")?,
     };
-    if let Some((kind, _)) = parameters.map().iter().find(|(_, v)| v.is_object()) {
+    let uses_window = keys.bool("use_sliding_window")?.unwrap_or(defaults.uses_window);
+    let Some(window) = window.filter(|_| uses_window) else { return Ok((None, Vec::new())) };
+    let first_windowed = keys.usize("max_window_layers")?.unwrap_or(defaults.first_windowed);
+    let num_layers = num_layers.min(bounds::NUM_LAYERS);
+    let full: Vec<usize> = match keys.strings("layer_types")? {
+        None => (0..num_layers).filter(|&idx| !family.is_windowed(idx, first_windowed)).collect(),
+        Some(types) => {
+            let known = ["sliding_attention", "full_attention"];
+            if let Some(other) = types.iter().find(|t| !known.contains(&t.as_str())) {
+                let found = format!("{:?}", crate::error::shorten(other));
+                return Err(keys.error("layer_types", "sliding_attention or full_attention", found));
+            }
+            if types.len() != num_layers {
+                return Err(keys.error("layer_types", &format!("{num_layers} layers"), types.len()));
+            }
+            (0..).zip(&types).filter(|(_, t)| *t == "full_attention").map(|(idx, _)| idx).collect()
+        }
+    };
+    Ok(if full.len() == num_layers { (None, Vec::new()) } else { (Some(window), full) })
+}
+
+/// Rotary positions as a `config.json` has them.
+struct Rope {
+    theta: f64,
+    scaling: RopeScaling,
+    partial_rotary_factor: f64,
+}
+
+/// From `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling`; GPT-NeoX has names of its own for some.
+fn rope_of(keys: &Keys<'_>, family: Family, defaults: &Defaults, max_position: usize) -> Result<Rope> {
+    let is_neox = family == Family::GptNeoX;
+    let outer_theta = match keys.f64("rope_theta")? {
+        None if is_neox => keys.f64("rotary_emb_base")?,
+        given => given,
+    };
+    let outer_partial = match keys.f64("partial_rotary_factor")? {
+        None if is_neox => keys.f64("rotary_pct")?,
+        given => given,
+    };
+    let parameters = keys.object("rope_parameters")?;
+    if let Some(parameters) = &parameters
+        && let Some((kind, _)) = parameters.map().iter().find(|(_, v)| v.is_object())
+    {
         return Err(parameters.error(
             kind,
             "one set of parameters for all layers",
             "one for a kind of layer",
         ));
     }
-    let theta = parameters.f64("rope_theta")?.or(outer_theta).unwrap_or(default_theta);
-    Ok((theta, rope::from_hf(&parameters, Some(max_position))?))
+    let context = RopeContext {
+        max_position: Some(max_position),
+        original_max_position: keys.usize("original_max_position_embeddings")?,
+        has_partial_rotary: family.has_partial_rotary(),
+    };
+    let of_parameters = |key| parameters.as_ref().map_or(Ok(None), |p| p.f64(key));
+    let partial = of_parameters("partial_rotary_factor")?.or(outer_partial);
+    let partial_rotary_factor = partial.unwrap_or(defaults.partial_rotary_factor);
+    let in_range = if family.has_partial_rotary() { 0.0..=1.0 } else { 1.0..=1.0 };
+    if !in_range.contains(&partial_rotary_factor) {
+        let expected = if family.has_partial_rotary() { "a number over 0 and up to 1" } else { "1" };
+        return Err(keys.error("partial_rotary_factor", expected, partial_rotary_factor));
+    }
+    Ok(Rope {
+        theta: of_parameters("rope_theta")?.or(outer_theta).unwrap_or(defaults.rope_theta),
+        scaling: match parameters.or(keys.object("rope_scaling")?) {
+            Some(scaling) => rope::from_hf(&scaling, &context)?,
+            None => RopeScaling::None,
+        },
+        partial_rotary_factor,
+    })
 }
 
 /// Those of `MixtralConfig`. What it says of training alone, the router's loss and noise, changes no answer.
@@ -186,9 +254,9 @@ fn experts(keys: &Keys<'_>) -> Result<ExpertsConfig> {
     })
 }
 
-fn hidden_act(keys: &Keys<'_>) -> Result<HiddenAct> {
+fn hidden_act(keys: &Keys<'_>, default: &str) -> Result<HiddenAct> {
     let key = if keys.get("hidden_activation").is_some() { "hidden_activation" } else { "hidden_act" };
-    match keys.str(key)?.unwrap_or("silu") {
+    match keys.str(key)?.unwrap_or(default) {
         "silu" | "swish" => Ok(HiddenAct::Silu),
         "gelu" => Ok(HiddenAct::Gelu),
         "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(HiddenAct::GeluTanh),

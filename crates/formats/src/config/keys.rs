@@ -81,6 +81,17 @@ impl<'a> Keys<'a> {
         })
     }
 
+    /// An array of numbers, no longer than the widest head has pairs.
+    pub(crate) fn require_f32s(&self, key: &str) -> Result<Vec<f32>> {
+        const MAX: usize = super::bounds::HEAD_DIM;
+        let expected = format!("an array of up to {MAX} numbers");
+        let found = self.typed(key, &expected, |v| {
+            let numbers = v.as_array().filter(|a| a.len() <= MAX)?;
+            numbers.iter().map(|n| n.as_f64().map(|n| n as f32)).collect()
+        })?;
+        self.required(key, &expected, found)
+    }
+
     /// A token id, or several.
     pub(crate) fn token_ids(&self, key: &str) -> Result<Vec<u32>> {
         let id = |v: &Value| -> Option<u32> { v.as_u64()?.try_into().ok() };

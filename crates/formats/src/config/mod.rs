@@ -5,6 +5,7 @@
 //! Invariants: see the fields of [`ModelConfig`]; [`ModelConfig::check`] holds for every value made here.
 //! Not done here: deciding whether an architecture is supported: its name is passed on as the file has it.
 
+pub(crate) mod family;
 mod gguf;
 mod hf;
 mod keys;
@@ -35,6 +36,8 @@ pub(crate) mod bounds {
     pub(crate) const ROPE_FACTOR: f64 = 1e6;
     pub(crate) const EOS_TOKENS: usize = 64;
     pub(crate) const NUM_EXPERTS: usize = 1024;
+    /// Bounds on scores and logits, and what queries are divided by.
+    pub(crate) const SCALAR: f64 = 1e6;
 }
 
 /// The function between the two halves of a gated MLP.
@@ -62,8 +65,8 @@ pub struct ExpertsConfig {
 /// Shape and constants of a decoder.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct ModelConfig {
-    /// Architecture as Hugging Face names it, such as `LlamaForCausalLM`. From a GGUF file: that name for `llama`,
-    /// else `general.architecture` as it stands.
+    /// Architecture as Hugging Face names it, such as `LlamaForCausalLM`. From a GGUF file: that name where it is one of
+    /// [`crate::gguf::Scheme`]'s, else `general.architecture` as it stands.
     pub architecture: String,
     /// Width of the residual stream.
     pub hidden_size: usize,
@@ -79,7 +82,7 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Rows of the embedding.
     pub vocab_size: usize,
-    /// Epsilon of RMSNorm, over 0 and under 1.
+    /// Epsilon of the norms, over 0 and under 1.
     pub rms_norm_eps: f64,
     /// Base of the rotary frequencies, over 0.
     pub rope_theta: f64,
@@ -89,13 +92,31 @@ pub struct ModelConfig {
     pub max_position_embeddings: usize,
     /// Whether the head uses the embedding's weight.
     pub tie_word_embeddings: bool,
-    /// Whether attention projections have biases. From a GGUF file: whether there is any; which ones is told by
-    /// the tensors.
+    /// Whether attention projections have biases (of Qwen2, those of queries, keys and values). From a GGUF file: whether
+    /// there is any; which ones is told by the tensors.
     pub attention_bias: bool,
     /// Whether MLP projections have biases; from a GGUF file as for `attention_bias`.
     pub mlp_bias: bool,
-    /// Number of last tokens that attention sees, if it is limited.
+    /// Number of last tokens that attention sees, if it is limited; see [`ModelConfig::window`].
     pub sliding_window: Option<usize>,
+    /// Layers that see everything although there is a sliding window, in ascending order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub full_attention_layers: Vec<usize>,
+    /// How many dimensions of a head rotate, if not all; see [`ModelConfig::rotary_dim`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partial_rotary_dim: Option<usize>,
+    /// Whether a block's MLP reads what its attention reads, and not what that gives.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub parallel_residual: bool,
+    /// What scores are divided by the root of, if not the width of a head.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub query_scalar: Option<f64>,
+    /// Bound on the scores: `s` becomes `cap * tanh(s / cap)`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attention_softcap: Option<f64>,
+    /// The same bound on the logits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logit_softcap: Option<f64>,
     /// First token of a sequence, if the files name one.
     pub bos_token_id: Option<u32>,
     /// Tokens that end generation, without repetition: those of `generation_config.json`, then those of
@@ -155,6 +176,28 @@ impl ModelConfig {
             within("num_local_experts", num_experts, bounds::NUM_EXPERTS)?;
             within("num_experts_per_tok", num_experts_per_tok, num_experts)?;
         }
+        let layers = &self.full_attention_layers;
+        let ascends = layers.windows(2).all(|pair| pair.first() < pair.last());
+        if !ascends || layers.last().is_some_and(|last| *last >= self.num_layers) {
+            let expected = format!("layers under {}, each once", self.num_layers);
+            return Err(FormatError::key(path, "layer_types", expected, format!("{layers:?}")));
+        }
+        if let Some(dim) = self.partial_rotary_dim
+            && !(dim > 0 && dim <= self.head_dim && dim.is_multiple_of(2))
+        {
+            let expected = format!("an even number of dimensions from 2 to {}", self.head_dim);
+            return Err(FormatError::key(path, "partial_rotary_factor", expected, dim));
+        }
+        for (key, value) in [
+            ("query_pre_attn_scalar", self.query_scalar),
+            ("attn_logit_softcapping", self.attention_softcap),
+            ("final_logit_softcapping", self.logit_softcap),
+        ] {
+            if value.is_some_and(|v| !(v > 0.0 && v <= bounds::SCALAR)) {
+                let expected = format!("a number over 0 and up to {:e}", bounds::SCALAR);
+                return Err(FormatError::key(path, key, expected, value.unwrap_or_default()));
+            }
+        }
         if self.eos_token_ids.len() > bounds::EOS_TOKENS {
             let expected = format!("at most {} ids", bounds::EOS_TOKENS);
             return Err(FormatError::key(path, "eos_token_id", expected, self.eos_token_ids.len()));
@@ -167,7 +210,22 @@ impl ModelConfig {
                 return Err(FormatError::key(path, key, expected, id));
             }
         }
-        self.rope_scaling.check(path, self.head_dim)
+        self.rope_scaling.check(path, self.rotary_dim())
+    }
+
+    /// How many dimensions of a head rotate: its first, in half-split pairs.
+    pub fn rotary_dim(&self) -> usize {
+        self.partial_rotary_dim.unwrap_or(self.head_dim)
+    }
+
+    /// The number of last tokens that a layer's attention sees, if it is limited.
+    pub fn window(&self, layer_idx: usize) -> Option<usize> {
+        self.sliding_window.filter(|_| self.full_attention_layers.binary_search(&layer_idx).is_err())
+    }
+
+    /// Factor on the scores of attention.
+    pub fn attention_scale(&self) -> f64 {
+        self.query_scalar.unwrap_or(self.head_dim as f64).sqrt().recip()
     }
 
     /// MLPs that a token goes through in a block: one, or as many as it has experts.

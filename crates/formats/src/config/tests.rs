@@ -1,5 +1,7 @@
 //! Configurations as published models have them, and absurd ones.
 
+mod families;
+
 use std::path::Path;
 
 use serde_json::{Value, json};

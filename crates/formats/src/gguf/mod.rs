@@ -27,7 +27,7 @@ use crate::storage::StorageType;
 use reader::HeadReader;
 
 pub use layout::{GgufTensors, RowOrder};
-pub use names::{HfName, expert_name, gguf_experts_name, gguf_name, hf_name};
+pub use names::{HfName, Scheme, expert_name, gguf_experts_name};
 pub use value::{Array, Metadata, Value};
 pub use write::{GgufTensor, file_type, requantize_file, write, write_streamed};
 

@@ -19,8 +19,15 @@ const MAX_NESTING: u32 = 50;
 const MAX_REGEXES: usize = 64;
 /// Patterns in one map.
 const MAX_PATTERNS: usize = 65_536;
-/// Modules that PEFT takes for the embedding and the head.
+/// Modules that PEFT takes for the embedding and the head when it stores them of its own accord.
 pub(super) const EMBEDDING_NAMES: [&str; 2] = ["embed_tokens", "lm_head"];
+/// What `all-linear` leaves out: heads, as architectures call them.
+const HEAD_NAMES: [&str; 2] = ["lm_head", "embed_out"];
+
+/// Whether a model's module of this path is its head, which `all-linear` leaves out.
+pub fn is_head(module_path: &str) -> bool {
+    HEAD_NAMES.contains(&module_path.rsplit('.').next().unwrap_or(module_path))
+}
 
 pub(super) struct Matcher<'a> {
     config: &'a AdapterConfig,
@@ -179,7 +186,10 @@ impl Selector {
         match self {
             Self::Names(names) => tails(module).any(|tail| names.contains(tail)),
             Self::Whole(regex) => regex.is_match(module),
-            Self::AllLinear => !EMBEDDING_NAMES.contains(&module.rsplit('.').next().unwrap_or(module)),
+            Self::AllLinear => {
+                let last = module.rsplit('.').next().unwrap_or(module);
+                !EMBEDDING_NAMES.contains(&last) && !is_head(module)
+            }
         }
     }
 }

@@ -22,7 +22,7 @@ mod write;
 
 pub use config::{AdapterConfig, ModuleSelector};
 pub use contents::{AdapterTensor, LoraEmbedding, LoraModule, SavedModule};
-pub use matching::Targets;
+pub use matching::{Targets, is_head};
 pub use parity::{Canary, ParityRecord, tensors_digest};
 pub use read::{PeftAdapter, PeftLimits};
 pub use record::{AdapterRecord, AdapterRope, SCHEMA_FILE};

@@ -50,7 +50,7 @@ impl AdapterRope {
             let key = "rope.max_position_embeddings";
             return Err(FormatError::key(path, key, expected, self.max_position_embeddings));
         }
-        if matches!(self.scaling, RopeScaling::FrequencyFactors(_)) {
+        if matches!(self.scaling, RopeScaling::FrequencyFactors(_) | RopeScaling::LongRope { .. }) {
             let what = "frequency factors of one's own in an adapter";
             return Err(FormatError::unsupported(path, what));
         }
@@ -65,7 +65,7 @@ impl AdapterRope {
         Ok(AdapterRope {
             theta: keys.f64("rope_theta")?,
             scaling: match keys.object("rope_scaling")? {
-                Some(scaling) => rope::from_hf(&scaling, None)?,
+                Some(scaling) => rope::from_hf(&scaling, &rope::RopeContext::default())?,
                 None => RopeScaling::None,
             },
             max_position_embeddings: keys.require_usize("max_position_embeddings")?,
@@ -93,6 +93,7 @@ impl fmt::Display for AdapterRope {
             RopeScaling::Linear { factor } => write!(f, "linear, factor {factor}")?,
             RopeScaling::Llama3 { factor, .. } => write!(f, "llama3, factor {factor}")?,
             RopeScaling::Yarn { factor, .. } => write!(f, "YaRN, factor {factor}")?,
+            RopeScaling::LongRope { .. } => f.write_str("longrope")?,
         }
         if let Some(theta) = self.theta {
             write!(f, ", theta {theta}")?;

@@ -236,7 +236,7 @@ pub(super) fn check_complete(
     if let Some(entry) = targets.entry_without_module(paths.iter().copied()) {
         // The embedding exists, and what would adapt it is missing. Other names PEFT passes over: lists are written
         // for several architectures at once.
-        if entry.rsplit('.').next() == Some("embed_tokens") {
+        if matches!(entry.rsplit('.').next(), Some("embed_tokens" | "embed_in")) {
             let entry = shown(entry);
             return Ok(Some(format!("target_modules names {entry:?}, whose tensors are missing")));
         }

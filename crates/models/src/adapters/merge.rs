@@ -19,8 +19,6 @@ use wardrobe_formats::{
 use super::lora::{self, MAX_DENSE_DISTANCE, MAX_QUANTISED_DISTANCE};
 use crate::error::{ModelError, Result};
 
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const HEAD: &str = "lm_head.weight";
 /// Rows of a frozen weight that is compared with the model's own, at once.
 const COMPARED_ROWS: usize = 256;
 
@@ -31,6 +29,38 @@ pub struct MergedTensors<'a> {
     adapter: &'a PeftAdapter,
     tensors: Vec<MergedTensor>,
     unties_head: bool,
+    ends: Ends,
+}
+
+/// What the model's tensors call its ends.
+#[derive(Clone, Copy, Debug)]
+struct Ends {
+    /// Path of the head's module.
+    head: &'static str,
+    /// Name of the embedding's tensor.
+    embedding_weight: &'static str,
+    /// Name of the head's tensor.
+    head_weight: &'static str,
+}
+
+impl Ends {
+    fn of(config: &ModelConfig, base: &dyn TensorSource) -> Self {
+        let (_, head) = crate::arch::ends(config);
+        let (embedding_weight, head_weight) = match head {
+            // transformers 5 writes the head under the name that others have.
+            "embed_out" if base.info("lm_head.weight").is_some() => {
+                ("gpt_neox.embed_in.weight", "lm_head.weight")
+            }
+            "embed_out" => ("gpt_neox.embed_in.weight", "embed_out.weight"),
+            _ => ("model.embed_tokens.weight", "lm_head.weight"),
+        };
+        Ends { head, embedding_weight, head_weight }
+    }
+
+    /// The name of a module's weight.
+    fn weight(&self, path: &str) -> String {
+        if path == self.head { self.head_weight.to_owned() } else { format!("{path}.weight") }
+    }
 }
 
 /// A tensor of the merged model.
@@ -76,7 +106,8 @@ impl<'a> MergedTensors<'a> {
     ) -> Result<Self> {
         crate::arch::check(config)?;
         let refuse = |reason: String| lora::refusal(adapter, reason);
-        let tied = config.tie_word_embeddings || base.info(HEAD).is_none();
+        let ends = Ends::of(config, base);
+        let tied = config.tie_word_embeddings || base.info(ends.head_weight).is_none();
         let mut tensors: BTreeMap<&str, MergedTensor> = base
             .tensors()
             .iter()
@@ -86,15 +117,16 @@ impl<'a> MergedTensors<'a> {
             })
             .collect();
         // Which modules there are: every matrix but the embedding, and the head, which may be the embedding's weight.
-        let is_module =
-            |info: &TensorInfo| info.shape.len() == 2 && info.name != EMBEDDING && info.name != HEAD;
+        let is_module = |info: &TensorInfo| {
+            info.shape.len() == 2 && info.name != ends.embedding_weight && info.name != ends.head_weight
+        };
         let mut paths: Vec<&str> = base
             .tensors()
             .iter()
             .filter(|info| is_module(info))
             .filter_map(|info| info.name.strip_suffix(".weight"))
             .collect();
-        paths.push("lm_head");
+        paths.push(ends.head);
         let fits = |reason: Option<String>| reason.map_or(Ok(()), |reason| Err(refuse(reason)));
         fits(lora::check_contents(adapter, allow_noop))?;
 
@@ -105,9 +137,9 @@ impl<'a> MergedTensors<'a> {
             if !paths.contains(&path) {
                 return Err(refuse(format!("module {path} does not exist in the model")));
             }
-            let name = format!("{path}.weight");
-            let is_tied_head = name == HEAD && tied;
-            let source = base.require(if is_tied_head { EMBEDDING } else { &name })?;
+            let name = ends.weight(path);
+            let is_tied_head = path == ends.head && tied;
+            let source = base.require(if is_tied_head { ends.embedding_weight } else { &name })?;
             let &[out, input] = source.shape.as_slice() else {
                 return Err(refuse(format!("module {path} is {:?} in the model, no matrix", source.shape)));
             };
@@ -117,7 +149,7 @@ impl<'a> MergedTensors<'a> {
             fits(lora::check_shapes(part, out, input))?;
             unties_head |= is_tied_head;
             found.insert(path);
-            let key = if name == HEAD { HEAD } else { source.name.as_str() };
+            let key = if path == ends.head { ends.head_weight } else { source.name.as_str() };
             let merged = MergedTensor {
                 info: TensorInfo { name, ..source.clone() },
                 source: source.name.clone(),
@@ -126,7 +158,7 @@ impl<'a> MergedTensors<'a> {
             tensors.insert(key, merged);
         }
         fits(lora::check_complete(&paths, adapter, &found)?)?;
-        let merged = Self { base, adapter, tensors: tensors.into_values().collect(), unties_head };
+        let merged = Self { base, adapter, tensors: tensors.into_values().collect(), unties_head, ends };
         merged.check_saved(&paths, tied)?;
         if adapter.modules().is_empty() {
             return Err(refuse("has no factors".to_owned()));
@@ -205,8 +237,9 @@ impl<'a> MergedTensors<'a> {
                     format!("replaces {path}.{parameter} (modules_to_save), which cannot be merged yet");
                 return refuse(reason);
             }
-            let name = format!("{path}.weight");
-            let info = self.base.require(if name == HEAD && tied { EMBEDDING } else { &name })?;
+            let is_tied_head = path == self.ends.head && tied;
+            let name = self.ends.weight(path);
+            let info = self.base.require(if is_tied_head { self.ends.embedding_weight } else { &name })?;
             if saved.tensor.shape() != info.shape {
                 return refuse(format!(
                     "{path}.base_layer.weight is {:?}, but the model's layer is {:?}; is it for another model?",

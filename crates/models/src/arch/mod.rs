@@ -1,7 +1,12 @@
 //! The architectures, one file each.
 
+mod gemma2;
+mod gpt_neox;
 mod llama;
 mod mixtral;
+mod parts;
+mod phi3;
+mod qwen;
 
 use std::sync::Arc;
 
@@ -17,8 +22,22 @@ use crate::source::FileWeights;
 pub(crate) type Load = fn(Loader<'_>, ModelConfig) -> Result<Arc<dyn Decoder>>;
 
 /// Names that configurations use, and what loads them.
-const ARCHITECTURES: &[(&[&str], Load)] =
-    &[(&["LlamaForCausalLM", "MistralForCausalLM"], llama::load), (&["MixtralForCausalLM"], mixtral::load)];
+const ARCHITECTURES: &[(&[&str], Load)] = &[
+    (&["LlamaForCausalLM", "MistralForCausalLM"], llama::load),
+    (&["MixtralForCausalLM"], mixtral::load),
+    (&["Qwen2ForCausalLM", "Qwen3ForCausalLM"], qwen::load),
+    (&["Phi3ForCausalLM"], phi3::load),
+    (&["GPTNeoXForCausalLM"], gpt_neox::load),
+    (&["Gemma2ForCausalLM"], gemma2::load),
+];
+
+/// Paths of the embedding and of the head, as an architecture's tensors are called.
+pub(crate) fn ends(config: &ModelConfig) -> (&'static str, &'static str) {
+    match config.architecture.as_str() {
+        "GPTNeoXForCausalLM" => gpt_neox::ENDS,
+        _ => parts::ENDS,
+    }
+}
 
 /// Loads a model onto the context's device.
 ///

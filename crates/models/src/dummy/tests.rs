@@ -32,11 +32,33 @@ fn config() -> ModelConfig {
         attention_bias: false,
         mlp_bias: false,
         sliding_window: None,
+        full_attention_layers: Vec::new(),
+        partial_rotary_dim: None,
+        parallel_residual: false,
+        query_scalar: None,
+        attention_softcap: None,
+        logit_softcap: None,
         bos_token_id: None,
         eos_token_ids: Vec::new(),
         hidden_act: HiddenAct::Silu,
         experts: None,
     }
+}
+
+/// Every other architecture, with what sets it apart.
+fn others() -> Vec<ModelConfig> {
+    let of = |architecture: &str| ModelConfig { architecture: architecture.to_owned(), ..config() };
+    let neox = || ModelConfig { num_kv_heads: 4, hidden_act: HiddenAct::Gelu, ..of("GPTNeoXForCausalLM") };
+    let gemma = || ModelConfig { hidden_act: HiddenAct::GeluTanh, ..of("Gemma2ForCausalLM") };
+    vec![
+        ModelConfig { attention_bias: true, ..of("Qwen2ForCausalLM") },
+        of("Qwen3ForCausalLM"),
+        ModelConfig { attention_bias: true, tie_word_embeddings: false, ..of("Qwen3ForCausalLM") },
+        ModelConfig { tie_word_embeddings: false, ..of("Phi3ForCausalLM") },
+        ModelConfig { attention_bias: true, mlp_bias: true, tie_word_embeddings: false, ..neox() },
+        ModelConfig { mlp_bias: true, ..neox() },
+        gemma(),
+    ]
 }
 
 struct Loaded {
@@ -87,6 +109,20 @@ fn numbers_follow_from_configuration_type_and_seed() {
     let first = digest(&config(), StorageType::BF16);
     assert_ne!(first, digest(&config(), StorageType::F16));
     assert_ne!(first, digest(&ModelConfig { rope_theta: 20_000.0, ..config() }, StorageType::BF16));
+}
+
+#[test]
+fn sizes_of_every_architecture_are_known_before() {
+    for config in others() {
+        let read = Cell::new((0, 0));
+        let progress = |_: &str, bytes, total| read.set((bytes, total));
+        let spec = DummySpec { storage: StorageType::BF16, seed: 0 };
+        let options = LoadOptions { precision: WeightPrecision::AsStored, progress: &progress };
+        let loaded = Loaded::with(&config, spec, &options).unwrap();
+        let size = spec.size(&config, options.precision);
+        assert_eq!(size.weight_bytes, loaded.decoder.weight_bytes() as u64, "{config:?}");
+        assert_eq!(read.get().0, read.get().1, "{config:?}");
+    }
 }
 
 #[test]

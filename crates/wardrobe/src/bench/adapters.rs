@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use wardrobe_formats::peft::{LoraModule, PeftContents, PeftLimits, write_peft};
+use wardrobe_formats::peft::{LoraModule, PeftContents, PeftLimits, is_head, write_peft};
 use wardrobe_formats::{AdapterConfig, AdapterTensor, PeftAdapter};
 use wardrobe_models::Decoder;
 
@@ -29,7 +29,7 @@ pub(super) fn f32_ops_per_row(decoder: &dyn Decoder, rank: usize) -> f64 {
 }
 
 fn linears(decoder: &dyn Decoder) -> impl Iterator<Item = &wardrobe_models::Module> {
-    decoder.modules().iter().filter(|m| m.path != "lm_head")
+    decoder.modules().iter().filter(|m| !is_head(&m.path))
 }
 
 fn contents<'a>(config: &'a AdapterConfig, modules: &'a [LoraModule]) -> PeftContents<'a> {

@@ -12,6 +12,7 @@ use wardrobe_engine::{
     AdapterLoader as _, AdapterSource, Allowed, BLOCK_SIZE_TOKENS, BlockId, Executor as _, ExecutorError,
     PreparedAdapter, SampleAt, SampleSpec, SequenceChunk, SequenceId, SlotIdx, StepPlan, TokenId,
 };
+use wardrobe_formats::peft::is_head;
 use wardrobe_models::{AdapterPrecision, LoraOptions};
 
 use super::adapters::{f32_ops_per_row, random_adapter};
@@ -185,7 +186,7 @@ fn greedy() -> SampleSpec {
 fn result(model: &Model, case: &Case) -> StepResult {
     let modules = model.decoder().modules();
     let size = |head: bool| -> f64 {
-        let counted = modules.iter().filter(|m| (m.path == "lm_head") == head);
+        let counted = modules.iter().filter(|m| is_head(&m.path) == head);
         counted.map(|m| m.weight.rows() as f64 * m.weight.cols() as f64).sum()
     };
     let bytes: f64 = modules.iter().map(|m| m.weight.size_bytes() as f64).sum();

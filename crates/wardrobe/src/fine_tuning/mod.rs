@@ -16,6 +16,7 @@ use wardrobe_batch::{
 };
 use wardrobe_data::{CheckOptions, DataOptions, Dataset, Format, LossOn, ReadOptions};
 use wardrobe_engine::{AdapterError, AdapterSource, Engine, LoadOptions};
+use wardrobe_formats::peft::is_head;
 use wardrobe_train::{BatchSize, EarlyStop, LoraConfig, OptimizerConfig, Schedule, TrainConfig, TrainError};
 
 use self::report::Report;
@@ -210,7 +211,7 @@ impl FineTuner for ModelFineTuner {
             .modules()
             .iter()
             .filter_map(|m| m.path.rsplit('.').next().map(str::to_owned))
-            .filter(|name| name != "lm_head")
+            .filter(|name| !is_head(name))
             .collect();
         modules.sort();
         modules.dedup();

@@ -13,6 +13,7 @@ use wardrobe_engine::model::{ModelExecutor, ModelExecutorConfig, PeftLoader};
 use wardrobe_engine::{
     AdapterLoader as _, AdapterSource, BLOCK_SIZE_TOKENS, Executor as _, PreparedAdapter, SlotIdx, StepPlan,
 };
+use wardrobe_formats::peft::is_head;
 use wardrobe_models::LoraOptions;
 
 use super::goldens::open;
@@ -130,7 +131,7 @@ impl<'a> Bench<'a> {
         )?;
         let modules = model.decoder().modules();
         let weights = |head: bool| -> f64 {
-            let counted = modules.iter().filter(|m| (m.path == "lm_head") == head);
+            let counted = modules.iter().filter(|m| is_head(&m.path) == head);
             counted.map(|m| m.weight.rows() as f64 * m.weight.cols() as f64).sum()
         };
         Ok(Bench {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use wardrobe_formats::gguf::{
-    self, Array, GgufTensor, RowOrder, Value, file_type, gguf_experts_name, gguf_name,
+    self, Array, GgufTensor, RowOrder, Scheme, Value, file_type, gguf_experts_name,
 };
 use wardrobe_formats::{FormatError, ModelConfig, RopeScaling, Staging, StorageType, convert};
 use wardrobe_models::{MergedTensors, RopeSpec};
@@ -15,7 +15,6 @@ use super::{MergeFormat, MergeOptions, MergeReport, Source};
 use crate::disk::check_space;
 use crate::error::{Error, Result};
 
-const ROPE_FACTORS: &str = "rope_freqs.weight";
 /// What GGUF writers put for block formats as they are today.
 const QUANTIZATION_VERSION: u32 = 2;
 
@@ -27,6 +26,11 @@ pub(super) fn write(
     progress: Progress<'_>,
 ) -> Result<MergeReport> {
     let path = source.files.path();
+    let architecture = &source.config.architecture;
+    let scheme = Scheme::of(architecture).ok_or_else(|| FormatError::Unsupported {
+        path: path.to_owned(),
+        what: format!("{architecture} in a GGUF file"),
+    })?;
     let mut notes = Vec::new();
     let mut items: Vec<Vec<Item<'_>>> = Vec::new();
     let mut described: Vec<GgufTensor> = Vec::new();
@@ -42,34 +46,40 @@ pub(super) fn write(
             experts
                 .entry(gguf_name)
                 .or_default()
-                .insert(expert, Item { tensor, storage, order: RowOrder::Same });
+                .insert(expert, Item { tensor, storage, order: RowOrder::Same, offset: 0.0 });
             continue;
         }
-        let gguf_name = gguf_name(name).ok_or_else(|| {
+        let gguf_name = scheme.gguf_name(name).ok_or_else(|| {
             let (tensor, problem) = (name.clone(), "has no name in a GGUF file".to_owned());
             FormatError::Tensor { path: path.to_owned(), tensor, problem }
         })?;
         let storage = storage(source, tensor, options, &mut notes)?;
         let shape = tensor.info.shape.clone();
         described.push(GgufTensor { name: gguf_name, storage, shape });
-        items.push(vec![Item { tensor, storage, order: RowOrder::of(name, source.config.head_dim) }]);
+        let order = scheme.order(name, &source.config);
+        items.push(vec![Item { tensor, storage, order, offset: scheme.offset(name) }]);
     }
     for (name, of_experts) in experts {
         described.push(stacked(path, &name, &of_experts)?);
         items.push(of_experts.into_values().collect());
     }
     let config = gguf_config(&source.config);
-    let factors = match &config.rope_scaling {
-        RopeScaling::FrequencyFactors(factors) => {
-            let (name, shape) = (ROPE_FACTORS.to_owned(), vec![factors.len()]);
-            described.push(GgufTensor { name, storage: StorageType::F32, shape });
-            convert::from_f32(StorageType::F32, factors, 1)?
+    let tables: Vec<(&str, &Vec<f32>)> = match &config.rope_scaling {
+        RopeScaling::FrequencyFactors(factors) => vec![("rope_freqs.weight", factors)],
+        RopeScaling::LongRope { short, long, .. } => {
+            vec![("rope_factors_long.weight", long), ("rope_factors_short.weight", short)]
         }
         _ => Vec::new(),
     };
+    let mut factors = Vec::with_capacity(tables.len());
+    for (name, values) in tables {
+        let (name, shape) = (name.to_owned(), vec![values.len()]);
+        described.push(GgufTensor { name, storage: StorageType::F32, shape });
+        factors.push(convert::from_f32(StorageType::F32, values, 1)?);
+    }
+    let factor_bytes = factors.iter().map(Vec::len).sum::<usize>() as u64;
     let metadata = metadata(source, &config, options, &mut notes)?;
-    let size_bytes =
-        items.iter().flatten().map(Item::size_bytes).fold(factors.len() as u64, u64::saturating_add);
+    let size_bytes = items.iter().flatten().map(Item::size_bytes).fold(factor_bytes, u64::saturating_add);
     // Vocabularies take some tens of bytes a token.
     check_space(output, size_bytes.saturating_add(128 * source.config.vocab_size as u64))?;
 
@@ -78,7 +88,7 @@ pub(super) fn write(
     writing.start(size_bytes);
     gguf::write_streamed(staging.path(), &metadata, &described, |idx, sink| match items.get(idx) {
         Some(items) => items.iter().try_for_each(|item| writing.put(item, sink)),
-        None => sink.put(&factors),
+        None => sink.put(factors.get(idx - items.len()).map_or(&[][..], Vec::as_slice)),
     })?;
     staging.publish()?;
     Ok(writing.report(MergeFormat::Gguf, described.len(), size_bytes, notes))
@@ -161,7 +171,8 @@ fn metadata(
     let text = |key: &str, value: &str| (key.to_owned(), Value::String(value.to_owned()));
     let number = |key: &str, value: u32| (key.to_owned(), Value::U32(value));
     let path = source.files.path();
-    let mut metadata = vec![text("general.architecture", "llama"), text("general.name", &source.name())];
+    let architecture = Scheme::of(&config.architecture).map_or("llama", Scheme::gguf_architecture);
+    let mut metadata = vec![text("general.architecture", architecture), text("general.name", &source.name())];
     let file_type = options.dtype.storage().and_then(file_type);
     match source.files.gguf_metadata() {
         Some(base) => {

@@ -40,7 +40,7 @@ pub(super) fn write(
                 own => own,
             };
             let storage = whole.filter(|_| own.is_float()).unwrap_or(own);
-            Item { tensor, storage, order: RowOrder::Same }
+            Item { tensor, storage, order: RowOrder::Same, offset: 0.0 }
         })
         .collect();
     let small_files = small_files(source, merged, whole)?;
@@ -113,6 +113,10 @@ fn config_json(source: &Source<'_>, merged: &MergedTensors<'_>, whole: Option<St
 
 /// transformers has biases on all projections of a kind or on none; a GGUF file may have some.
 fn check_biases(source: &Source<'_>, merged: &MergedTensors<'_>) -> Result<()> {
+    // The others are of one kind in both.
+    if !["LlamaForCausalLM", "MistralForCausalLM"].contains(&source.config.architecture.as_str()) {
+        return Ok(());
+    }
     let has = |name: &str| merged.tensors().iter().any(|t| t.info.name == name);
     let kinds = [
         (source.config.attention_bias, "self_attn", &["q_proj", "k_proj", "v_proj", "o_proj"][..]),

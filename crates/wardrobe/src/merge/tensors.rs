@@ -22,6 +22,8 @@ pub(super) struct Item<'a> {
     pub(super) storage: StorageType,
     /// In what order its rows stand there.
     pub(super) order: RowOrder,
+    /// What its elements there have added.
+    pub(super) offset: f32,
 }
 
 impl Item<'_> {
@@ -91,7 +93,7 @@ impl<'a> Writing<'a> {
     pub(super) fn put(&mut self, item: &Item<'_>, sink: &mut TensorSink) -> Result<()> {
         let info = &item.tensor.info;
         let mut squares = Squares::default();
-        for rows in chunks(info, item.order) {
+        for rows in chunks(info, item) {
             let num_rows = rows.len();
             let bytes = if item.tensor.is_merged() {
                 let (bytes, of_rows) = self.merged_chunk(item, rows)?;
@@ -99,7 +101,12 @@ impl<'a> Writing<'a> {
                 bytes
             } else {
                 let stored = self.merged.stored_rows(item.tensor, rows)?;
-                if item.storage == info.storage {
+                if item.offset != 0.0 {
+                    let numel = num_rows.saturating_mul(info.row_numel());
+                    let mut values = convert::to_f32(info.storage, &stored, numel)?;
+                    values.iter_mut().for_each(|v| *v += item.offset);
+                    convert::from_f32(item.storage, &values, numel.max(1))?
+                } else if item.storage == info.storage {
                     stored
                 } else {
                     let numel = num_rows.saturating_mul(info.row_numel());
@@ -221,17 +228,9 @@ fn check_range(info: &TensorInfo, storage: StorageType, bytes: &[u8]) -> Result<
     }
 }
 
-/// Ranges of rows of about [`CHUNK_ELEMENTS`], whole heads where rows move within a head. A vector is one.
-fn chunks(info: &TensorInfo, order: RowOrder) -> impl Iterator<Item = Range<usize>> + use<> {
+/// Ranges of rows of about [`CHUNK_ELEMENTS`], in the order of the output. A vector is one, unless its parts move.
+fn chunks(info: &TensorInfo, item: &Item<'_>) -> Vec<Range<usize>> {
     let num_rows = info.rows();
-    let unit = match order {
-        RowOrder::Same => 1,
-        RowOrder::InterleavedPairs { head_dim } => head_dim.max(1),
-    };
-    let per_chunk = match info.shape.len() {
-        0 | 1 => num_rows,
-        _ => (CHUNK_ELEMENTS / info.row_numel().max(1)).max(1).next_multiple_of(unit),
-    };
-    let per_chunk = per_chunk.max(1);
-    (0..num_rows).step_by(per_chunk).map(move |first| first..num_rows.min(first + per_chunk))
+    let max_rows = if info.shape.len() > 1 { CHUNK_ELEMENTS / info.row_numel().max(1) } else { num_rows };
+    item.order.pieces(num_rows, max_rows)
 }

@@ -8,7 +8,7 @@ use crate::{AttentionMemo, AttentionSpec, BlockMemo, Ctx, DType, KvConfig, MemoU
 
 /// Causal attention within sequences, by definition.
 fn attend(operands: &Operands, spec: &AttentionSpec, lens: &[usize]) -> Vec<f64> {
-    let AttentionSpec { num_heads, num_kv_heads, head_dim, scale, window } = *spec;
+    let AttentionSpec { num_heads, num_kv_heads, head_dim, scale, window, softcap } = *spec;
     let group = num_heads / num_kv_heads;
     let mut out = vec![0.0; operands[0].len()];
     let mut first = 0;
@@ -21,8 +21,9 @@ fn attend(operands: &Operands, spec: &AttentionSpec, lens: &[usize]) -> Vec<f64>
                 let scores: Vec<f64> = (from..=i)
                     .map(|j| {
                         let k = of_key(j);
-                        f64::from(scale)
-                            * (0..head_dim).map(|d| operands[0][q + d] * operands[1][k + d]).sum::<f64>()
+                        let products = (0..head_dim).map(|d| operands[0][q + d] * operands[1][k + d]);
+                        let score = f64::from(scale) * products.sum::<f64>();
+                        softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
                     })
                     .collect();
                 let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -43,19 +44,21 @@ pub(in crate::conformance) fn attention(subject: &Subject) {
         return;
     }
     let mut random = Random::new(74);
-    // Heads of both kinds, length of a head, lengths of the sequences, window.
-    type Case = ([usize; 2], usize, &'static [usize], Option<usize>);
-    let cases: [Case; 6] = [
-        ([3, 1], 64, &[1, 17, 70], None),
-        ([1, 1], 16, &[560], None),
-        ([2, 1], 16, &[70], Some(usize::MAX)),
-        ([2, 2], 16, &[130], None),
-        ([4, 2], 48, &[64, 65, 3], None),
-        ([2, 1], 32, &[150, 20], Some(40)),
+    // Heads of both kinds, length of a head, lengths of the sequences, window, bound.
+    type Case = ([usize; 2], usize, &'static [usize], Option<usize>, Option<f32>);
+    let cases: [Case; 8] = [
+        ([3, 1], 64, &[1, 17, 70], None, None),
+        ([1, 1], 16, &[560], None, None),
+        ([2, 1], 16, &[70], Some(usize::MAX), None),
+        ([2, 2], 16, &[130], None, None),
+        ([4, 2], 48, &[64, 65, 3], None, None),
+        ([2, 1], 32, &[150, 20], Some(40), None),
+        ([3, 1], 64, &[1, 17, 70], None, Some(1.5)),
+        ([2, 1], 32, &[150, 20], Some(40), Some(4.0)),
     ];
-    for ([num_heads, num_kv_heads], head_dim, lens, window) in cases {
+    for ([num_heads, num_kv_heads], head_dim, lens, window, softcap) in cases {
         let scale = (head_dim as f32).sqrt().recip();
-        let spec = AttentionSpec { num_heads, num_kv_heads, head_dim, scale, window };
+        let spec = AttentionSpec { num_heads, num_kv_heads, head_dim, scale, window, softcap };
         let mut ctx = subject.ctx(ARENA_BYTES);
         let inputs = step_of(lens, 0).inputs();
         let rows = inputs.positions.len();

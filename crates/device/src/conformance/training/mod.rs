@@ -3,6 +3,7 @@
 
 mod adapters;
 mod attention;
+mod elementwise;
 mod experts;
 mod layers;
 mod optimizer;
@@ -10,6 +11,9 @@ mod rows;
 
 pub(super) use self::adapters::{dropout, low_rank_updates};
 pub(super) use self::attention::attention;
+pub(super) use self::elementwise::{
+    gelu, layer_norm, rms_norm_of_heads, rms_norm_with_a_residual, softcap, split,
+};
 pub(super) use self::experts::{experts, experts_dropout};
 pub(super) use self::layers::frozen_layers;
 pub(super) use self::optimizer::adamw;

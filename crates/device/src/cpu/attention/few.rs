@@ -95,8 +95,7 @@ impl<E: KvElement> AttendKernel<'_, E> {
             self.scores::<S, N>(&state.q, split, end, &mut scores);
             for (i, scores) in scores.iter_mut().enumerate() {
                 let visible = self.visible(first + i, split, end - split);
-                let factor =
-                    state.softmax[i].weights::<S>(scores.as_mut_ptr(), len, visible, self.args.scale);
+                let factor = state.softmax[i].weights::<S>(scores.as_mut_ptr(), len, visible, self.scaling());
                 if factor != 1.0 {
                     scale_to::<S>(state.values[i], self.args.cache.head_dim, factor, state.values[i]);
                 }

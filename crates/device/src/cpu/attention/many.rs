@@ -173,8 +173,7 @@ impl<E: KvElement> Kernel for Weigh<'_, '_, E> {
             // SAFETY: the caller's; a split is whole vectors, and a row holds one.
             unsafe {
                 let scores = room.scores.add(n * SCORES_ROW);
-                let factor =
-                    softmax.weights::<S>(scores, len.next_multiple_of(LANES), visible, of.args.scale);
+                let factor = softmax.weights::<S>(scores, len.next_multiple_of(LANES), visible, of.scaling());
                 if factor != 1.0 {
                     let values = room.values.add(n * dim);
                     scale_to::<S>(values, dim, factor, values);

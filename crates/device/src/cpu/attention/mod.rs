@@ -15,6 +15,7 @@ use std::ops::Range;
 use super::cache::{Cache, KvElement, KvF16, KvF32};
 use super::isa::{Isa, Kernel};
 use super::lines::LINE_BYTES;
+use super::rowwise::capped;
 use super::simd::{LANES, Simd, exp};
 use crate::kv::BLOCK_SIZE;
 
@@ -44,6 +45,7 @@ pub(crate) struct Attend<'a> {
     pub(crate) position: usize,
     pub(crate) scale: f32,
     pub(crate) window: Option<usize>,
+    pub(crate) softcap: Option<f32>,
 }
 
 /// [`Attend`] for an element type.
@@ -104,6 +106,12 @@ impl<E: KvElement> AttendKernel<'_, E> {
         }
     }
 
+    /// What is done to scores.
+    #[inline(always)]
+    fn scaling(&self) -> (f32, Option<f32>) {
+        (self.args.scale, self.args.softcap)
+    }
+
     /// Positions from `split` on that query vector `i` sees, counted from there, below `len`.
     #[inline(always)]
     fn visible(&self, i: usize, split: usize, len: usize) -> Range<usize> {
@@ -150,15 +158,16 @@ struct Running {
 impl Running {
     const START: Running = Running { max: f32::NEG_INFINITY, sum: 0.0 };
 
-    /// Turns a split's scores into weights `exp(scale * score - max)`, of the `len` positions (whole vectors) those that are
-    /// not visible into 0. Gives the factor that takes sums of earlier splits to the new maximum.
+    /// Turns a split's scores into weights `exp(score - max)`, of the `len` positions (whole vectors) those that are not
+    /// visible into 0; scores are multiplied by `scale` and bounded by `softcap`. Gives the factor that takes sums of earlier
+    /// splits to the new maximum.
     #[inline(always)]
     unsafe fn weights<S: Simd>(
         &mut self,
         scores: *mut f32,
         len: usize,
         visible: Range<usize>,
-        scale: f32,
+        (scale, softcap): (f32, Option<f32>),
     ) -> f32 {
         let (first, end) = (visible.start / LANES * LANES, visible.end.next_multiple_of(LANES));
         if visible.is_empty() {
@@ -168,6 +177,14 @@ impl Running {
         }
         // SAFETY: the caller's; all vectors are within `len`.
         unsafe {
+            let mut scale = scale;
+            if let Some(cap) = softcap {
+                for at in (first..end).step_by(LANES) {
+                    let score = S::mul(S::load(scores.add(at)), S::splat(scale));
+                    S::store(scores.add(at), capped::<S>(score, cap));
+                }
+                scale = 1.0;
+            }
             for at in (first..visible.start).chain(visible.end..end) {
                 *scores.add(at) = f32::NEG_INFINITY;
             }

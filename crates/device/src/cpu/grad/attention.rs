@@ -11,6 +11,7 @@ use super::{CHUNK, f32s, part};
 use crate::cpu::f32_gemm::{Gemm, Onto};
 use crate::cpu::isa::{Isa, Kernel};
 use crate::cpu::lines::Lines;
+use crate::cpu::rowwise::capped;
 use crate::cpu::simd::{LANES, Simd, exp};
 use crate::cpu::{Cpu, SendPtr, slice};
 use crate::error::{Result, invalid};
@@ -74,6 +75,7 @@ struct HeadBackward {
     d_v: *mut f32,
     scale: f32,
     window: Option<usize>,
+    softcap: Option<f32>,
 }
 
 /// A tile of keys.
@@ -239,6 +241,7 @@ impl HeadBackward {
                 queries: queries.clone(),
                 scale: self.scale,
                 window: self.window,
+                softcap: self.softcap,
             });
             let by_queries = |a: *const f32, b: *const f32, c: *mut f32| Gemm {
                 a,
@@ -312,12 +315,13 @@ struct Softmax {
     queries: Range<usize>,
     scale: f32,
     window: Option<usize>,
+    softcap: Option<f32>,
 }
 
 impl Kernel for Softmax {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Softmax { weights, d_scores, lse, lse_row, delta, keys, queries, scale, window } = self;
+        let Softmax { weights, d_scores, lse, lse_row, delta, keys, queries, scale, window, softcap } = self;
         let len = keys.len().next_multiple_of(LANES);
         for (i, query) in queries.enumerate() {
             // The keys of the tile that the query sees.
@@ -329,11 +333,18 @@ impl Kernel for Softmax {
                 let (row, d_row) = (weights.add(i * TILE), d_scores.add(i * TILE));
                 let (lse, delta) = (S::splat(*lse.add(i * lse_row)), S::splat(*delta.add(i)));
                 for at in (0..len).step_by(LANES) {
-                    let score = S::mul(S::load(row.add(at)), S::splat(scale));
+                    let mut score = S::mul(S::load(row.add(at)), S::splat(scale));
+                    // What a score's gradient is multiplied by on its way to the product.
+                    let mut slope = S::splat(scale);
+                    if let Some(cap) = softcap {
+                        score = capped::<S>(score, cap);
+                        let t = S::mul(score, S::splat(1.0 / cap));
+                        slope = S::mul(slope, S::sub(S::splat(1.0), S::mul(t, t)));
+                    }
                     let weight = exp::<S>(S::sub(score, lse));
                     S::store(row.add(at), weight);
                     let d_weight = S::sub(S::load(d_row.add(at)), delta);
-                    S::store(d_row.add(at), S::mul(S::mul(weight, d_weight), S::splat(scale)));
+                    S::store(d_row.add(at), S::mul(S::mul(weight, d_weight), slope));
                 }
                 for unseen in [0..first, end..len] {
                     if !unseen.is_empty() {
@@ -398,6 +409,7 @@ pub(super) unsafe fn attention_backward(cpu: &Cpu, args: AttentionBackward<'_>) 
             d_v: at(d_v, kv_row),
             scale: args.scale,
             window: args.window,
+            softcap: args.softcap,
         };
         // SAFETY: the trait's contract; tasks have keys, and rows and heads of a `d_q`, of their own.
         unsafe { task.run(cpu.isa) };

@@ -20,7 +20,8 @@ use super::{Cpu, SendPtr, ptr};
 use crate::error::Result;
 use crate::experts::Routing;
 use crate::grad::{
-    AdamW, AttentionBackward, CombineBackward, DoraBackward, DropoutArgs, GradOps, TrainedModule,
+    AdamW, AttentionBackward, CombineBackward, DoraBackward, DropoutArgs, GeluBackward, GradOps,
+    TrainedModule,
 };
 use crate::ops::RopeTables;
 use crate::step::Step;
@@ -66,6 +67,18 @@ impl GradOps for CpuOps {
     ) -> Result<()> {
         // SAFETY: the caller's.
         unsafe { rows::rms_norm_backward(&self.cpu, x, weight, eps, d_out, d_x) }
+    }
+
+    unsafe fn layer_norm_backward(
+        &mut self,
+        x: &Tensor,
+        weight: &Tensor,
+        eps: f32,
+        d_out: &Tensor,
+        d_x: &Tensor,
+    ) -> Result<()> {
+        // SAFETY: the caller's.
+        unsafe { rows::layer_norm_backward(&self.cpu, x, weight, eps, d_out, d_x) }
     }
 
     unsafe fn linear_backward(
@@ -120,6 +133,16 @@ impl GradOps for CpuOps {
     ) -> Result<()> {
         // SAFETY: the caller's.
         unsafe { rows::silu_mul_backward(&self.cpu, gate, up, d_out, d_gate, d_up) }
+    }
+
+    unsafe fn gelu_backward(&mut self, args: GeluBackward<'_>) -> Result<()> {
+        // SAFETY: the caller's.
+        unsafe { rows::gelu_backward(&self.cpu, args) }
+    }
+
+    unsafe fn softcap_backward(&mut self, x: &Tensor, cap: f32, d_out: &Tensor, d_x: &Tensor) -> Result<()> {
+        // SAFETY: the caller's.
+        unsafe { rows::softcap_backward(&self.cpu, x, cap, d_out, d_x) }
     }
 
     unsafe fn gather_rows_backward(&mut self, d_out: &Tensor, rows: &Tensor, d_x: &Tensor) -> Result<()> {

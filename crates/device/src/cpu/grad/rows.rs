@@ -1,13 +1,15 @@
 //! Ops that work row by row or element by element; their kernels are in `rowwise` and `dropout`.
 
 use super::dropout::DropoutRow;
-use super::rowwise::{CrossEntropy, RmsNormBackward, SiluMulBackward};
+use super::rowwise::{
+    CrossEntropy, GeluMulBackward, LayerNormBackward, RmsNormBackward, SiluMulBackward, SoftCapBackward,
+};
 use super::{CHUNK, f32s, part};
 use crate::cpu::rows::RopeInputs;
 use crate::cpu::rowwise::Rope;
 use crate::cpu::{Cpu, SendPtr, ptr, slice};
 use crate::error::{Result, invalid};
-use crate::grad::DropoutArgs;
+use crate::grad::{DropoutArgs, GeluBackward};
 use crate::ops::RopeTables;
 use crate::step::Step;
 use crate::tensor::Tensor;
@@ -25,7 +27,8 @@ pub(super) unsafe fn rms_norm_backward(
     d_x: &Tensor,
 ) -> Result<()> {
     let op = "rms_norm_backward";
-    let (rows, len) = (x.shape().rows(), x.shape().row_len());
+    let len = weight.shape().numel();
+    let rows = x.shape().numel() / len.max(1);
     let (x, weight) = (f32s(x, op, "x")?, f32s(weight, op, "weight")?);
     let (d_out, d_x) = (f32s(d_out, op, "d_out")?, f32s(d_x, op, "d_x")?);
     cpu.chunks(rows, CHUNK / len.max(1), |first, rows| {
@@ -41,6 +44,88 @@ pub(super) unsafe fn rms_norm_backward(
                     eps,
                 });
             }
+        }
+    });
+    Ok(())
+}
+
+/// See [`crate::grad::GradOps::layer_norm_backward`].
+///
+/// # Safety
+/// The trait's contract.
+pub(super) unsafe fn layer_norm_backward(
+    cpu: &Cpu,
+    x: &Tensor,
+    weight: &Tensor,
+    eps: f32,
+    d_out: &Tensor,
+    d_x: &Tensor,
+) -> Result<()> {
+    let op = "layer_norm_backward";
+    let (rows, len) = (x.shape().rows(), x.shape().row_len());
+    let (x, weight) = (f32s(x, op, "x")?, f32s(weight, op, "weight")?);
+    let (d_out, d_x) = (f32s(d_out, op, "d_out")?, f32s(d_x, op, "d_x")?);
+    cpu.chunks(rows, CHUNK / len.max(1), |first, rows| {
+        for at in (first..first + rows).map(|row| row * len) {
+            // SAFETY: the trait's contract; tasks have rows of their own.
+            unsafe {
+                cpu.isa.run(LayerNormBackward {
+                    x: x.get().add(at),
+                    weight: weight.get(),
+                    d_out: d_out.get().add(at),
+                    d_x: d_x.get().add(at),
+                    len,
+                    eps,
+                });
+            }
+        }
+    });
+    Ok(())
+}
+
+/// See [`crate::grad::GradOps::gelu_backward`].
+///
+/// # Safety
+/// The trait's contract.
+pub(super) unsafe fn gelu_backward(cpu: &Cpu, args: GeluBackward<'_>) -> Result<()> {
+    let op = "gelu_backward";
+    let (total, kind) = (args.x.shape().numel(), args.kind);
+    let (x, d_out, d_x) =
+        (f32s(args.x, op, "x")?, f32s(args.d_out, op, "d_out")?, f32s(args.d_x, op, "d_x")?);
+    let up = args.up.map(|(up, d_up)| Ok((f32s(up, op, "up")?, f32s(d_up, op, "d_up")?))).transpose()?;
+    cpu.chunks(total, CHUNK, |at, len| {
+        // SAFETY: the trait's contract; tasks have elements of their own.
+        unsafe {
+            let (up, d_up) = match up {
+                Some((up, d_up)) => (up.get().cast_const().add(at), d_up.get().add(at)),
+                None => (std::ptr::null(), std::ptr::null_mut()),
+            };
+            let (d_out, d_x) = (d_out.get().add(at), d_x.get().add(at));
+            cpu.isa.run(GeluMulBackward { x: x.get().add(at), up, kind, d_out, d_x, d_up, len });
+        }
+    });
+    Ok(())
+}
+
+/// See [`crate::grad::GradOps::softcap_backward`].
+///
+/// # Safety
+/// The trait's contract.
+pub(super) unsafe fn softcap_backward(
+    cpu: &Cpu,
+    x: &Tensor,
+    cap: f32,
+    d_out: &Tensor,
+    d_x: &Tensor,
+) -> Result<()> {
+    let op = "softcap_backward";
+    let total = x.shape().numel();
+    let (x, d_out, d_x) = (f32s(x, op, "x")?, f32s(d_out, op, "d_out")?, f32s(d_x, op, "d_x")?);
+    cpu.chunks(total, CHUNK, |at, len| {
+        // SAFETY: the trait's contract; tasks have elements of their own.
+        unsafe {
+            let (x, d_out, d_x) = (x.get().add(at), d_out.get().add(at), d_x.get().add(at));
+            cpu.isa.run(SoftCapBackward { x, cap, d_out, d_x, len });
         }
     });
     Ok(())

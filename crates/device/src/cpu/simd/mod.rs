@@ -163,3 +163,41 @@ pub(crate) unsafe fn exp<S: Simd>(x: S::F) -> S::F {
         S::mul(p, S::exp2i(n))
     }
 }
+
+/// `tanh(x)` to about 2e-7 relative: `e / (e + 2)` with `e = exp(2 x) - 1`, in which nothing cancels for small `x`.
+#[inline(always)]
+pub(crate) unsafe fn tanh<S: Simd>(x: S::F) -> S::F {
+    // SAFETY: register arithmetic only; the caller guarantees the CPU features.
+    unsafe {
+        // From 9 on it is 1 in f32. What is no number stays one, being the second operand.
+        let x = S::min(S::splat(9.0), S::max(S::splat(-9.0), x));
+        let x = S::add(x, x);
+        let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
+        let nf = S::to_f32(n);
+        let r = S::fma(nf, S::splat(-0.693_359_4), x);
+        let r = S::fma(nf, S::splat(2.121_944_4e-4), r);
+        // exp(r) - 1, then 2^n exp(r) - 1.
+        let mut p = S::splat(1.0 / 5040.0);
+        for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0] {
+            p = S::fma(p, r, S::splat(c));
+        }
+        let scale = S::exp2i(n);
+        let e = S::fma(S::mul(p, r), scale, S::sub(scale, S::splat(1.0)));
+        S::div(e, S::add(e, S::splat(2.0)))
+    }
+}
+
+/// `erf(x)` for `x` of 0 and more, to about 2e-7 absolute (Abramowitz & Stegun, formula 7.1.26).
+#[inline(always)]
+pub(crate) unsafe fn erf<S: Simd>(x: S::F) -> S::F {
+    // SAFETY: register arithmetic only; the caller guarantees the CPU features.
+    unsafe {
+        let one = S::splat(1.0);
+        let t = S::div(one, S::fma(x, S::splat(0.327_591_1), one));
+        let mut p = S::splat(1.061_405_4);
+        for c in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6, 0.0] {
+            p = S::fma(p, t, S::splat(c));
+        }
+        S::sub(one, S::mul(p, exp::<S>(S::sub(S::splat(0.0), S::mul(x, x)))))
+    }
+}
