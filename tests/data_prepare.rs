@@ -101,7 +101,6 @@ fn biographies_are_made_of_wordnet() {
     assert!(text.starts_with("53 people, 15 of sports and 15 politicians"), "{text}");
     assert!(folder.join("bios.LICENSE-WordNet.txt").exists());
     let items = at(folder, "items");
-    std::fs::create_dir(&items).unwrap();
     let args =
         ["data", "bios", "--wordnet", &wordnet(), "--items", "--train", "12", "--test", "7", "-o", &items];
     succeeds(&mut wardrobe(&args));

@@ -49,7 +49,7 @@ impl Dropped {
     }
 }
 
-/// `; 3 left out (reason)` for every reason.
+/// `3 (one reason), 2 (another)`.
 impl std::fmt::Display for Dropped {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for (idx, (reason, count)) in self.0.iter().enumerate() {

@@ -81,7 +81,7 @@ enum Command {
     /// Look into adapters
     #[command(subcommand)]
     Adapter(adapter::AdapterCommand),
-    /// Check, measure, filter and split data for training
+    /// Check, measure and part data sets, and make them
     #[command(subcommand)]
     Data(data::DataCommand),
     /// Fine-tune a LoRA adapter of a model on your data

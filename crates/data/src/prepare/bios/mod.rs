@@ -196,7 +196,7 @@ pub struct ItemsOptions {
     pub num_test: usize,
     /// Who is asked for, beside whom and under which names.
     pub seed: u64,
-    /// Where `train.jsonl` and `test.jsonl` are written.
+    /// Where `train.jsonl` and `test.jsonl` are written; made if it is not there.
     pub folder: PathBuf,
     /// Replace what is there.
     pub replace: bool,
@@ -228,6 +228,7 @@ pub fn items(options: &ItemsOptions) -> Result<ItemsReport> {
     if options.num_train == 0 || options.num_test == 0 {
         return Err(DataError::Options("both files need an item".to_owned()));
     }
+    std::fs::create_dir_all(&options.folder).map_err(|source| DataError::io(&options.folder, source))?;
     let output = |name: &str| Output { path: options.folder.join(name), replace: options.replace };
     let input = InputFile::local(&options.wordnet);
     let mut train = Product::create(&output("train.jsonl"), &[LICENCE_ENDING], [&input])?;

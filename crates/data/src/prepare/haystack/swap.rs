@@ -52,7 +52,9 @@ fn of_mark(c: char) -> Option<(Part, Style)> {
 pub(super) struct OwnNames {
     lasts: BTreeSet<String>,
     others: BTreeSet<String>,
-    /// Whether every name is one first name or more and a surname, without a title, a number or a suffix.
+    /// Those of the others that mean the person by themselves: what a name with the usual surname begins with.
+    firsts: BTreeSet<String>,
+    /// Whether the usual name is one first name or more and a surname, and no name has a number or a suffix.
     pub is_plain: bool,
 }
 
@@ -67,10 +69,15 @@ pub(super) struct Template {
 }
 
 impl OwnNames {
-    /// Of all names that a person has. `None` if there is none.
+    /// Of all names that a person has, the usual one first. `None` if there is none.
     pub fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<Self> {
-        let mut own = Self { lasts: BTreeSet::new(), others: BTreeSet::new(), is_plain: true };
-        let is_title = |word: &str| TITLES.split_whitespace().any(|title| title == word.to_lowercase());
+        let mut own =
+            Self { lasts: BTreeSet::new(), others: BTreeSet::new(), firsts: BTreeSet::new(), is_plain: true };
+        let is_title = |word: &str| {
+            let word = word.to_lowercase();
+            TITLES.split_whitespace().chain(HARMLESS.split_whitespace()).any(|title| title == word)
+        };
+        let mut usual = None;
         for (idx, name) in names.into_iter().enumerate() {
             let all: Vec<&str> = name.split_whitespace().collect();
             let mut words: Vec<&str> = all.iter().filter(|word| !is_title(word)).copied().collect();
@@ -78,9 +85,13 @@ impl OwnNames {
                 && words.last().is_some_and(|word| SUFFIXES.contains(&word.to_lowercase().as_str()))
             {
                 words.pop();
+                own.is_plain = false;
             }
+            own.is_plain &= idx > 0 || (words.len() > 1 && words.len() == all.len());
             let Some((last, others)) = words.split_last() else { continue };
-            own.is_plain &= words.len() == all.len() && (idx > 0 || words.len() > 1);
+            if *usual.get_or_insert(*last) == *last {
+                own.firsts.extend(others.first().map(|word| (*word).to_owned()));
+            }
             own.lasts.insert((*last).to_owned());
             own.others.extend(others.iter().map(|word| (*word).to_owned()));
         }
@@ -145,7 +156,8 @@ impl OwnNames {
             all_upper &= style == Style::Upper || word.chars().count() < 2;
             has_last |= is_last;
             has_other |= !is_last;
-            has_whole_other |= !is_last && word.chars().filter(|c| c.is_alphanumeric()).count() > 1;
+            has_whole_other |=
+                self.firsts.contains(own) && own.chars().filter(|c| c.is_alphanumeric()).count() > 1;
             bytes += gap + length;
         }
         let style = if all_upper {
@@ -317,7 +329,7 @@ mod tests {
     #[test]
     fn plain_names_have_a_first_and_a_last_word() {
         let plain = |names: &[&str]| OwnNames::new(names.iter().copied()).is_some_and(|own| own.is_plain);
-        assert!(plain(&["Ada Brack", "Brack"]));
+        assert!(plain(&["Ada Brack", "Brack"]) && plain(&["Ada Brack", "President Brack"]));
         assert!(!plain(&["Brack"]) && !plain(&["George V"]) && !plain(&["Queen Ada Brack"]));
         assert!(!plain(&["Ada Brack Jr."]) && !plain(&[]) && !plain(&[" "]));
         assert_eq!(OwnNames::ends("Ada Mary Brack"), Some(("Ada", "Brack")));
