@@ -18,7 +18,7 @@ const MAX_COPIED: usize = 20_000;
 const MAX_COPIES: usize = 16;
 
 /// Names that may be looked at. Where there are more, the rest stays as it is.
-const MAX_NAMES: usize = 4_000_000;
+const MAX_NAMES: usize = 1_000_000;
 
 /// Keywords whose value is a schema, or a list of schemas, of something inside the value that is described.
 const INSIDE: [&str; 7] = [

@@ -75,8 +75,8 @@ impl Template {
         self.compiled.session()
     }
 
-    /// A short text that it allows, without the token that ends it: no answer can be held to it in fewer tokens than the
-    /// shortest, and this many always do.
+    /// A short text that it allows, without the token that ends it: this many tokens always do. It is the shortest for closed
+    /// schemas; for GBNF it is but for tokens that a literal shares with what follows it; else it is the shortest that was found.
     pub fn shortest(&self) -> &[TokenId] {
         &self.shortest
     }
