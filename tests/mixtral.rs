@@ -3,6 +3,8 @@
 //! implementation is `parity.rs`'s to say, and its gradients `training_gradients.rs`'s.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A test fails by panicking.
 
+#[path = "../crates/device-cuda/tests/support/mod.rs"]
+mod emulated;
 mod support;
 
 use std::collections::BTreeMap;
@@ -21,6 +23,8 @@ use wardrobe::{
     LoraOptions, MergeOptions, Model, ModelOptions, PeftAdapter, Request, SamplingParams, TokenId,
     TrainConfig, TrainInto, Trainer, WeightPrecision, merge,
 };
+use wardrobe_device_cuda::driver::emulated::EmulatedDriver;
+use wardrobe_device_cuda::{CudaDevice, CudaOptions};
 use wardrobe_formats::gguf::{self, GgufTensor};
 use wardrobe_formats::safetensors::{self, TensorData};
 use wardrobe_formats::{ModelFiles, StorageType, convert};
@@ -89,7 +93,8 @@ fn write_gguf(folder: &Path, to: &Path, storage: StorageType, stacked: bool) {
             (None, _) => ("output.weight".to_owned(), info.shape.clone()),
             (Some((layer, rest)), _) => match rest.strip_prefix("block_sparse_moe.experts.") {
                 Some(rest) => {
-                    let [expert, part, _] = rest.split('.').collect::<Vec<_>>().try_into().unwrap();
+                    let [expert, part, _]: [&str; 3] =
+                        rest.split('.').collect::<Vec<_>>().try_into().unwrap();
                     let part = match part {
                         "w1" => "ffn_gate",
                         "w2" => "ffn_down",
@@ -479,4 +484,87 @@ fn attention_is_trained_by_default_and_experts_by_name() {
     };
     let (before, after) = (loss(None), loss(Some(one.adapter())));
     assert!(after < 0.8 * before, "from {before} to {after}");
+}
+
+/// The CUDA device, whose kernels run on the CPU: prompts, recorded steps with adapters, and gradients. Rows go to both of two
+/// experts, so that no rounding sends one elsewhere.
+#[test]
+fn the_cuda_device_agrees_but_for_its_rounding() {
+    let Some(kernels) = emulated::kernels() else { return };
+    let tiny = TinyModel {
+        experts: Some((2, 2)),
+        hidden_size: 128,
+        head_dim: 64,
+        num_heads: 2,
+        num_kv_heads: 1,
+        storage: StorageType::BF16,
+        ..TinyModel::mixtral()
+    };
+    let folder = tiny.write();
+    let device = CudaDevice::over(Arc::new(EmulatedDriver::new(kernels, 1 << 30)), &CudaOptions::default());
+    let model = Model::open_on(Arc::new(device.unwrap()), folder.path(), &ModelOptions::default()).unwrap();
+    let kind = RandomLora { targets: MIXTRAL_MODULES.to_vec(), ..RandomLora::default() };
+    let dir = folder.path().join("adapter");
+    kind.write(model.config(), &dir);
+    let adapter = PeftAdapter::open(&dir).unwrap();
+    let reference = Reference::open(folder.path());
+    let engine =
+        model.engine(&EngineOptions { kv_bytes: Some(4 << 20), ..EngineOptions::default() }).unwrap();
+    let source = AdapterSource::Path(dir.clone());
+    engine.load_adapter("a", source, LoadOptions::default()).unwrap();
+    // Prompts of fewer rows than are read back, and of more; and some steps of generation.
+    for (name, reference) in [(None, reference.clone()), (Some("a"), reference.merged(&adapter))] {
+        for len in [5, 50] {
+            let request = Request {
+                prompt_token_ids: Rng::new(3).tokens(len, 320).into(),
+                adapter: name.map(str::to_owned),
+                sampling: SamplingParams::greedy(),
+                max_tokens: Some(6),
+                ignore_eos: true,
+                logprobs: Some(0),
+                prompt_logprobs: Some(0),
+                ..Request::default()
+            };
+            let completion = answer(&engine, request.clone());
+            let mut text = request.prompt_token_ids.to_vec();
+            text.extend(&completion.choices[0].token_ids);
+            let rows = completion.prompt_logprobs.iter().flatten().flatten();
+            let rows: Vec<_> = rows.chain(&completion.choices[0].logprobs).collect();
+            assert_eq!(rows.len(), text.len() - 1);
+            let want = &reference.mixtral_logits(&[text])[0];
+            for (i, (row, want)) in rows.iter().zip(want).enumerate() {
+                let want = support::reference::log_softmax(want)[row.token.0 as usize];
+                let off = (f64::from(row.logprob) - want).abs();
+                assert!(off < 0.15, "{name:?}, {len} tokens, position {i}: {} and {want}", row.logprob);
+            }
+        }
+    }
+    let config = TrainConfig {
+        lora: LoraConfig {
+            rank: kind.rank,
+            alpha: kind.alpha,
+            target_modules: MIXTRAL_MODULES.map(str::to_owned).into(),
+            ..LoraConfig::default()
+        },
+        threads: Some(2),
+        ..TrainConfig::default()
+    };
+    let data = counting(3, 40);
+    let gradients = |model: &Model| {
+        let trainer =
+            wardrobe::train::Trainer::new(model.device().clone(), model.decoder().clone(), config.clone());
+        trainer.unwrap().with_start(adapter.clone()).gradients(&data).unwrap()
+    };
+    let (got, want) = (gradients(&model), gradients(&open(folder.path(), WeightPrecision::AsStored)));
+    assert!((got.loss / want.loss - 1.0).abs() < 0.01, "{} and {}", got.loss, want.loss);
+    for want in &want.modules {
+        let got = got.modules.iter().find(|m| m.path == want.path).unwrap();
+        for (got, want) in [(&got.a, &want.a), (&got.b, &want.b)] {
+            let norm = |values: &mut dyn Iterator<Item = f32>| {
+                values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
+            };
+            let off = norm(&mut got.iter().zip(want).map(|(a, b)| a - b)) / norm(&mut want.iter().copied());
+            assert!(off < 0.05, "{}: off by {off}", got.len());
+        }
+    }
 }
