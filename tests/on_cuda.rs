@@ -14,8 +14,8 @@ use support::tiny::TinyModel;
 use wardrobe::data::{Dataset, Example};
 use wardrobe::train::{BatchSize, Event, LoraConfig, Observer, OptimizerConfig};
 use wardrobe::{
-    AdapterSource, EngineOptions, LoadOptions, Model, ModelOptions, Request, SamplingParams, TokenId,
-    TrainConfig, Trainer, in_process,
+    AdapterSource, EngineOptions, LoadOptions, Model, ModelOptions, Request, SamplingParams, Speculation,
+    TokenId, TrainConfig, Trainer, in_process,
 };
 use wardrobe_device_cuda::driver::emulated::EmulatedDriver;
 use wardrobe_device_cuda::{CudaDevice, CudaOptions};
@@ -89,6 +89,46 @@ fn keys_and_values_take_what_the_card_has_free_and_are_told_as_they_were_taken()
     // Less is free now, and the plan is that of the engine all the same.
     let plan = model.memory_plan(&options);
     assert_eq!(plan.kv_tokens, 16 * engine.stats().total_blocks as u64);
+}
+
+#[test]
+fn several_rows_of_a_sequence_are_sampled_as_one_after_the_other() {
+    let Some(kernels) = emulated::kernels() else { return };
+    let driver = Arc::new(EmulatedDriver::new(kernels, 1 << 30));
+    let options = CudaOptions { deterministic: true, ..CudaOptions::default() };
+    let card = Arc::new(CudaDevice::over(driver, &options).unwrap());
+    let tiny = TinyModel::default();
+    let folder = tiny.write();
+    let model = Model::open_on(card, folder.path(), &ModelOptions::default()).unwrap();
+    let payload = Arc::new(RandomLora { rank: 4, ..RandomLora::default() }.build(model.config()));
+    // Prompts that repeat themselves; steps with drafts among recorded ones without.
+    let requests: Vec<Request> = (0..4_usize)
+        .map(|i| {
+            let piece: Vec<TokenId> =
+                (0..5).map(|k| TokenId(((i * 31 + k * 7) % (tiny.vocab_size - 2)) as u32)).collect();
+            let sampling = match i % 2 {
+                0 => SamplingParams::greedy(),
+                _ => SamplingParams { temperature: 0.2, seed: Some(5), ..SamplingParams::default() },
+            };
+            let request = Request::new(piece.repeat(3)).with_sampling(sampling).with_max_tokens(24);
+            let request = Request { ignore_eos: true, ..request };
+            if i > 1 { request.with_adapter("a") } else { request }
+        })
+        .collect();
+    let asked = |speculation| {
+        let mut options = self::options();
+        options.config.speculation = speculation;
+        let engine = model.engine(&options).unwrap();
+        let source = AdapterSource::InProcess { label: "random".to_owned(), payload: payload.clone() };
+        engine.load_adapter("a", source, LoadOptions::default()).unwrap();
+        let streams: Vec<_> = requests.iter().map(|r| engine.submit(r.clone()).unwrap()).collect();
+        let choices: Vec<_> = streams.into_iter().map(|s| s.completion_blocking().choices).collect();
+        (choices, engine.stats())
+    };
+    let (without, _) = asked(Speculation::Off);
+    let (with, stats) = asked(Speculation::Always);
+    assert_eq!(with, without);
+    assert!(stats.accepted_tokens > 0, "{stats:?}");
 }
 
 /// Texts that count up by one from anywhere: something to learn.

@@ -122,11 +122,14 @@ impl PendingMask {
     fn wait(&self, until: Instant) -> Option<Result<Arc<[u32]>, String>> {
         let mut state = self.of.lock();
         let is_late = |state: &mut PendingState| state.masks.len() <= self.idx && !state.is_done;
-        if is_late(&mut state) {
-            state.hurry = true;
-            let left = until.saturating_duration_since(Instant::now());
-            let waited = self.of.done.wait_timeout_while(state, left, is_late);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        // Half of the time is for all masks of the chunk, the rest for this one alone.
+        for part in [2, 1] {
+            if is_late(&mut state) {
+                state.hurry = part == 1;
+                let left = until.saturating_duration_since(Instant::now()) / part;
+                let waited = self.of.done.wait_timeout_while(state, left, is_late);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
         }
         match state.masks.get(self.idx) {
             Some(mask) => Some(Ok(mask.clone())),
@@ -144,20 +147,21 @@ impl PendingMasks {
         self.lock().is_done
     }
 
-    /// One more mask; whether the next is wanted too.
-    fn put(&self, mask: Vec<u32>) -> bool {
-        let mut state = self.lock();
-        state.masks.push(mask.into());
+    /// One more mask, which is not the last.
+    fn put(&self, mask: Vec<u32>) {
+        self.lock().masks.push(mask.into());
         self.done.notify_all();
-        !state.hurry
     }
 
-    /// There are no more.
-    fn end(&self, session: Result<Box<dyn Session>, String>) {
+    /// The last mask, and the session as it was before the first.
+    fn end(&self, last: Result<(Vec<u32>, Box<dyn Session>), String>) {
         let mut state = self.lock();
         state.is_done = true;
-        match session {
-            Ok(session) => state.session = Some(session),
+        match last {
+            Ok((mask, session)) => {
+                state.masks.push(mask.into());
+                state.session = Some(session);
+            }
             Err(error) => state.error = Some(error),
         }
         self.done.notify_all();
@@ -254,22 +258,23 @@ fn run(job: Job) {
     let filled = catch_unwind(AssertUnwindSafe(|| {
         let mut session = of.unwrap_or_else(|template| template.session());
         let (mut taken, mut rest) = (0, draft.tokens.iter());
-        for at in std::iter::once(0).chain(draft.samples) {
+        let mut samples = draft.samples.iter();
+        loop {
+            let mut mask = vec![0_u32; words];
+            session.fill_mask(&mut mask)?;
+            let Some(at) = samples.next().filter(|_| !pending.lock().hurry) else {
+                session.rollback(taken)?;
+                return Ok::<_, wardrobe_grammar::GrammarError>((mask, session));
+            };
+            pending.put(mask);
             for token in rest.by_ref().take(at - taken) {
                 session.accept(*token)?;
                 taken += 1;
             }
-            let mut mask = vec![0_u32; words];
-            session.fill_mask(&mut mask)?;
-            if !pending.put(mask) {
-                break;
-            }
         }
-        session.rollback(taken)?;
-        Ok::<_, wardrobe_grammar::GrammarError>(session)
     }));
     pending.end(match filled {
-        Ok(Ok(session)) => Ok(session),
+        Ok(Ok(last)) => Ok(last),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err("the grammar panicked".to_owned()),
     });
@@ -355,7 +360,7 @@ impl Constrained {
         self.completion
     }
 
-    /// Masks of the next sample and of those along a draft that [`Constrained::draft`] gave.
+    /// Masks of the next sample and of those along a draft.
     pub fn allowed(&mut self, draft: &Draft, workers: &mut MaskWorkers) -> Vec<Allowed> {
         if let Some(known) = self.known_masks(draft) {
             return known.into_iter().map(Allowed::These).collect();

@@ -17,6 +17,8 @@ struct Times {
     seconds: [f32; KEPT],
     count: usize,
     last_step: u64,
+    /// The lower median of those kept.
+    typical: f64,
 }
 
 impl Times {
@@ -27,13 +29,10 @@ impl Times {
         // Beyond `KEPT` it only says which is the oldest.
         self.count = if self.count >= 2 * KEPT { KEPT + 1 } else { self.count + 1 };
         self.last_step = step;
-    }
-
-    fn typical(&self) -> Option<f64> {
         let mut kept = self.seconds;
-        let kept = kept.get_mut(..self.count.min(KEPT))?;
+        let kept = kept.get_mut(..self.count.min(KEPT)).unwrap_or_default();
         kept.sort_unstable_by(f32::total_cmp);
-        kept.get(kept.len().saturating_sub(1) / 2).map(|seconds| f64::from(*seconds))
+        self.typical = kept.get(kept.len().saturating_sub(1) / 2).map_or(0.0, |seconds| f64::from(*seconds));
     }
 }
 
@@ -46,7 +45,7 @@ pub(super) struct StepTimes {
 }
 
 /// Rows that are told apart: all up to 32, then in steps of an eighth.
-fn bucket(rows: usize) -> usize {
+pub(super) fn bucket(rows: usize) -> usize {
     let width = (rows / 32).next_power_of_two() * if rows >= 32 { 4 } else { 1 };
     if rows < 32 { rows } else { rows.next_multiple_of(width) }
 }
@@ -71,8 +70,8 @@ impl StepTimes {
 
     /// Seconds of a step without drafts: measured, or between two that were.
     pub fn plain(&self, rows: usize) -> Option<f64> {
-        let below = self.plain.range(..=bucket(rows)).next_back().and_then(point);
-        let above = self.plain.range(bucket(rows)..).next().and_then(point);
+        let below = self.plain.range(..=bucket(rows)).next_back().map(point);
+        let above = self.plain.range(bucket(rows)..).next().map(point);
         match (below, above) {
             (Some(below), Some(above)) => Some(between(below, above, rows)),
             // A step with fewer rows takes no longer.
@@ -91,7 +90,7 @@ impl StepTimes {
             .drafted
             .range((group, 0)..(group + 1, 0))
             .filter(|((_, of), times)| *of > base.0 && is_fresh(times))
-            .filter_map(|((_, of), times)| point((of, times)));
+            .map(|((_, of), times)| point((of, times)));
         let (mut below, mut above) = (base, None);
         for at in known.by_ref() {
             if at.0 >= rows {
@@ -113,8 +112,8 @@ impl StepTimes {
     }
 }
 
-fn point((rows, times): (&usize, &Times)) -> Option<(usize, f64)> {
-    times.typical().map(|seconds| (*rows, seconds))
+fn point((rows, times): (&usize, &Times)) -> (usize, f64) {
+    (*rows, times.typical)
 }
 
 fn between(below: (usize, f64), above: (usize, f64), rows: usize) -> f64 {

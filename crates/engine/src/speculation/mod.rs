@@ -21,7 +21,7 @@ use wardrobe_grammar::Session;
 use crate::config::Speculation;
 use crate::constraint::Draft;
 use crate::ids::TokenId;
-use cost::StepTimes;
+use cost::{StepTimes, bucket};
 use lookup::{Lookup, MAX_PAST, Place, Text};
 use odds::Odds;
 
@@ -309,7 +309,7 @@ impl Speculator {
         let (mut rows, mut gain) = (0, 0.0);
         let mut gains = vec![0.0; guesses.len()];
         let (mut best, mut best_len) = (MIN_GAIN * step.sequences as f64 / base, 0);
-        let mut picks = Vec::new();
+        let (mut picks, mut last) = (Vec::new(), (0, 0.0));
         while let Some(pick) = next.pop() {
             if rows + pick.rows > room {
                 continue;
@@ -325,7 +325,11 @@ impl Speculator {
                 best_len = picks.len();
                 continue;
             }
-            let seconds = self.times.drafted(step.sequences, (step.rows, base), step.rows + rows);
+            let shape = bucket(step.rows + rows);
+            if shape != last.0 {
+                last = (shape, self.times.drafted(step.sequences, (step.rows, base), shape));
+            }
+            let seconds = last.1;
             let rate = (step.sequences as f64 + gain) / seconds;
             let bears = |((drafter, _), gain): (&(&Drafter, _), &f64)| {
                 seconds - base - gain * base <= drafter.tolerance(base)
