@@ -92,8 +92,15 @@ fn check(report: &Report) {
     while let Some((key, value)) = stack.pop() {
         match value {
             serde_json::Value::Null => {
-                let known =
-                    ["model", "data", "baseline", "cost", "standard_error", "cached_input_per_million"];
+                let known = [
+                    "model",
+                    "data",
+                    "baseline",
+                    "max_tokens",
+                    "cost",
+                    "standard_error",
+                    "cached_input_per_million",
+                ];
                 assert!(known.contains(&key), "{key} is null");
             }
             serde_json::Value::Array(list) => stack.extend(list.iter().map(|value| (key, value))),

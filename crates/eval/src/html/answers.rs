@@ -85,8 +85,7 @@ fn write_item(report: &Report, at: usize, item: &ItemShown, out: &mut String) {
         "<article class=\"item\"><details><summary><span class=\"dim\">line {}{}</span> {}</summary><p>{}</p></details>\n",
         item.line,
         escape(&numbers),
-        // What is asked is more often at the end of a long question than in what comes before it.
-        escape(&excerpt(&item.question, 90)),
+        escape(&heading(&item.question)),
         escape(&shortened(item.question.clone(), MAX_QUESTION_CHARS)),
     );
     let right = |text: &String| escape(&shortened(text.clone(), MAX_GOLD_CHARS));
@@ -124,6 +123,15 @@ fn write_item(report: &Report, at: usize, item: &ItemShown, out: &mut String) {
     out.push_str("</article>\n");
 }
 
+/// A line of a question: of a long one its end, since there it says more often what is asked.
+fn heading(question: &str) -> String {
+    let num = question.chars().count();
+    match num.checked_sub(90) {
+        Some(skipped) if num > 300 => format!("…{}", question.chars().skip(skipped).collect::<String>()),
+        _ => excerpt(question, 90),
+    }
+}
+
 fn write_answer(
     report: &Report,
     answer: &Answer,
@@ -134,6 +142,10 @@ fn write_answer(
     let main = answer.score.get(&report.main_measure);
     let score = main.map(|value| format!(" data-s=\"{value}\"")).unwrap_or_default();
     let mistakes: Vec<String> = answer.mistakes.iter().map(|mistake| key(*mistake)).collect();
+    let text = match answer.text.is_empty() {
+        true => String::new(),
+        false => format!("<p>{}</p>", escape(&shortened(answer.text.clone(), MAX_ANSWER_CHARS))),
+    };
     let tags: String = answer
         .mistakes
         .iter()
@@ -142,11 +154,10 @@ fn write_answer(
     writeln!(
         out,
         "<div class=\"answer\" data-t=\"{target}\" data-m=\"{}\"{score}><span class=\"name key {}\"><span>{name}</span></span>\
-         <span class=\"value\">{}</span><p>{}</p><span class=\"more\">{tags}{}{}</span></div>",
+         <span class=\"value\">{}</span>{text}<span class=\"more\">{tags}{}{}</span></div>",
         mistakes.join(" "),
         color(target),
         main.map_or_else(|| "-".to_owned(), short),
-        escape(&shortened(answer.text.clone(), MAX_ANSWER_CHARS)),
         escape(&scores(&answer.score)),
         // A task with mistakes has said so.
         if answer.is_cut && answer.mistakes.is_empty() { " · cut off" } else { "" },

@@ -8,7 +8,7 @@ use crate::report::{Cell, Grouping, Report, rounded};
 const WIDTH: f64 = 560.0;
 const HEIGHT: f64 = 260.0;
 const LEFT: f64 = 52.0;
-const RIGHT: f64 = 14.0;
+const RIGHT: f64 = 30.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 34.0;
 /// A label of the axis takes about so much room.
@@ -61,8 +61,8 @@ pub(super) fn curve(report: &Report, group: &Grouping, out: &mut String) {
         return;
     }
     let y_span = span(&values);
-    // Lengths double: on a scale that shows that they are apart.
-    let is_log = first > 0.0 && last / first >= 8.0;
+    // Lengths that double are shown on a scale on which they are apart.
+    let is_log = first > 0.0 && last / first >= 8.0 && places.is_sorted_by(|a, b| *b >= 1.5 * a);
     let scale = |value: f64| if is_log { value.ln() } else { value };
     let x_span = Span::of([scale(first), scale(last)].into_iter());
     let x = |value: f64| LEFT + x_span.share(scale(value)) * (WIDTH - LEFT - RIGHT);

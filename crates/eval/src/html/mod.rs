@@ -45,10 +45,12 @@ impl Report {
              <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; \
              script-src 'unsafe-inline'\">\n\
              <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<style>\n{STYLE}</style></head>\n\
-             <body><h1>{title}</h1>\n<p class=\"dim\">{} items{}, answers of at most {} tokens, greedy</p>\n",
+             <body><h1>{title}</h1>\n<p class=\"dim\">{} items{}{}</p>\n",
             self.items.len(),
             self.data.as_ref().map(|data| format!(" of {}", escape(data))).unwrap_or_default(),
-            self.max_tokens,
+            self.max_tokens
+                .map(|max| format!(", answers of at most {max} tokens, greedy"))
+                .unwrap_or_default(),
         );
         self.write_summary(&mut out);
         self.write_groups(&mut out);

@@ -37,8 +37,8 @@ pub struct Report {
     pub model: Option<String>,
     /// Where the items came from, if the caller says so.
     pub data: Option<String>,
-    /// The most tokens of an answer.
-    pub max_tokens: usize,
+    /// The most tokens of an answer; `None` where nothing was generated.
+    pub max_tokens: Option<usize>,
     /// Wall time of the run.
     pub seconds: f64,
     /// Lines of the data that were no items.
@@ -249,7 +249,7 @@ impl Report {
             less_is_better,
             model: None,
             data: None,
-            max_tokens: run.max_tokens,
+            max_tokens: matches!(task.way(), Way::Answers(_)).then_some(run.max_tokens),
             seconds: run.seconds,
             problems: Vec::new(),
             baseline: None,

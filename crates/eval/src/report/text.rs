@@ -28,7 +28,9 @@ impl Report {
             if result.num_cut > 0 {
                 notes.push(format!(
                     "{}: {} answers cut off at {} tokens",
-                    result.name, result.num_cut, self.max_tokens
+                    result.name,
+                    result.num_cut,
+                    self.max_tokens.unwrap_or_default()
                 ));
             }
             if let Some(first) = result.failed.first() {

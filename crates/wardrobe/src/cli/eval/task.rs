@@ -6,11 +6,11 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use clap::builder::PossibleValue;
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use wardrobe::eval::{self, Ignored, Price, Task, TaskSettings, Way, WordList};
 
-use crate::cli::failure::UsageError;
-use crate::cli::open;
+use super::super::failure::UsageError;
+use super::super::open;
 
 /// More numbers of one flag are a mistake.
 const MAX_VALUES: usize = 32;
@@ -61,13 +61,11 @@ enum Ignore {
     Nothing,
 }
 
-fn tasks() -> impl clap::builder::TypedValueParser<Value = String> {
-    use clap::builder::TypedValueParser as _;
+fn tasks() -> PossibleValuesParser {
     let value = |task: &&'static dyn Task| {
         PossibleValue::new(task.name()).help(task.purpose()).aliases(task.other_names().iter().copied())
     };
-    clap::builder::PossibleValuesParser::new(eval::TASKS.iter().map(value).collect::<Vec<_>>())
-        .map(|name| name)
+    PossibleValuesParser::new(eval::TASKS.iter().map(value).collect::<Vec<_>>())
 }
 
 impl TaskArgs {
