@@ -30,15 +30,26 @@ impl FromRequest<Arc<ServerState>> for JsonObject {
         if declared.and_then(|text| text.parse::<u64>().ok()).is_some_and(|n| n > limit_bytes as u64) {
             return Err(ApiError::body_too_large(limit_bytes));
         }
-        let read = read(request.into_body(), &state.bodies, limit_bytes);
-        let Ok(read) = tokio::time::timeout(state.config.read_timeout, read).await else {
-            let message = "the request body did not arrive in time";
-            return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout_error", message));
-        };
-        let (bytes, share) = read?;
+        let (bytes, share) = read_in_time(request.into_body(), state, limit_bytes).await?;
         match bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
             Some(b'{') => Ok(Self { bytes, share }),
             _ => Err(ApiError::bad_request("the request body must be a JSON object")),
+        }
+    }
+}
+
+/// Reads a body, within its limit, what is left of the budget, and the time that clients have.
+pub(crate) async fn read_in_time(
+    body: Body,
+    state: &ServerState,
+    limit_bytes: usize,
+) -> Result<(Bytes, BodyShare)> {
+    let read = read(body, &state.bodies, limit_bytes);
+    match tokio::time::timeout(state.config.read_timeout, read).await {
+        Ok(read) => read,
+        Err(_) => {
+            let message = "the request body did not arrive in time";
+            Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout_error", message))
         }
     }
 }

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use wardrobe_batch::{FilePurpose, JobRunner, NewFile, StoredFile, Upload};
 
-use crate::body::json;
+use crate::body::{json, read_in_time};
 use crate::download;
 use crate::error::{ApiError, Result};
 use crate::jobs::{Id, Runner, call};
@@ -19,6 +20,8 @@ use crate::wire::files::{FileDeleted, FileList, FileObject};
 
 const MAX_FILES_A_PAGE: usize = 10_000;
 const MAX_NAME_BYTES: usize = 1024;
+/// A form without a file is a few words.
+const MAX_FORM_BYTES: usize = 16 << 10;
 
 /// The purpose of this name, in OpenAI's words or Together's.
 fn purpose(name: &str) -> Result<FilePurpose> {
@@ -44,6 +47,55 @@ struct Form {
     checksum: Option<String>,
 }
 
+impl Form {
+    /// Whether a form has a field of this name. Others are passed over.
+    fn knows(name: &str) -> bool {
+        matches!(name, "purpose" | "file_name" | "checksum")
+    }
+
+    fn set(&mut self, name: &str, text: String) -> Result<()> {
+        match name {
+            "purpose" => self.purpose = Some(purpose(&text)?),
+            "file_name" => self.file_name = Some(text),
+            "checksum" => self.checksum = Some(text),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The purpose, once the whole form has been looked at.
+    fn checked_purpose(&self) -> Result<FilePurpose> {
+        let is_digest = |text: &String| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if !self.checksum.as_ref().is_none_or(is_digest) {
+            return Err(ApiError::invalid("checksum", "is no SHA-256 in 64 hexadecimal digits"));
+        }
+        // It is kept until the file comes.
+        if self.file_name.as_ref().is_some_and(|name| name.len() > MAX_NAME_BYTES) {
+            return Err(ApiError::invalid("file_name", "is too long"));
+        }
+        self.purpose.ok_or_else(|| ApiError::invalid("purpose", "is missing"))
+    }
+
+    /// A form without a file, as Together's client of 2023 announces one: like a query, in the body.
+    async fn of_query(state: &ServerState, body: Body) -> Result<Self> {
+        let (bytes, _share) = read_in_time(body, state, MAX_FORM_BYTES).await?;
+        let text = std::str::from_utf8(&bytes).map_err(|_| ApiError::bad_request("the form is not UTF-8"))?;
+        let query = Query::parse(Some(text))?;
+        let mut form = Self::default();
+        for name in ["purpose", "file_name", "checksum"] {
+            if let Some(text) = query.get(name) {
+                form.set(name, text.to_owned())?;
+            }
+        }
+        Ok(form)
+    }
+}
+
+fn is_like_a_query(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    kind.split(';').next().unwrap_or("").trim().eq_ignore_ascii_case("application/x-www-form-urlencoded")
+}
+
 /// `POST /v1/files`.
 pub(crate) async fn create(
     State(state): State<Arc<ServerState>>,
@@ -56,6 +108,12 @@ pub(crate) async fn create(
     let _place = state.uploads.admit()?;
     let (parts, body) = request.into_parts();
     refuse_long(&parts.headers, runner.config().max_file_bytes.saturating_add(64 << 10))?;
+    if is_like_a_query(&parts.headers) {
+        let form = Form::of_query(&state, body).await?;
+        let (purpose, checksum) = (form.checked_purpose()?, form.checksum);
+        let file_name = form.file_name.ok_or_else(|| ApiError::invalid("file_name", "is missing"))?;
+        return announce(&state, &runner, &parts.headers, (file_name, purpose, checksum));
+    }
     let mut reader = Multipart::new(&parts.headers, body, state.config.read_timeout)?;
     let (mut form, mut upload) = (Form::default(), None::<Upload>);
     while let Some(part) = reader.next_part().await? {
@@ -70,27 +128,16 @@ pub(crate) async fn create(
                 upload = Some(write_all(begun, Source::Part(&mut reader)).await?);
             }
             ("file", None) => return Err(ApiError::invalid("file", "is a text, not a file with a name")),
-            ("purpose", _) => form.purpose = Some(purpose(&reader.text("purpose").await?)?),
-            ("file_name", _) => form.file_name = Some(reader.text("file_name").await?),
-            ("checksum", _) => form.checksum = Some(reader.text("checksum").await?),
+            (name, _) if Form::knows(name) => form.set(name, reader.text(name).await?)?,
             (name, _) if name.starts_with("expires_after") => {
                 return Err(ApiError::unsupported("expires_after", "files stay until they are deleted"));
             }
             _ => {}
         }
     }
-    let is_digest = |text: &String| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if !form.checksum.as_ref().is_none_or(is_digest) {
-        return Err(ApiError::invalid("checksum", "is no SHA-256 in 64 hexadecimal digits"));
-    }
-    // It is kept until the file comes.
-    if form.file_name.as_ref().is_some_and(|name| name.len() > MAX_NAME_BYTES) {
-        return Err(ApiError::invalid("file_name", "is too long"));
-    }
-    let missing = |field: &str| ApiError::invalid(field, "is missing");
-    let purpose = form.purpose.ok_or_else(|| missing("purpose"))?;
+    let purpose = form.checked_purpose()?;
     let Some(mut upload) = upload else {
-        let file_name = form.file_name.ok_or_else(|| missing("file"))?;
+        let file_name = form.file_name.ok_or_else(|| ApiError::invalid("file", "is missing"))?;
         return announce(&state, &runner, &parts.headers, (file_name, purpose, form.checksum));
     };
     upload.set_purpose(purpose);

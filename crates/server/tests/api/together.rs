@@ -1,6 +1,7 @@
 //! Together's API of 2023: the inference call, the job routes, and what its client asks around them.
 
-use axum::http::Method;
+use axum::body::Body;
+use axum::http::{Method, Request, header};
 use serde_json::{Value, json};
 use wardrobe_engine::{AdapterSource, LoadOptions};
 use wardrobe_server::ServerConfig;
@@ -174,6 +175,38 @@ async fn models_are_described_and_all_of_them_run() {
     // Without jobs nothing can be fine-tuned.
     let bench = Bench::new(ServerConfig::default());
     assert_eq!(bench.get("/models/info").await.ok()[0]["finetuning_supported"], false);
+}
+
+#[tokio::test]
+async fn a_file_is_announced_by_a_form_without_a_file() {
+    let jobs = JobBench::new(ServerConfig::default());
+    let bench = &jobs.bench;
+    let announce = |form: String| {
+        let request = Request::post("/v1/files").header(header::HOST, "wardrobe.test");
+        let kind = "application/x-www-form-urlencoded";
+        bench.send(request.header(header::CONTENT_TYPE, kind).body(Body::from(form)).unwrap())
+    };
+    let answer = announce("purpose=fine-tune&file_name=two+words.jsonl&extra=1".to_owned()).await;
+    assert_eq!(answer.status, 302, "{}", answer.text());
+    let id = answer.headers["x-together-file-id"].to_str().unwrap().to_owned();
+    let place = answer.headers["location"].to_str().unwrap().strip_prefix("http://wardrobe.test").unwrap();
+    let sent = bench.send(Request::put(place).body(Body::from(RECORDS)).unwrap()).await;
+    assert_eq!(sent.status, 200, "{}", sent.text());
+    let preprocessed = bench.call(&Method::POST, &format!("/v1/files/{id}/preprocess"), &[]).await;
+    assert_eq!(preprocessed.status, 200, "{}", preprocessed.text());
+    assert_eq!(bench.get(&format!("/v1/files/{id}")).await.ok()["filename"], "two words.jsonl");
+    for (form, param) in [
+        (String::new(), "purpose"),
+        ("purpose=fine-tune".to_owned(), "file_name"),
+        ("purpose=theft&file_name=a".to_owned(), "purpose"),
+        ("purpose=fine-tune&file_name=a&checksum=12".to_owned(), "checksum"),
+        (format!("purpose=fine-tune&file_name={}", "a".repeat(2000)), "file_name"),
+    ] {
+        assert_eq!(announce(form).await.error(400)["param"], param);
+    }
+    announce("purpose=%ff".to_owned()).await.error(400);
+    announce("a".repeat(20_000)).await.error(413);
+    announce("a&".repeat(200)).await.error(400);
 }
 
 #[tokio::test]
