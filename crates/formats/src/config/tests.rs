@@ -240,8 +240,8 @@ fn rope_scalings() {
 
     for (value, expected) in [
         (json!({"rope_type": "dynamic", "factor": 2.0}), "\"dynamic\", which is not supported"),
-        (json!({"rope_type": "longrope", "factor": 2.0}), "\"longrope\", which is not supported"),
-        (json!({"type": "su"}), "\"su\", which is not supported"),
+        (json!({"rope_type": "longrope", "factor": 2.0}), "original_max_position_embeddings"),
+        (json!({"type": "su"}), "original_max_position_embeddings"),
         (json!({"type": "linear"}), "rope_scaling.factor"),
         (json!({"type": "linear", "factor": 0.0}), "rope_scaling.factor"),
         (json!({"type": "linear", "factor": -2.0}), "rope_scaling.factor"),

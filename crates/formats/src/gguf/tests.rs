@@ -229,9 +229,9 @@ fn foreign_tensors_and_architectures_are_refused() {
     };
     let llama = llama_metadata();
     assert_eq!(open(&llama, &[embed(), f32_tensor("blk.0.attn_rot_embd.weight", &[8])]), "1 tensors");
-    let message = open(&llama, &[embed(), f32_tensor("blk.0.ffn_gate_inp.weight", &[2, 64])]);
+    let message = open(&llama, &[embed(), f32_tensor("blk.0.ffn_gate_shexp.weight", &[2, 64])]);
     assert!(
-        message.contains("`blk.0.ffn_gate_inp.weight`: no tensor of the architecture llama"),
+        message.contains("`blk.0.ffn_gate_shexp.weight`: no tensor of the architecture llama"),
         "{message}"
     );
     let message = open(&llama, &[embed(), f32_tensor("blk.0.attn_q.weight", &[48, 64])]);
