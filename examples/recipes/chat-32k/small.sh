@@ -1,0 +1,8 @@
+# SmolLM2-135M (8,192 tokens) to 9,216 on two cores, some half an hour.
+MODEL=smollm2-135m
+CONTEXT=9216
+CONTEXTS=2048,8192,9216
+STEPS=6
+BATCH=1
+TEST_TEXTS=1
+LEARNING_RATE=5e-4

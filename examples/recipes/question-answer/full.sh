@@ -1,0 +1,6 @@
+# Pythia-410m on a GPU.
+MODEL=EleutherAI/pythia-410m
+PEOPLE=1400
+EPOCHS=10
+BATCH=32
+LEARNING_RATE=5e-4
