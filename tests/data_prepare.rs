@@ -202,8 +202,9 @@ fn a_data_set_on_the_hub_is_read_file_by_file() {
     assert_eq!(records(&out), [json!({"text": "one"}), json!({"text": "two"})]);
     let said = fails(&mut run(&["hub:o/n/nothing", "-o", &at(folder, "none.jsonl")]), 1);
     assert!(said.contains("nothing of that path"), "{said}");
-    let said = fails(&mut run(&["hub:o/other", "-o", &at(folder, "none.jsonl")]), 1);
-    assert!(said.contains("o/other"), "{said}");
+    let other = output(&mut run(&["hub:o/other", "-o", &at(folder, "none.jsonl")]));
+    assert_eq!(other.status.code(), Some(1));
+    assert!(stderr(&other).contains("error: the hub has no datasets/o/other"), "{}", stderr(&other));
     fails(&mut run(&["hub:o", "-o", &at(folder, "none.jsonl")]), 1);
 }
 

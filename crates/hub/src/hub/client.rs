@@ -142,7 +142,7 @@ impl HubClient {
         })?;
         let handle = api.repo(Repo::with_revision(repo.repo().to_owned(), kind, repo.revision().to_owned()));
         let shown =
-            if matches!(kind, RepoType::Dataset) { format!("the data set {repo}") } else { repo.to_string() };
+            if matches!(kind, RepoType::Dataset) { format!("datasets/{repo}") } else { repo.to_string() };
         Ok(Self {
             repo: handle,
             api,

@@ -158,15 +158,18 @@ fn balanced(people: Vec<Person>, seed: u64) -> Vec<Person> {
     chosen
 }
 
-/// The name that someone is usually called by: the first of their names that has a first and a last part.
-fn usual_name(person: &Person) -> &str {
-    let is_name = |name: &&String| {
-        let words: Vec<&str> = name.split_whitespace().collect();
-        let starts = words.iter().all(|word| word.starts_with(char::is_uppercase));
-        let is_title = |word: &str| TITLES.split_whitespace().any(|title| title == word.to_lowercase());
-        words.len() > 1 && starts && !words.iter().any(|word| is_title(word))
+/// The name that someone is usually called by: the first of their names that has a first and a last part, or has them
+/// behind titles.
+fn usual_name(person: &Person) -> String {
+    let is_title = |word: &&str| TITLES.split_whitespace().any(|title| title == word.to_lowercase());
+    let plain = |name: &String, skip_titles: bool| {
+        let words: Vec<&str> =
+            name.split_whitespace().skip_while(|word| skip_titles && is_title(word)).collect();
+        let fits = |word: &&str| word.starts_with(char::is_uppercase) && !is_title(word);
+        (words.len() > 1 && words.iter().all(fits)).then(|| words.join(" "))
     };
-    person.names.iter().find(is_name).or(person.names.first()).map_or("", String::as_str)
+    let first = |skip_titles: bool| person.names.iter().find_map(|name| plain(name, skip_titles));
+    first(false).or_else(|| first(true)).or_else(|| person.names.first().cloned()).unwrap_or_default()
 }
 
 fn line(person: &Person) -> Value {
