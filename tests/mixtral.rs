@@ -461,7 +461,8 @@ fn attention_is_trained_by_default_and_experts_by_name() {
     {
         let trainer = Trainer::new(model.clone(), config(targets, 0.0, 2)).unwrap();
         flops.push(trainer.plan(&data, None).unwrap().estimate.flops);
-        let info = engine.train(&trainer, &data, "tuned", LoadOptions::default()).unwrap();
+        let name = format!("tuned-{num_modules}");
+        let info = engine.train(&trainer, &data, &name, LoadOptions::default()).unwrap();
         assert_eq!(info.num_modules, num_modules, "{targets:?}");
     }
     // Factors of all experts count as those that a token takes.
