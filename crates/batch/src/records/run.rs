@@ -179,13 +179,13 @@ impl<R> Worker<'_, R> {
             let (after, reason) = match outcome {
                 Ok(Outcome::Line(line)) => return one_line(line),
                 Ok(Outcome::Stopped) => return Answered::Stopped,
-                Ok(Outcome::Fatal(reason)) => return Answered::Failed(RecordsError::Fatal(reason)),
+                Ok(Outcome::Fatal(reason)) => return self.failed(RecordsError::Fatal(reason)),
                 Ok(Outcome::Again { after, reason }) => (after, reason),
                 Err(panic) => return self.panicked(record, &message_of(&*panic)),
             };
             let num = tries.num();
             let Some(wait) = tries.next_wait(after) else {
-                return Answered::Failed(RecordsError::GaveUp { reason, tries: num });
+                return self.failed(RecordsError::GaveUp { reason, tries: num });
             };
             tracing::debug!(idx, tries = num, reason, "a record is asked again");
             if !self.control.wait(wait) {
@@ -194,11 +194,17 @@ impl<R> Worker<'_, R> {
         }
     }
 
+    /// Ends the run. The other threads know at once, so that none begins another record.
+    fn failed(&self, error: RecordsError) -> Answered {
+        self.control.abort.store(true, Ordering::Release);
+        Answered::Failed(error)
+    }
+
     fn panicked(&self, record: &R, message: &str) -> Answered {
         tracing::error!(message, "answering a record panicked");
         match catch_unwind(AssertUnwindSafe(|| self.answerer.panicked(record, message))) {
             Ok(line) => one_line(line),
-            Err(_) => Answered::Failed(RecordsError::Fatal(format!("answering panicked: {message}"))),
+            Err(_) => self.failed(RecordsError::Fatal(format!("answering panicked: {message}"))),
         }
     }
 }
