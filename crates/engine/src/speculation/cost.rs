@@ -46,8 +46,10 @@ pub(super) struct StepTimes {
 
 /// Rows that are told apart: all up to 32, then in steps of an eighth.
 pub(super) fn bucket(rows: usize) -> usize {
-    let width = (rows / 32).next_power_of_two() * if rows >= 32 { 4 } else { 1 };
-    if rows < 32 { rows } else { rows.next_multiple_of(width) }
+    match (rows / 32).checked_ilog2() {
+        None => rows,
+        Some(doublings) => rows.next_multiple_of(4 << doublings),
+    }
 }
 
 fn group(sequences: usize) -> u32 {

@@ -227,7 +227,7 @@ impl Guess {
     /// Tokens up to its sample with this index, without those before.
     fn rows(&self, idx: usize) -> usize {
         let at = |idx: usize| self.draft.samples.get(idx).copied().unwrap_or(0);
-        at(idx) - idx.checked_sub(1).map_or(0, at)
+        at(idx).saturating_sub(idx.checked_sub(1).map_or(0, at))
     }
 }
 

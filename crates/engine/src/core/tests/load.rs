@@ -275,7 +275,7 @@ pub(super) fn tight() -> EngineConfig {
         max_slot_skips: 4,
         stream_buffer_tokens: 6,
         stream_stall_timeout: Duration::from_millis(150),
-        ..EngineConfig::default()
+        ..plain()
     }
 }
 
