@@ -217,6 +217,8 @@ impl Core {
         let draft = chunk.token_ids.get(row.len..).unwrap_or_default();
         let mut gained: Option<Update> = None;
         let mut failure = None;
+        // Tokens of the draft that turned out right after the last sample, and whether the sample after them has yet to come.
+        let (mut right, mut awaits_sample) = (0, false);
         let Some(choice) = group.choices.get_mut(choice_idx) else { return judged };
         if let Some(last) = choice.last_token_at.replace(now) {
             record.inter_token.push(now.saturating_duration_since(last));
@@ -226,6 +228,8 @@ impl Core {
             if sample.row + 1 - row.len != judged.accepted_tokens {
                 break;
             }
+            self.scheduler.advance(id, right);
+            (right, awaits_sample) = (0, false);
             let update = match choice.take(&group.valid, sampled, &self.shared.config.eos_token_ids, codec) {
                 Ok(update) => update,
                 Err(reason) => {
@@ -248,13 +252,15 @@ impl Core {
             let permits = &mut |token| sample.spec.allowed.permits(token);
             observe(choice, &self.scheduler, &mut self.speculator, tokens.len(), permits);
             let rest = draft.get(judged.accepted_tokens..).unwrap_or_default();
-            let right = rest.iter().zip(&tokens).take_while(|(drafted, token)| drafted == token).count();
-            self.scheduler.advance(id, right);
+            right = rest.iter().zip(&tokens).take_while(|(drafted, token)| drafted == token).count();
             judged.accepted_tokens += right;
             if right < tokens.len() {
                 break;
             }
+            awaits_sample = true;
         }
+        // What nothing was sampled after, for a mask was late, is computed again.
+        self.scheduler.advance(id, right.saturating_sub(usize::from(awaits_sample)));
         let finished = gained.as_ref().is_some_and(|gained| gained.finish.is_some());
         if let Some(gained) = gained {
             group.send(gained);
