@@ -18,12 +18,21 @@ pub enum Reply {
     Stall(Duration),
 }
 
-/// When one conversation was asked, and when its answers were on their way.
+/// One conversation, each time that it was asked.
 #[derive(Debug, Clone, Default)]
 pub struct Asked {
-    pub asked_at: Vec<Instant>,
-    pub answered_at: Vec<Instant>,
+    pub asks: Vec<Ask>,
     pub body: Value,
+}
+
+/// One request.
+#[derive(Debug, Clone)]
+pub struct Ask {
+    /// The API key that it came with.
+    pub key: String,
+    pub asked_at: Instant,
+    /// When the whole answer was on its way.
+    pub answered_at: Option<Instant>,
 }
 
 type Behaviour = dyn Fn(&Value, usize) -> Reply + Send + Sync;
@@ -56,7 +65,7 @@ impl Teacher {
     }
 
     fn serve(&self, stream: &mut TcpStream, behaviour: &Behaviour) -> Option<()> {
-        let (path, body) = request(stream)?;
+        let (path, api_key, body) = request(stream)?;
         if path == "/v1/models" {
             return respond(stream, "200 OK", "", &json!({"data": [{"id": "teacher"}]}).to_string());
         }
@@ -64,9 +73,9 @@ impl Teacher {
         let num_before = {
             let mut asked = self.asked.lock().unwrap();
             let asked = asked.entry(key.clone()).or_default();
-            asked.asked_at.push(Instant::now());
+            asked.asks.push(Ask { key: api_key, asked_at: Instant::now(), answered_at: None });
             asked.body = body.clone();
-            asked.asked_at.len() - 1
+            asked.asks.len() - 1
         };
         match behaviour(&body, num_before) {
             Reply::Answer(text, finish_reason, after) => {
@@ -78,7 +87,7 @@ impl Teacher {
                 });
                 respond(stream, "200 OK", "", &answer.to_string())?;
                 let mut asked = self.asked.lock().unwrap();
-                asked.entry(key).or_default().answered_at.push(Instant::now());
+                asked.get_mut(&key)?.asks[num_before].answered_at = Some(Instant::now());
                 Some(())
             }
             Reply::Refusal(status, headers, body) => respond(stream, status, headers, &body),
@@ -96,14 +105,14 @@ impl Teacher {
 
     /// How many requests there were.
     pub fn num_asked(&self) -> usize {
-        self.asked.lock().unwrap().values().map(|asked| asked.asked_at.len()).sum()
+        self.asked.lock().unwrap().values().map(|asked| asked.asks.len()).sum()
     }
 }
 
-/// A request's path and body; none once the connection has ended.
-fn request(stream: &mut TcpStream) -> Option<(String, Value)> {
+/// A request's path, API key and body; none once the connection has ended.
+fn request(stream: &mut TcpStream) -> Option<(String, String, Value)> {
     let mut reader = BufReader::new(stream.try_clone().ok()?);
-    let (mut path, mut length) = (String::new(), 0);
+    let (mut path, mut key, mut length) = (String::new(), String::new(), 0);
     loop {
         let mut line = String::new();
         if reader.read_line(&mut line).ok()? == 0 {
@@ -115,13 +124,16 @@ fn request(stream: &mut TcpStream) -> Option<(String, Value)> {
         if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
             length = value.trim().parse().ok()?;
         }
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("authorization: bearer ") {
+            value.trim().clone_into(&mut key);
+        }
         if line.trim().is_empty() {
             break;
         }
     }
     let mut body = vec![0; length];
     reader.read_exact(&mut body).ok()?;
-    Some((path, serde_json::from_slice(&body).unwrap_or_default()))
+    Some((path, key, serde_json::from_slice(&body).unwrap_or_default()))
 }
 
 fn respond(stream: &mut TcpStream, status: &str, headers: &str, body: &str) -> Option<()> {
