@@ -447,7 +447,8 @@ fn what_other_endpoints_answer() {
     assert_eq!((&lines[0]["label"], &lines[0]["usage"]["prompt_tokens"]), (&json!({"a": 1}), &json!(9)));
 
     // The errors alone are asked again, and the record that had no line.
-    let url = scripted(&[("200 OK", "", GOOD); 7]);
+    // One answer goes to the question for the endpoint's models.
+    let url = scripted(&[("200 OK", "", GOOD); 8]);
     let said = succeeds(&mut bench.by(&[&url], "out.jsonl", &["--served-model", "m", "--retry-errors"]));
     assert!(said.contains("8 labels, 0 errors"), "{said}");
 }
