@@ -230,7 +230,10 @@ fn foreign_tensors_and_architectures_are_refused() {
     let llama = llama_metadata();
     assert_eq!(open(&llama, &[embed(), f32_tensor("blk.0.attn_rot_embd.weight", &[8])]), "1 tensors");
     let message = open(&llama, &[embed(), f32_tensor("blk.0.ffn_gate_inp.weight", &[2, 64])]);
-    assert!(message.contains("`blk.0.ffn_gate_inp.weight`: no tensor of the architecture llama"), "{message}");
+    assert!(
+        message.contains("`blk.0.ffn_gate_inp.weight`: no tensor of the architecture llama"),
+        "{message}"
+    );
     let message = open(&llama, &[embed(), f32_tensor("blk.0.attn_q.weight", &[48, 64])]);
     assert!(message.contains("expected shape [64, 64], found [48, 64]"), "{message}");
     let renamed: Vec<_> = llama
