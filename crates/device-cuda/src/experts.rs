@@ -63,7 +63,7 @@ impl ExpertTable {
             )));
         }
         let args: Vec<WeightArg> = loaded.iter().map(|w| w.arg()).collect();
-        let bytes: Vec<u8> = args.iter().flat_map(WeightArg::to_bytes).collect();
+        let bytes: Vec<u8> = args.into_iter().flat_map(WeightArg::to_bytes).collect();
         Ok(ExpertTable { format, memory: cuda.upload("a table of experts", &bytes)? })
     }
 
@@ -76,7 +76,7 @@ impl ExpertTable {
 
 impl WeightArg {
     /// As it lies in the card's memory.
-    fn to_bytes(&self) -> [u8; size_of::<WeightArg>()] {
+    fn to_bytes(self) -> [u8; size_of::<WeightArg>()] {
         let mut bytes = [0; size_of::<WeightArg>()];
         let places = [self.elements, self.scales, self.high, self.supers].map(|p| p.0.to_le_bytes());
         let numbers = [self.rows, self.cols, self.format, self.unused].map(i32::to_le_bytes);
