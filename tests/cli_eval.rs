@@ -108,7 +108,16 @@ fn texts_are_weighed_by_an_engine_and_over_http_alike() {
     let prices = file("prices.toml", "[tiny]\ninput_per_million = 2.0\noutput_per_million = 8.0\n");
     let model = TinyModel::default().write();
     let path = model.path().to_str().unwrap();
-    let server = Serving::start(wardrobe(&["serve", path, "--port", "0", "--kv-memory", "16MiB"]));
+    let server = Serving::start(wardrobe(&[
+        "serve",
+        path,
+        "--served-model-name",
+        "tiny",
+        "--port",
+        "0",
+        "--kv-memory",
+        "16MiB",
+    ]));
     let run = |who: &str, args: &[&str], name: &str| -> Value {
         let json = folder.path().join(name);
         let mut command = wardrobe(&[&["eval", who], args].concat());

@@ -47,7 +47,7 @@ def questions():
     for ask, facts in FACTS:
         others = [answer for _, all_facts in FACTS for answer in all_facts.values()]
         for what, right in facts.items():
-            for num in (2, 4, 5):
+            for num in (2, 4):
                 wrong = draw.sample([answer for answer in others if answer != right], num - 1)
                 texts = draw.sample([right, *wrong], num)
                 labels = [chr(ord("A") + at) for at in range(num)]

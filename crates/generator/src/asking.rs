@@ -34,13 +34,13 @@ pub struct AskAll<'a> {
 pub fn ask_all<'a, T: Send>(
     questions: impl Iterator<Item = (T, &'a dyn Generator, Question)>,
     options: AskAll<'_>,
-    mut ended: impl FnMut(T, Result<Answer, AskError>) -> bool,
+    ended: impl FnMut(T, Result<Answer, AskError>) -> bool,
 ) -> Result<(), AskError> {
     let jobs = (0..).zip(questions).map(|(salt, (key, who, question))| (key, (who, question, salt)));
     let ask = |(who, question, salt): (&dyn Generator, Question, u64), stopped: &Stopped<'_>| {
         patiently(options.retry.start(salt), stopped, || who.generate(&question, stopped))
     };
-    run_all(jobs, options.concurrency, options.stopped, ask, |key, answered| ended(key, answered))
+    run_all(jobs, options.concurrency, options.stopped, ask, ended)
 }
 
 /// Runs jobs that ask, on a thread each, and hands over what came of each as [`ask_all`] does; one that panics has

@@ -80,9 +80,9 @@ fn key(mistake: Mistake) -> String {
 
 fn write_item(report: &Report, at: usize, item: &ItemShown, out: &mut String) {
     let numbers: String = item.numbers.iter().map(|(name, value)| format!(" · {name} {value}")).collect();
-    let _ = write!(
+    let _ = writeln!(
         out,
-        "<article class=\"item\"><details><summary><span class=\"dim\">line {}{}</span> {}</summary><p>{}</p></details>\n",
+        "<article class=\"item\"><details><summary><span class=\"dim\">line {}{}</span> {}</summary><p>{}</p></details>",
         item.line,
         escape(&numbers),
         escape(&heading(&item.question)),

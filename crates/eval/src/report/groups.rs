@@ -188,10 +188,9 @@ fn ranges(values: impl Iterator<Item = f64>) -> Vec<Range> {
         while end < all.len() && end > 0 && all.get(end) == all.get(end - 1) {
             end += 1;
         }
-        if let (Some(from), Some(to)) = (all.get(at), end.checked_sub(1).and_then(|last| all.get(last))) {
-            if end > at {
-                ranges.push(Range { from: *from, to: *to });
-            }
+        let own = all.get(at..end).unwrap_or_default();
+        if let (Some(from), Some(to)) = (own.first(), own.last()) {
+            ranges.push(Range { from: *from, to: *to });
         }
         at = end;
     }

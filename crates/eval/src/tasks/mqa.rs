@@ -90,6 +90,9 @@ impl Compare for Mqa {
     }
 }
 
+/// Documents as they are shown, and the place of the one with the answer, from 0, where it is known.
+type Arranged = (Vec<Document>, Option<usize>);
+
 /// The documents of a line.
 struct Source {
     documents: Vec<Document>,
@@ -141,12 +144,7 @@ impl Source {
     }
 
     /// So many documents with the right one at each of the places, from 0.
-    fn arranged(
-        &self,
-        count: usize,
-        settings: &TaskSettings,
-        line: usize,
-    ) -> Result<Vec<(Vec<Document>, Option<usize>)>, String> {
+    fn arranged(&self, count: usize, settings: &TaskSettings, line: usize) -> Result<Vec<Arranged>, String> {
         let is_whole = count == self.num_own();
         let Some(gold) = self.gold.filter(|_| !is_whole || settings.num_positions.is_some()) else {
             return match is_whole {

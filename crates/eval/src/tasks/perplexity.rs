@@ -169,11 +169,9 @@ mod tests {
             let mut counted = vec![0; num_tokens];
             for window in Windows::new(num_tokens, context, stride) {
                 assert!(window.end - window.start <= context && window.first_new > window.start);
-                for at in window.first_new..window.end {
-                    counted[at] += 1;
-                    let before = at - window.start;
-                    assert!(before >= at.min(context - stride), "{num_tokens} {context} {stride}: {before}");
-                }
+                counted[window.first_new..window.end].iter_mut().for_each(|num| *num += 1);
+                let before = window.first_new - window.start;
+                assert!(before >= window.first_new.min(context - stride), "{num_tokens} {context} {stride}");
             }
             assert!(
                 counted[0] == 0 && counted[1..].iter().all(|n| *n == 1),
