@@ -13,9 +13,9 @@ use support::tiny::TinyModel;
 use support::{answer, assert_nothing_is_held};
 use tempfile::TempDir;
 use wardrobe::{
-    AdapterConfig, AdapterError, AdapterSource, DType, Engine, EngineOptions, Event, Finish, LoadOptions,
-    LoraOptions, Model, ModelConfig, ModelOptions, Request, SamplingParams, SubmitError, TokenId,
-    adapter_source, adapter_tensors,
+    AdapterConfig, AdapterError, AdapterSource, DType, Engine, EngineConfig, EngineOptions, Event, Finish,
+    LoadOptions, LoraOptions, Model, ModelConfig, ModelOptions, Request, SamplingParams, Speculation,
+    SubmitError, TokenId, adapter_source, adapter_tensors,
 };
 use wardrobe_formats::peft::{CONFIG_FILE, LoraModule, PeftContents, SavedModule, WEIGHTS_FILE};
 use wardrobe_formats::{PeftAdapter, StorageType};
@@ -35,6 +35,8 @@ fn engine(model: &Model, lora: LoraOptions) -> Engine {
         kv_dtype: Some(DType::F32),
         num_slots: 3,
         lora,
+        // Answers of a small model repeat themselves, and are to be under way for a while.
+        config: EngineConfig { speculation: Speculation::Off, ..EngineConfig::default() },
         ..EngineOptions::default()
     };
     model.engine(&options).unwrap()

@@ -167,6 +167,11 @@ impl Ctx {
         Ok(tensor)
     }
 
+    /// What was computed and written so far may be read by other contexts when this returns.
+    pub fn publish(&mut self) -> Result<()> {
+        self.ops.publish()
+    }
+
     /// Memory for tensors that are used, and dropped, together: side by side they are read faster.
     pub fn reserve(&self, what: &'static str, bytes: usize) -> Result<Reservation> {
         Ok(Reservation { memory: self.device.alloc(what, bytes)?, used_bytes: 0 })

@@ -171,6 +171,7 @@ impl<'a> Session<'a> {
             step: self.progress.step as u32,
         });
         self.ctx.clear(&self.parameters.gradients)?;
+        self.ctx.publish()?;
         let options = BackwardOptions { weight: 1.0 / supervised.max(1) as f32, dropout };
         self.team.run(
             batches,
@@ -251,6 +252,7 @@ impl<'a> Session<'a> {
 
     /// Whether it is the best so far.
     fn evaluate(&mut self) -> Result<bool> {
+        self.ctx.publish()?;
         let losses =
             self.team.run(&self.eval, Some(&self.parameters.table), None, self.trainer.between.as_ref())?;
         let loss = losses.mean();

@@ -116,6 +116,7 @@ impl Team {
                 }
                 if let Some((sum, _)) = &backward {
                     worker.ctx.add_scaled(gradients, 1.0, sum)?;
+                    worker.ctx.publish()?;
                 }
                 if let Some(entry) = losses.lock().unwrap_or_else(PoisonError::into_inner).get_mut(idx) {
                     *entry = of_batch;
