@@ -261,7 +261,9 @@ fn merged_models_give_what_the_adapter_gave() {
         let out = tempfile::tempdir().unwrap();
         let merge = |base: &Path, adapter: &PeftAdapter, name: &str| {
             let output = out.path().join(name);
-            wardrobe::merge(base, adapter, &output, &MergeOptions::default(), &|_, _| {}).map(|_| output)
+            wardrobe::merge(base, adapter, &output, &MergeOptions::default(), &|_, _| {})
+                .map(|_| output)
+                .map_err(Box::new)
         };
         let text = texts().pop().unwrap();
         let want = reference.rows(&text);

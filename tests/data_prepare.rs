@@ -74,7 +74,7 @@ fn documents_are_selected_by_fields_and_mixed() {
     assert_eq!(records(&mixed).len(), 4);
     let said = fails(&mut mix(&[source("5")], &["--force"]), 1);
     assert!(said.contains("2 fewer than the 5 asked for"), "{said}");
-    fails(&mut mix(&[a.clone()], &["--force"]), 2);
+    fails(&mut mix(std::slice::from_ref(&a), &["--force"]), 2);
     fails(&mut mix(&[source("60%")], &["--total", "5", "--force"]), 2);
 }
 

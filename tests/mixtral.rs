@@ -314,7 +314,7 @@ fn merged_models_answer_as_base_and_adapter_do() {
     }
     // From a file whose experts are stacked to a folder, with one more adapter.
     let again = out.path().join("again");
-    merge(&out.path().join("model.gguf"), &adapter, &again, &options, &|_, _| {}).unwrap();
+    merge(out.path().join("model.gguf"), &adapter, &again, &options, &|_, _| {}).unwrap();
     let want = Reference::open(base.path()).merged(&adapter).merged(&adapter).mixtral_logits(&texts);
     let off = difference(&logits(&open(&again, WeightPrecision::AsStored), None, &texts), &want);
     assert!(off <= F32_BOUND, "again: {off}");
@@ -380,7 +380,8 @@ fn broken_files_are_refused_by_name() {
     let path = dir.path().join("model.gguf");
     let file = gguf::GgufFile::open(&path).unwrap();
     use wardrobe_formats::TensorSource;
-    let rewrite = |change: &dyn Fn(&mut Vec<(String, gguf::Value)>, &mut Vec<GgufTensor>)| {
+    type Change<'a> = &'a dyn Fn(&mut Vec<(String, gguf::Value)>, &mut Vec<GgufTensor>);
+    let rewrite = |change: Change<'_>| {
         let mut metadata: Vec<(String, gguf::Value)> =
             file.metadata().iter().map(|(k, v)| (k.to_owned(), v.clone())).collect();
         let mut tensors: Vec<GgufTensor> = file

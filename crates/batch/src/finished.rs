@@ -55,6 +55,7 @@ impl FinishedJob {
 }
 
 #[cfg(all(test, feature = "simulation"))]
+#[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
     use std::sync::Arc;
     use std::time::{Duration, Instant};

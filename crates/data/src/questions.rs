@@ -57,7 +57,7 @@ fn of(columns: &mut Map<String, Value>) -> Result<Conversation, Fault> {
             quoted(columns)
         )));
     };
-    let has_system = messages.first().is_some_and(|turn| is_system(turn));
+    let has_system = messages.first().is_some_and(is_system);
     if let (false, Some(value)) = (has_system, columns.remove(SYSTEM).filter(|value| !value.is_null())) {
         let system = text(SYSTEM, value)?;
         if !system.trim().is_empty() {

@@ -343,10 +343,9 @@ fn questions_of_conversations() {
     assert_eq!(with("3.jsonl", &|o| o.chars = Some(span("4-"))).unwrap(), [json!(["three"])]);
     fails(
         folder.path().join("none").parent().unwrap(),
-        with("4.jsonl", &|o| o.chars = Some(span("9-"))).map_err(|error| {
+        with("4.jsonl", &|o| o.chars = Some(span("9-"))).inspect_err(|_| {
             std::fs::remove_file(&out).unwrap();
             std::fs::remove_file(out.with_extension("manifest.json")).unwrap();
-            error
         }),
         "none is left",
     );

@@ -58,7 +58,7 @@ impl Ctx {
         let op = "rms_norm";
         expect(op, "x", x, x.shape, DType::F32)?;
         expect(op, "weight", weight, Shape::from([weight.shape.numel()]), DType::F32)?;
-        if weight.shape.numel() == 0 || x.shape.row_len() % weight.shape.numel() != 0 {
+        if weight.shape.numel() == 0 || !x.shape.row_len().is_multiple_of(weight.shape.numel()) {
             return invalid(op, format!("rows of {} in runs of {}", x.shape.row_len(), weight.shape));
         }
         let out = self.alloc(x.shape, dtype)?;

@@ -109,7 +109,7 @@ fn own(members: &Map<String, Value>) -> Names {
     let says_open = |keyword: &&str| members.get(*keyword).is_some_and(|value| *value != json!(false));
     Names {
         named: named.into_iter().flat_map(Map::keys).map(|name| (name.clone(), json!(true))).collect(),
-        is_open: OPEN.iter().any(|keyword| says_open(&keyword)),
+        is_open: OPEN.iter().any(says_open),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Data sets on a hub: what is asked for is fetched, nothing else, and once.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod support;
 
 use std::path::PathBuf;

@@ -168,7 +168,7 @@ impl Reference {
                 self.config["use_sliding_window"] == json!(true)
                     && layer as u64 >= self.config["max_window_layers"].as_u64().unwrap()
             }),
-            "gemma2" => window.filter(|_| layer % 2 == 0),
+            "gemma2" => window.filter(|_| layer.is_multiple_of(2)),
             _ => window,
         }
     }

@@ -67,7 +67,7 @@ pub(super) fn open(adapters: &[AdapterToDeploy]) -> Result<Vec<PeftAdapter>> {
 }
 
 fn read(name: &str, path: &Path) -> Result<PeftAdapter> {
-    let files = |source| DeployError::Files { name: name.to_owned(), source };
+    let files = |error| DeployError::Files { name: name.to_owned(), source: Box::new(error) };
     let adapter = PeftAdapter::open(path).map_err(files)?;
     match adapter.parity() {
         Some(record) if record.tensors_digest != adapter.tensors_digest() => {

@@ -40,7 +40,7 @@ pub enum DeployError {
         /// Its name.
         name: String,
         /// What is wrong with them.
-        source: FormatError,
+        source: Box<FormatError>,
     },
     /// The adapter is not what it should be.
     #[error("the adapter {name} {reason}")]
@@ -71,7 +71,13 @@ pub enum DeployError {
     Format(#[from] FormatError),
     /// There is too little room on the disk.
     #[error(transparent)]
-    Facade(#[from] crate::Error),
+    Facade(Box<crate::Error>),
+}
+
+impl From<crate::Error> for DeployError {
+    fn from(error: crate::Error) -> Self {
+        Self::Facade(Box::new(error))
+    }
 }
 
 impl DeployError {
