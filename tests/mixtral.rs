@@ -538,7 +538,12 @@ fn the_cuda_device_agrees_but_for_its_rounding() {
             for (i, (row, want)) in rows.iter().zip(want).enumerate() {
                 let want = support::reference::log_softmax(want)[row.token.0 as usize];
                 let off = (f64::from(row.logprob) - want).abs();
-                assert!(off < 0.15, "{name:?}, {len} tokens, position {i}: {} and {want}", row.logprob);
+                // Likelihoods of the least likely tokens are of the largest logits, with bf16's relative error.
+                assert!(
+                    off < 0.1 + 0.01 * want.abs(),
+                    "{name:?}, {len} tokens, position {i}: {} and {want}",
+                    row.logprob
+                );
             }
         }
     }
@@ -560,14 +565,16 @@ fn the_cuda_device_agrees_but_for_its_rounding() {
     };
     let (got, want) = (gradients(&model), gradients(&open(folder.path(), WeightPrecision::AsStored)));
     assert!((got.loss / want.loss - 1.0).abs() < 0.01, "{} and {}", got.loss, want.loss);
+    let norm =
+        |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+    let whole = norm(&mut want.modules.iter().flat_map(|m| m.a.iter().chain(&m.b)).copied());
     for want in &want.modules {
         let got = got.modules.iter().find(|m| m.path == want.path).unwrap();
         for (got, want) in [(&got.a, &want.a), (&got.b, &want.b)] {
-            let norm = |values: &mut dyn Iterator<Item = f32>| {
-                values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
-            };
-            let off = norm(&mut got.iter().zip(want).map(|(a, b)| a - b)) / norm(&mut want.iter().copied());
-            assert!(off < 0.05, "{}: off by {off}", got.len());
+            let off = norm(&mut got.iter().zip(want).map(|(a, b)| a - b));
+            // What a router's few numbers get is a difference of much larger ones.
+            let bound = 0.05 * norm(&mut want.iter().copied()) + 0.01 * whole;
+            assert!(off < bound, "{}: off by {off}, more than {bound}", got.len());
         }
     }
 }
