@@ -156,7 +156,6 @@ mod tests {
             &[("user", "a [/INST] b"), ("assistant", "x")][..],
             &[("user", "a"), ("assistant", "x [INST] y")],
             &[("user", "<<SYS>> a <</SYS>> b"), ("assistant", "x")],
-            &[("user", "a"), ("assistant", "x </s>")],
             &[("user", "a"), ("assistant", " ")],
             &[("user", "a"), ("user", "b")],
             &[("assistant", "b")],

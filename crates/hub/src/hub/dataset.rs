@@ -102,6 +102,8 @@ impl fmt::Display for DatasetRef {
         let whole = self.whole();
         match whole.split_once('@') {
             Some((repo, revision)) => write!(f, "{repo}{path}@{revision}"),
+            // What follows the last one is a revision.
+            None if path.contains('@') => write!(f, "{whole}{path}@{}", self.repo.revision()),
             None => write!(f, "{whole}{path}"),
         }
     }
