@@ -9,6 +9,8 @@ const OPEN: &str = "[INST]";
 const CLOSE: &str = "[/INST]";
 const SYSTEM_OPEN: &str = "<<SYS>>";
 const SYSTEM_CLOSE: &str = "<</SYS>>";
+/// What a text of a turn cannot have: a reader would take it for the turns' own.
+const MARKS: [&str; 6] = [OPEN, CLOSE, SYSTEM_OPEN, SYSTEM_CLOSE, "<s>", "</s>"];
 
 /// Whether a text is in such turns.
 pub fn has_turns(text: &str) -> bool {
@@ -71,6 +73,12 @@ pub fn text(messages: &[Message]) -> Result<String, String> {
             MessageContent::Text(said) => said.trim(),
             _ => return Err(format!("message {idx} is no text")),
         };
+        if said.is_empty() {
+            return Err(format!("message {idx} is empty"));
+        }
+        if let Some(mark) = MARKS.iter().find(|mark| said.contains(**mark)) {
+            return Err(format!("message {idx} has {mark}, a mark of {OPEN} turns, in its text"));
+        }
         match (message.role.as_str(), is_asked) {
             ("system" | "developer", false) if system.is_none() => system = Some(said),
             ("user", false) => {
@@ -88,15 +96,9 @@ pub fn text(messages: &[Message]) -> Result<String, String> {
             (role, _) => return Err(format!("message {idx}, of {role:?}, has no place in {OPEN} turns")),
         }
     }
-    let read = turns("text", &text).map_err(|fault| fault.message)?.messages;
-    let is_same = |(turn, message): (&Turn, &Message)| {
-        let role = if message.role == "developer" { "system" } else { &message.role };
-        let is_text = matches!(&message.content, MessageContent::Text(said) if said.trim() == turn.content());
-        turn.message.role == role && is_text
-    };
-    match read.len() == messages.len() && read.iter().zip(messages).all(is_same) {
-        true => Ok(text),
-        false => Err(format!("a text has a mark of {OPEN} turns in it, or is empty")),
+    match system {
+        None => Ok(text),
+        Some(_) => Err(format!("a system message is followed by no question, as {OPEN} turns have it")),
     }
 }
 
@@ -156,7 +158,10 @@ mod tests {
             &[("user", "a [/INST] b"), ("assistant", "x")][..],
             &[("user", "a"), ("assistant", "x [INST] y")],
             &[("user", "<<SYS>> a <</SYS>> b"), ("assistant", "x")],
+            &[("user", "a"), ("assistant", "x </s>")],
+            &[("user", "a <s>"), ("assistant", "x")],
             &[("user", "a"), ("assistant", " ")],
+            &[("user", "a"), ("assistant", "b"), ("system", "c")],
             &[("user", "a"), ("user", "b")],
             &[("assistant", "b")],
             &[("user", "a"), ("assistant", "b"), ("tool", "c")],

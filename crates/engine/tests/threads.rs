@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use wardrobe_engine::simulation::{SIM_EOS, SimAdapter, SimCodec, SimControl, SimExecutor, SimLoader};
 use wardrobe_engine::{
     AdapterError, AdapterSource, Completion, Engine, EngineConfig, EngineObserver, Finish, GenerationId,
-    LoadOptions, Request, RequestRecord, StepRecord, SubmitError, TokenId,
+    LoadOptions, Request, RequestRecord, Speculation, StepRecord, SubmitError, TokenId,
 };
 
 const NAMES: [&str; 8] = ["a0", "a1", "a2", "a3", "a4", "a5", "a6", "a7"];
@@ -254,7 +254,10 @@ fn observers_see_every_request_and_step() {
             self.gaps.fetch_add(record.inter_token.len() as u64, Ordering::Relaxed);
         }
     }
-    let (engine, _, _) = start(64, 1, EngineConfig { prefix_cache: false, ..EngineConfig::default() });
+    // Without drafts, whose tokens are computed too.
+    let config =
+        EngineConfig { prefix_cache: false, speculation: Speculation::Off, ..EngineConfig::default() };
+    let (engine, _, _) = start(64, 1, config);
     let seen = Arc::new(Seen::default());
     engine.add_observer(seen.clone());
     engine.load_adapter("x", SimAdapter::new(1).in_process("x"), LoadOptions::default()).unwrap();

@@ -105,11 +105,15 @@ impl<'a, 'o> Builder<'a, 'o> {
         let mut certain: Vec<&Bio> = self.corpus.bios.iter().filter(|bio| bio.gold.is_some()).collect();
         generator(self.options.seed, "haystack needles").shuffle(&mut certain);
         let mut removable: Vec<(&Bio, Fact)> = Vec::new();
-        // Facts in turn, so that the frequent one is not all there is.
+        // Facts in turn, so that the frequent one is not all there is, and each fact's people in an order of its own, so
+        // that one person is not asked for with one fact after the other.
         let mut of_facts: Vec<Vec<&Bio>> = Fact::ALL
             .iter()
             .map(|fact| {
-                certain.iter().filter(|bio| bio.without.iter().any(|(f, _)| f == fact)).copied().collect()
+                let can_lose = |bio: &&Bio| bio.without.iter().any(|(f, _)| f == fact);
+                let mut bios: Vec<&Bio> = certain.iter().copied().filter(can_lose).collect();
+                generator(self.options.seed, &format!("haystack without {fact:?}")).shuffle(&mut bios);
+                bios
             })
             .collect();
         while of_facts.iter().any(|bios| !bios.is_empty()) {
