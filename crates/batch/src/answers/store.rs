@@ -179,13 +179,19 @@ impl Answers {
         })
     }
 
-    /// How many answers there are.
+    /// How many answers and scored texts there are.
     ///
     /// # Errors
     /// The file cannot be read.
     pub fn num(&self) -> Result<u64> {
         self.0.read(|connection| {
-            Ok(connection.query_row("SELECT count(*) FROM answers", [], |row| row.get(0)).map(whole)?)
+            Ok(connection
+                .query_row(
+                    "SELECT (SELECT count(*) FROM answers) + (SELECT count(*) FROM scores)",
+                    [],
+                    |row| row.get(0),
+                )
+                .map(whole)?)
         })
     }
 }
@@ -308,7 +314,7 @@ mod tests {
         answers.put_scores(&keys[3], "m", &[]).unwrap();
         let read = |key: &AnswerKey| Answers::open(&path).unwrap().scores(key).unwrap();
         assert_eq!(read(&keys[0]), Some(scores.to_vec()));
-        assert_eq!(read(&keys[3]), Some(Vec::new()));
+        assert_eq!((read(&keys[3]), answers.num().unwrap()), (Some(Vec::new()), 2));
         for key in [keys[1], keys[2], AnswerKey::of_scores(&Named("other"), &[1, 2, 3], 1)] {
             assert_eq!(read(&key), None);
         }

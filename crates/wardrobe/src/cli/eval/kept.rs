@@ -39,12 +39,12 @@ impl Kept {
         Remembering::new(generator, &self.answers)
     }
 
-    /// What helps whoever ended the run.
-    pub fn told(&self) {
-        output::note(&format!(
-            "what was answered is kept in {}: the same command goes on",
-            self.answers.path().display()
-        ));
+    /// Tells whoever has no report what there is.
+    pub fn tell(&self) {
+        if self.answers.num().is_ok_and(|num| num > 0) {
+            let path = self.answers.path().display();
+            output::note(&format!("what was answered is kept in {path}: the same command goes on"));
+        }
     }
 
     /// The reports are written, and nothing is needed that the user did not ask for.

@@ -149,7 +149,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let report = eval::evaluate(&items, task, &targets, options);
     bar.finish_and_clear();
     let mut report = report.map_err(|error| {
-        kept.iter().filter(|_| matches!(error, EvalError::Stopped)).for_each(Kept::told);
+        kept.iter().for_each(Kept::tell);
         explained(error)
     })?;
     report.model = base;
