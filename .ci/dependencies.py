@@ -33,8 +33,8 @@ NATIVE = {
 # A -> B: A may use B.
 ARROWS = {
     "wardrobe": {
-        "batch", "data", "device", "device-cuda", "engine", "eval", "formats", "generator", "grammar", "hub", "models", "server", "text",
-        "train",
+        "batch", "data", "device", "device-cuda", "engine", "eval", "formats", "generator", "grammar", "hub", "mistralrs", "models",
+        "server", "text", "train",
     },
     "server": {"batch", "engine", "grammar", "text"},
     "data": {"text"},
@@ -49,6 +49,7 @@ ARROWS = {
     "grammar": {"text"},
     "generator": {"text"},
     "hub": set(),
+    "mistralrs": {"generator"},
     "text": set(),
 }
 

@@ -4,17 +4,25 @@
 
 #[path = "support/command.rs"]
 mod command;
-#[allow(dead_code, reason = "the tiny model uses a part of it")]
+#[path = "support/kills.rs"]
+mod kills;
+#[allow(dead_code, reason = "a part of it is used")]
 #[path = "support/random.rs"]
 mod random;
 #[allow(dead_code, reason = "only its path is needed")]
 #[path = "support/smollm2.rs"]
 mod smollm2;
+#[allow(dead_code, reason = "a part of it is used")]
+#[path = "support/teacher.rs"]
+mod teacher;
 #[path = "support/tiny.rs"]
 mod tiny;
 
+use std::time::Duration;
+
 use command::*;
-use serde_json::Value;
+use serde_json::{Value, json};
+use teacher::{Reply, Teacher};
 use tiny::TinyModel;
 
 fn data(name: &str) -> String {
@@ -55,6 +63,80 @@ fn what_is_wrong_is_told_before_a_model_is_opened() {
     let output = output(&mut wardrobe(&["eval", "./no-model.gguf", "--data", bad.to_str().unwrap()]));
     let said = stderr(&output);
     assert!(!output.status.success() && said.contains("line 1") && said.contains("line 2"), "{said}");
+}
+
+/// A report but for the times in it.
+fn timeless(mut report: Value) -> Value {
+    fn strip(value: &mut Value) {
+        match value {
+            Value::Object(fields) => {
+                fields.remove("seconds");
+                fields.values_mut().for_each(strip);
+            }
+            Value::Array(items) => items.iter_mut().for_each(strip),
+            _ => {}
+        }
+    }
+    strip(&mut report);
+    report
+}
+
+#[test]
+fn runs_that_are_killed_again_and_again_report_what_one_that_is_not_does() {
+    const ITEMS: usize = 120;
+    let folder = tempfile::tempdir().unwrap();
+    let line =
+        |i: usize| json!({"prompt": format!("question {i}"), "completion": format!("answer {}", i % 7)});
+    let lines: String = (0..ITEMS).map(|i| format!("{}\n", line(i))).collect();
+    std::fs::write(folder.path().join("items.jsonl"), lines).unwrap();
+    let behaviour = |body: &Value, _| {
+        let asked = body["messages"][0]["content"].as_str().unwrap();
+        let number: usize = asked.rsplit(' ').next().unwrap().parse().unwrap();
+        Reply::Answer(format!("answer {}", number % 5), "stop", Duration::from_millis(15))
+    };
+    let eval = |teacher: &Teacher, report: &str, args: &[&str]| {
+        let mut command = wardrobe(&["eval", &teacher.url, "--task", "exact-match", "--data", "items.jsonl"]);
+        command.args(["--concurrency", "4", "--report", report]).args(args).current_dir(folder.path());
+        command
+    };
+    let read = |report: &str| {
+        let text = std::fs::read(folder.path().join(report)).unwrap();
+        timeless(serde_json::from_slice(&text).unwrap())
+    };
+    let undisturbed = Teacher::start(behaviour);
+    succeeds(&mut eval(&undisturbed, "whole.json", &[]));
+    let whole = read("whole.json");
+    assert_eq!((whole["items"].as_array().unwrap().len(), undisturbed.num_asked()), (ITEMS, ITEMS));
+
+    let teacher = Teacher::start(behaviour);
+    let kills = kills::until_done(
+        &teacher,
+        || eval(&teacher, "pieces.json", &[]),
+        || assert!(!folder.path().join("pieces.json").exists()),
+    );
+    assert_eq!(read("pieces.json"), whole);
+    kills::nothing_twice(&teacher, &kills, ITEMS, 4);
+
+    // With the report the kept answers go, and the next run asks; those in a file of one's own stay.
+    let files = || {
+        let names = folder.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(files(), ["items.jsonl", "pieces.json", "whole.json"]);
+    for (report, num_asked) in [("mine.json", ITEMS), ("again.json", 0)] {
+        let before = undisturbed.num_asked();
+        let done = output(&mut eval(&undisturbed, report, &["--answers", "mine.sqlite"]));
+        assert!(done.status.success(), "{}", stderr(&done));
+        assert_eq!(undisturbed.num_asked() - before, num_asked, "{report}");
+        assert_eq!(stderr(&done).contains("120 of the answers were kept from before"), num_asked == 0);
+        assert_eq!(read(report), whole);
+    }
+    assert!(files().contains(&"mine.sqlite".to_owned()));
+    // A file that is none is named before anything is asked.
+    let said = fails(&mut eval(&undisturbed, "x.json", &["--answers", "items.jsonl"]), 1);
+    assert!(said.contains("items.jsonl"), "{said}");
 }
 
 #[test]
@@ -131,6 +213,16 @@ fn texts_are_weighed_by_an_engine_and_over_http_alike() {
         }
         let over_http = run(&server.base, &args, "http.json");
         let here = run(path, &[args.as_slice(), &["--kv-memory", "16MiB"]].concat(), "here.json");
+        // What was weighed once is kept to the bit.
+        let kept = file("kept.sqlite", "");
+        for _ in 0..2 {
+            let again = run(
+                path,
+                &[args.as_slice(), &["--kv-memory", "16MiB", "--answers", &kept]].concat(),
+                "kept.json",
+            );
+            assert_eq!(timeless(again), timeless(here.clone()));
+        }
         let outcomes = |report: &Value| -> Vec<Value> {
             report["results"][0]["outcomes"]
                 .as_array()

@@ -5,6 +5,8 @@
 
 #[path = "support/command.rs"]
 mod command;
+#[path = "support/kills.rs"]
+mod kills;
 #[allow(dead_code, reason = "a part of it is used")]
 #[path = "support/random.rs"]
 mod random;
@@ -14,7 +16,6 @@ mod teacher;
 #[path = "support/tiny.rs"]
 mod tiny;
 
-use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -103,7 +104,6 @@ fn expected(num: usize) -> Vec<Value> {
 #[test]
 fn runs_that_are_killed_again_and_again_make_the_data_of_one_that_is_not() {
     const RECORDS: usize = 120;
-    const KILLS: usize = 30;
     let behaviour = |body: &Value, _| Reply::Answer(echo(body), "stop", Duration::from_millis(15));
     let bench = Bench::new(&questions(RECORDS));
     let args = ["--concurrency", "4", "--price", "2/8"];
@@ -118,57 +118,16 @@ fn runs_that_are_killed_again_and_again_make_the_data_of_one_that_is_not() {
     assert_eq!(bench.lines("whole.jsonl"), expected(RECORDS));
 
     let teacher = Teacher::start(behaviour);
-    let mut rng = Rng::new(11);
-    let mut kills = Vec::new();
-    loop {
-        let mut child = bench.by(&teacher.url, "pieces.jsonl", &args);
-        // The key tells the teacher which run asks.
-        child.env("WARDROBE_ENDPOINT_API_KEY", kills.len().to_string());
-        let mut child = child.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        // Some kills come at any instant, its start among them; others once it has asked some more.
-        let is_last = kills.len() >= KILLS;
-        let deadline = Instant::now() + Duration::from_millis(rng.below(400) as u64);
-        let (by_time, enough) = (rng.below(4) == 0, teacher.num_asked() + 1 + rng.below(40));
-        let is_time = || if by_time { Instant::now() >= deadline } else { teacher.num_asked() >= enough };
-        while (is_last || !is_time()) && child.try_wait().unwrap().is_none() {
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        // SIGKILL: nothing can be caught.
-        let _ = child.kill();
-        kills.push(Instant::now());
-        let done = child.wait_with_output().unwrap();
-        let said = String::from_utf8_lossy(&done.stderr).into_owned();
-        assert!(!said.contains("error:"), "{said}");
-        if done.status.success() {
-            break;
-        }
+    let again = || bench.by(&teacher.url, "pieces.jsonl", &args);
+    let kills = kills::until_done(&teacher, again, || {
         // What is there under the data's name is all of it, or it is not there.
         if bench.path("pieces.jsonl").exists() {
             assert_eq!(bench.read("pieces.jsonl"), bench.read("whole.jsonl"));
         }
-    }
-    let num_kills = kills.len() - 1;
-    assert!(num_kills > 3, "only {num_kills} kills");
+    });
     assert_eq!(bench.read("pieces.jsonl"), bench.read("whole.jsonl"));
     assert!(!bench.path("pieces.jsonl.errors.jsonl").exists());
-    // Of 300 questions none is asked again but those that were under way when a kill came.
-    let (mut again, mut num_asked) = (0, 0);
-    for (question, asked) in teacher.asked() {
-        num_asked += asked.asks.len();
-        again += asked.asks.len() - 1;
-        let run = |ask: &Ask| ask.key.parse::<usize>().unwrap();
-        let runs: HashSet<usize> = asked.asks.iter().map(run).collect();
-        assert_eq!(runs.len(), asked.asks.len(), "{question} was asked twice by one run");
-        let last = runs.iter().max().unwrap();
-        for ask in asked.asks.iter().filter(|ask| run(ask) != *last) {
-            // Its answer may have been on its way, or not yet on the disk; no other is asked for again.
-            let killed_at = kills[run(ask)];
-            let before = ask.answered_at.map_or(Duration::ZERO, |at| killed_at.saturating_duration_since(at));
-            assert!(before < Duration::from_secs(1), "{question} was answered {before:?} before the kill");
-        }
-    }
-    assert_eq!(teacher.asked().len(), 300);
-    assert!(again <= num_kills * 4, "{again} of {num_asked} again, after {num_kills} kills");
+    let num_asked = kills::nothing_twice(&teacher, &kills, 300, 4);
 
     // The answers are kept for others, and a finished run asks nothing.
     let done = output(&mut bench.by(&teacher.url, "pieces.jsonl", &args));

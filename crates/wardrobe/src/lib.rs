@@ -91,6 +91,7 @@ pub use model::{EngineOptions, Model, ModelOptions, OpenProgress};
 pub use model_text::ModelText;
 pub use training::{Sharing, TrainInto, Trainer, in_process};
 pub use typed::{schema_of, value_of};
+pub use wardrobe_batch::answers;
 pub use wardrobe_data as data;
 pub use wardrobe_device::DType;
 pub use wardrobe_device_cuda::{LIBRARIES_ENV as CUDA_LIBRARIES_ENV, Survey};

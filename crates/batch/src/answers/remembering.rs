@@ -4,7 +4,9 @@ use std::collections::HashSet;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use wardrobe_generator::{Answer, AskError, Generator, Question, Scorer, Stopped, Usage};
+use wardrobe_generator::{
+    Answer, AskError, Generator, Message, Question, Scorer, Stopped, TokenScore, Usage,
+};
 
 use super::store::{AnswerKey, Answers};
 use crate::error::BatchError;
@@ -46,9 +48,9 @@ pub struct Tally {
 }
 
 impl Told {
-    fn add(&mut self, answer: &Answer) {
+    fn add(&mut self, usage: Usage) {
         self.num += 1;
-        self.usage += answer.usage;
+        self.usage += usage;
     }
 }
 
@@ -92,8 +94,15 @@ impl<'a> Remembering<'a> {
         Ok(Claim { of: self, key })
     }
 
-    fn told(&self, answer: &Answer, count: impl FnOnce(&mut Tally) -> &mut Told) {
-        count(&mut self.tally.lock().unwrap_or_else(PoisonError::into_inner)).add(answer);
+    fn told(&self, usage: Usage, count: impl FnOnce(&mut Tally) -> &mut Told) {
+        count(&mut self.tally.lock().unwrap_or_else(PoisonError::into_inner)).add(usage);
+    }
+
+    fn inner_scorer(&self) -> Result<&dyn Scorer, AskError> {
+        self.inner.scorer().ok_or_else(|| AskError::Unsupported {
+            who: self.name().to_owned(),
+            what: "cannot tell how likely a text is".to_owned(),
+        })
     }
 }
 
@@ -140,16 +149,53 @@ impl Generator for Remembering<'_> {
         if let Some(answer) = kept
             && self.is_good.is_none_or(|is_good| is_good(question, &answer))
         {
-            self.told(&answer, |tally| &mut tally.kept);
+            self.told(answer.usage, |tally| &mut tally.kept);
             return Ok(answer);
         }
         let answer = self.inner.generate(question, stopped)?;
-        self.told(&answer, |tally| &mut tally.asked);
+        self.told(answer.usage, |tally| &mut tally.asked);
         self.answers.put(&key, self.inner.name(), answer, is_kept).map_err(failed)
     }
 
     fn scorer(&self) -> Option<&dyn Scorer> {
-        self.inner.scorer()
+        self.inner.scorer().map(|_| self as &dyn Scorer)
+    }
+}
+
+impl Scorer for Remembering<'_> {
+    fn tokenize(&self, text: &str, special: bool) -> Result<Vec<u32>, AskError> {
+        self.inner_scorer()?.tokenize(text, special)
+    }
+
+    fn tokenize_chat(&self, messages: &[Message]) -> Result<Vec<u32>, AskError> {
+        self.inner_scorer()?.tokenize_chat(messages)
+    }
+
+    fn max_context_tokens(&self) -> Option<usize> {
+        self.inner.scorer()?.max_context_tokens()
+    }
+
+    fn score(&self, tokens: &[u32], stopped: &Stopped<'_>) -> Result<Vec<TokenScore>, AskError> {
+        self.score_from(tokens, 1, stopped)
+    }
+
+    fn score_from(
+        &self,
+        tokens: &[u32],
+        from: usize,
+        stopped: &Stopped<'_>,
+    ) -> Result<Vec<TokenScore>, AskError> {
+        let key = AnswerKey::of_scores(self.inner, tokens, from);
+        let _claim = self.claim(key, stopped)?;
+        let usage = Usage { prompt_tokens: tokens.len() as u64, ..Usage::default() };
+        if let Some(scores) = self.answers.scores(&key).map_err(failed)? {
+            self.told(usage, |tally| &mut tally.kept);
+            return Ok(scores);
+        }
+        let scores = self.inner_scorer()?.score_from(tokens, from, stopped)?;
+        self.told(usage, |tally| &mut tally.asked);
+        self.answers.put_scores(&key, self.inner.name(), &scores).map_err(failed)?;
+        Ok(scores)
     }
 }
 

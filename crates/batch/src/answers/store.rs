@@ -6,9 +6,9 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
-use wardrobe_generator::{Answer, Generator, Question, Usage};
+use wardrobe_generator::{Answer, Generator, Question, TokenScore, Usage};
 
-use crate::error::Result;
+use crate::error::{BatchError, Result};
 use crate::ids::now_ms;
 use crate::store::schema::Schema;
 use crate::store::{Database, Failure, number, whole};
@@ -25,7 +25,8 @@ const KEY_VERSION: u32 = 1;
 const SCHEMA: Schema = Schema {
     // `WRDA`
     application_id: 0x5752_4441,
-    migrations: &["
+    migrations: &[
+        "
 CREATE TABLE answers (
     seq INTEGER PRIMARY KEY,
     key BLOB NOT NULL UNIQUE CHECK (length(key) = 32),
@@ -37,8 +38,21 @@ CREATE TABLE answers (
     completion_tokens INTEGER NOT NULL,
     created_at_ms INTEGER NOT NULL
 ) STRICT;
-"],
+",
+        "
+CREATE TABLE scores (
+    seq INTEGER PRIMARY KEY,
+    key BLOB NOT NULL UNIQUE CHECK (length(key) = 32),
+    who TEXT NOT NULL,
+    scores BLOB NOT NULL,
+    created_at_ms INTEGER NOT NULL
+) STRICT;
+",
+    ],
 };
+
+/// Bytes of a token's score: its logarithm, and whether no other was likelier.
+const SCORE_BYTES: usize = 9;
 
 /// The digest of a question and of who is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -48,6 +62,12 @@ impl AnswerKey {
     /// SHA-256 over the identity of who is asked, the whole prompt, what the answer is held to and how it is drawn.
     pub fn of(who: &dyn Generator, question: &Question) -> Self {
         let said = json!({"version": KEY_VERSION, "who": who.identity(), "question": question});
+        Self(Sha256::digest(said.to_string().as_bytes()).into())
+    }
+
+    /// The same of how likely the tokens from the one at `from` on are.
+    pub fn of_scores(who: &dyn Generator, tokens: &[u32], from: usize) -> Self {
+        let said = json!({"version": KEY_VERSION, "who": who.identity(), "tokens": tokens, "from": from});
         Self(Sha256::digest(said.to_string().as_bytes()).into())
     }
 }
@@ -86,7 +106,6 @@ impl Answers {
         if answer.text.len() > MAX_TEXT_BYTES {
             return Ok(answer);
         }
-        let short = |text: &str| text.chars().take(MAX_NAME_CHARS).collect::<String>();
         let and_if_there = match anew {
             false => "NOTHING",
             true => {
@@ -117,15 +136,68 @@ impl Answers {
         Ok(kept.unwrap_or(answer))
     }
 
-    /// How many answers there are.
+    /// The scores of a text's tokens, if they were asked for before.
+    ///
+    /// # Errors
+    /// The file cannot be read, or has something else in their place.
+    pub fn scores(&self, key: &AnswerKey) -> Result<Option<Vec<TokenScore>>> {
+        let query = "SELECT scores FROM scores WHERE key = ?1 AND length(scores) <= ?2";
+        let bytes: Option<Vec<u8>> = self.0.read(|connection| {
+            let mut query = connection.prepare(query)?;
+            Ok(query.query_row(params![key.0, number(MAX_TEXT_BYTES as u64)], |row| row.get(0)).optional()?)
+        })?;
+        let Some(bytes) = bytes else { return Ok(None) };
+        let (scores, rest) = bytes.as_chunks::<SCORE_BYTES>();
+        if !rest.is_empty() {
+            let reason = "scores of tokens that end within one".to_owned();
+            return Err(BatchError::Corrupt { path: self.path().to_owned(), reason });
+        }
+        let score = |[logprob @ .., is_likeliest]: &[u8; SCORE_BYTES]| TokenScore {
+            logprob: f64::from_le_bytes(*logprob),
+            is_likeliest: *is_likeliest != 0,
+        };
+        Ok(Some(scores.iter().map(score).collect()))
+    }
+
+    /// Keeps the scores of a text's tokens, on the disk when this returns.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn put_scores(&self, key: &AnswerKey, who: &str, scores: &[TokenScore]) -> Result<()> {
+        let bytes: Vec<u8> = scores
+            .iter()
+            .flat_map(|score| score.logprob.to_le_bytes().into_iter().chain([u8::from(score.is_likeliest)]))
+            .collect();
+        if bytes.len() > MAX_TEXT_BYTES {
+            return Ok(());
+        }
+        let insert = "INSERT INTO scores (key, who, scores, created_at_ms) VALUES (?1, ?2, ?3, ?4) \
+                      ON CONFLICT (key) DO NOTHING";
+        self.0.change(|transaction| {
+            transaction.prepare(insert)?.execute(params![key.0, short(who), bytes, now_ms()])?;
+            Ok::<_, Failure>(())
+        })
+    }
+
+    /// How many answers and scored texts there are.
     ///
     /// # Errors
     /// The file cannot be read.
     pub fn num(&self) -> Result<u64> {
         self.0.read(|connection| {
-            Ok(connection.query_row("SELECT count(*) FROM answers", [], |row| row.get(0)).map(whole)?)
+            Ok(connection
+                .query_row(
+                    "SELECT (SELECT count(*) FROM answers) + (SELECT count(*) FROM scores)",
+                    [],
+                    |row| row.get(0),
+                )
+                .map(whole)?)
         })
     }
+}
+
+fn short(name: &str) -> String {
+    name.chars().take(MAX_NAME_CHARS).collect()
 }
 
 fn find(connection: &Connection, key: &AnswerKey) -> rusqlite::Result<Option<Answer>> {
@@ -154,7 +226,6 @@ mod tests {
     use wardrobe_generator::{AskError, Message, Stopped};
 
     use super::*;
-    use crate::error::BatchError;
 
     struct Named(&'static str);
 
@@ -228,6 +299,29 @@ mod tests {
         let long = answer(&"x".repeat(MAX_TEXT_BYTES + 1));
         assert_eq!(answers.put(&AnswerKey([8; 32]), "who", long.clone(), false).unwrap(), long);
         assert_eq!(answers.num().unwrap(), 1);
+    }
+
+    #[test]
+    fn scores_come_back_to_the_bit_and_by_their_own_keys() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("answers.sqlite");
+        let answers = Answers::open(&path).unwrap();
+        let score = |logprob, is_likeliest| TokenScore { logprob, is_likeliest };
+        let scores = [score(-0.1, true), score(f64::NEG_INFINITY, false), score(-1e-300, false)];
+        let keys = [(&[1, 2, 3][..], 1), (&[1, 2, 3], 2), (&[1, 2], 1), (&[], 1)]
+            .map(|(tokens, from)| AnswerKey::of_scores(&Named("m"), tokens, from));
+        answers.put_scores(&keys[0], "m", &scores).unwrap();
+        answers.put_scores(&keys[3], "m", &[]).unwrap();
+        let read = |key: &AnswerKey| Answers::open(&path).unwrap().scores(key).unwrap();
+        assert_eq!(read(&keys[0]), Some(scores.to_vec()));
+        assert_eq!((read(&keys[3]), answers.num().unwrap()), (Some(Vec::new()), 2));
+        for key in [keys[1], keys[2], AnswerKey::of_scores(&Named("other"), &[1, 2, 3], 1)] {
+            assert_eq!(read(&key), None);
+        }
+        // Another program wrote there.
+        let other = Connection::open(&path).unwrap();
+        other.execute("UPDATE scores SET scores = X'0102' WHERE key = ?1", params![keys[0].0]).unwrap();
+        assert!(matches!(answers.scores(&keys[0]), Err(BatchError::Corrupt { .. })));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use wardrobe::generate::{AskError, Endpoint, EndpointOptions, Generator};
 use wardrobe::{AdapterSource, EngineConfig, EngineGenerator, LoadOptions};
 
-use super::failure::{UsageError, with_hint};
+use super::failure::UsageError;
 use super::open::{self, ModelArgs};
 use super::values::AdapterSpec;
 
@@ -18,7 +18,7 @@ const OTHER_RUNTIME: &str = "mistralrs:";
 #[derive(Debug, clap::Args)]
 pub struct AskedArgs {
     /// Who answers: a short name, a hub repository, a folder or a .gguf file, in this process; or the URL of an
-    /// OpenAI-compatible endpoint, such as http://127.0.0.1:8000
+    /// OpenAI-compatible endpoint, such as http://127.0.0.1:8000; or mistralrs:REF, a model that mistralrs runs
     #[arg(value_name = "MODEL", required_unless_present = "model", conflicts_with = "model")]
     target: Option<String>,
     /// The same as MODEL
@@ -32,7 +32,7 @@ pub struct AskedArgs {
 #[derive(Debug, clap::Args)]
 pub struct TeacherArgs {
     /// Who teaches: the URL of an OpenAI-compatible endpoint, such as http://127.0.0.1:8000; or a short name, a hub
-    /// repository, a folder or a .gguf file, in this process
+    /// repository, a folder or a .gguf file, in this process; or mistralrs:REF, a model that mistralrs runs
     #[arg(long, value_name = "MODEL|URL")]
     teacher: String,
     #[command(flatten)]
@@ -203,10 +203,16 @@ impl<'a> Asked<'a> {
     }
 }
 
+#[cfg(feature = "mistralrs")]
+fn open_other_runtime(reference: &str) -> anyhow::Result<Vec<Box<dyn Generator>>> {
+    Ok(vec![Box::new(wardrobe_mistralrs::MistralRs::open(reference)?)])
+}
+
+#[cfg(not(feature = "mistralrs"))]
 fn open_other_runtime(reference: &str) -> anyhow::Result<Vec<Box<dyn Generator>>> {
     let error =
         anyhow::anyhow!("{OTHER_RUNTIME}{reference} cannot be asked: this wardrobe was built without it");
-    Err(with_hint(error, "build it with --features mistralrs"))
+    Err(super::failure::with_hint(error, "build it with --features mistralrs"))
 }
 
 /// What somebody who is asked refuses, with what helps.

@@ -7,17 +7,20 @@ use std::sync::atomic::Ordering;
 
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use wardrobe::answers::Remembering;
 use wardrobe::eval::{
     self, EvalError, EvalOptions, Item, LineProblem, Price, Report, Target, Task, TaskSettings, Way,
 };
-use wardrobe::generate::Held;
+use wardrobe::generate::{Generator, Held};
 
+use self::kept::Kept;
 use self::task::TaskArgs;
 use super::asked::{self, AskedArgs};
 use super::failure::{UsageError, with_hint};
 use super::output::{self, Style};
 use super::{log, open, signals};
 
+mod kept;
 mod task;
 
 /// Bad lines that are printed one by one; reports have all of them.
@@ -69,6 +72,10 @@ pub struct EvalArgs {
     /// JSON or TOML file of prices: input_per_million, output_per_million and cached_input_per_million by name
     #[arg(long, value_name = "FILE")]
     prices: Option<PathBuf>,
+    /// Keep every answer in this SQLite file, and ask nothing that it has the answer to [default: a file beside the
+    /// first --report, which goes when the reports are written: a run that was ended goes on there]
+    #[arg(long, value_name = "FILE")]
+    answers: Option<PathBuf>,
     /// Write every answer and its score: a web page (.html) or JSON (.json); may be repeated
     #[arg(long, value_name = "FILE")]
     report: Vec<PathBuf>,
@@ -105,7 +112,13 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let generators = args.asked.open()?;
     let base = generators.first().map(|base| base.name().to_owned());
     let generators = generators.iter().skip(usize::from(args.no_base));
-    let mut targets: Vec<Target<'_>> = generators.map(|generator| Target::new(&**generator)).collect();
+    let kept = Kept::open(args.answers.as_deref(), &args.report)?;
+    let remembering: Vec<Remembering<'_>> =
+        kept.iter().flat_map(|kept| generators.clone().map(|own| kept.remembering(&**own))).collect();
+    let mut targets: Vec<Target<'_>> = match kept {
+        Some(_) => remembering.iter().map(|own| Target::new(own)).collect(),
+        None => generators.map(|own| Target::new(&**own)).collect(),
+    };
     if let Some(path) = &args.schema {
         let held = Held::Schema(open::read_schema(path)?.into());
         targets = targets
@@ -135,7 +148,10 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     };
     let report = eval::evaluate(&items, task, &targets, options);
     bar.finish_and_clear();
-    let mut report = report.map_err(explained)?;
+    let mut report = report.map_err(|error| {
+        kept.iter().for_each(Kept::tell);
+        explained(error)
+    })?;
     report.model = base;
     report.data = Some(args.data.display().to_string());
     report.problems = problems;
@@ -145,7 +161,14 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     }
     output::write_stdout(report.to_text().as_bytes())?;
     output::note(&Style::stderr().dim(&took(&report)));
-    args.write(&report)
+    let num_kept: u64 = remembering.iter().map(|own| own.tally().kept.num).sum();
+    if num_kept > 0 {
+        output::note(&format!("{num_kept} of the answers were kept from before, and took no time now"));
+    }
+    args.write(&report)?;
+    drop(targets);
+    drop(remembering);
+    kept.map_or(Ok(()), Kept::done)
 }
 
 impl EvalArgs {
