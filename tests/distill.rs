@@ -22,9 +22,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use command::*;
-use random::Rng;
 use serde_json::{Value, json};
-use teacher::{Ask, Reply, Teacher};
+use teacher::{Reply, Teacher};
 use tiny::TinyModel;
 
 /// A folder with questions.

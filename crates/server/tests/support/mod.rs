@@ -12,7 +12,7 @@ use wardrobe_batch::simulation::SimulatedFineTuner;
 use wardrobe_engine::{
     AdapterError, AdapterLoader, AdapterSource, BLOCK_SIZE_TOKENS, ChunkOutput, Detokenizer, Digest, Engine,
     EngineConfig, Executor, ExecutorError, ExecutorLimits, LoadOptions, PreparedAdapter, Resolved, SampleAt,
-    SampleSpec, Sampled, SlotIdx, StepOutput, StepPlan, TextCodec, TokenId,
+    SampleSpec, Sampled, SlotIdx, Speculation, StepOutput, StepPlan, TextCodec, TokenId,
 };
 use wardrobe_grammar::{Compiler, Limits, Spec, Template, Whitespace};
 use wardrobe_server::ServedModel;
@@ -289,7 +289,9 @@ impl Executor for FakeExecutor {
 
 /// An engine over the fake model.
 pub fn engine(behaviour: Behaviour, change: impl FnOnce(&mut EngineConfig)) -> Engine {
-    let mut config = EngineConfig { eos_token_ids: vec![EOS], ..EngineConfig::default() };
+    // Drafts would be right always, and what is meant to last would end at once.
+    let speculation = Speculation::Off;
+    let mut config = EngineConfig { eos_token_ids: vec![EOS], speculation, ..EngineConfig::default() };
     change(&mut config);
     let executor = Box::new(FakeExecutor::new(behaviour));
     Engine::start(executor, Arc::new(FakeLoader), Arc::new(Codec(tokenizer())), config).unwrap()

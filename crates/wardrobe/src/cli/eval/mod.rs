@@ -11,7 +11,7 @@ use wardrobe::answers::Remembering;
 use wardrobe::eval::{
     self, EvalError, EvalOptions, Item, LineProblem, Price, Report, Target, Task, TaskSettings, Way,
 };
-use wardrobe::generate::{Generator, Held};
+use wardrobe::generate::Held;
 
 use self::kept::Kept;
 use self::task::TaskArgs;
