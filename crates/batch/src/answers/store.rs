@@ -383,7 +383,7 @@ mod tests {
         let later = folder.path().join("later");
         drop(Answers::open(&later).unwrap());
         Connection::open(&later).unwrap().pragma_update(None, "user_version", 99).unwrap();
-        assert!(matches!(Answers::open(&later), Err(BatchError::TooNew { found: 99, known: 1, .. })));
+        assert!(matches!(Answers::open(&later), Err(BatchError::TooNew { found: 99, known: 2, .. })));
         assert!(matches!(Answers::open(&folder.path().join("no/folder")), Err(BatchError::Io { .. })));
     }
 }
