@@ -494,7 +494,7 @@ fn what_is_wrong_is_told_before_anything_is_asked() {
     let mut damaged = good.clone();
     damaged[100..].fill(0x5a);
     for (name, bytes, named) in [
-        ("later.sqlite", later.as_slice(), "has schema 99; this version knows up to 1"),
+        ("later.sqlite", later.as_slice(), "has schema 99; this version knows up to 2"),
         ("damaged.sqlite", &damaged, "damaged or no database"),
         ("none.sqlite", b"this is no database at all, whatever else it may be", "damaged or no database"),
     ] {
