@@ -102,7 +102,15 @@ pub(super) fn groups(
             all.push(by.clone());
         }
     }
-    all.into_iter().filter_map(|by| grouping(task, items, asked, by)).collect()
+    let groupings = all.into_iter().filter_map(|by| grouping(task, items, asked, by));
+    groupings.filter(|grouping| more.contains(&grouping.by) || !is_flat(grouping)).collect()
+}
+
+/// Whether a curve has all its places within a twentieth, as texts cut to one length do: it would show noise.
+fn is_flat(grouping: &Grouping) -> bool {
+    let ([_], [first, .., last]) = (grouping.by.as_slice(), grouping.cells.as_slice()) else { return false };
+    let (Some(first), Some(last)) = (first.at.first(), last.at.first()) else { return false };
+    last.to - first.from < 0.05 * last.to.abs().max(first.from.abs())
 }
 
 /// `None` if no item has the numbers, or all have the same.
@@ -219,5 +227,25 @@ mod tests {
         }
         assert_eq!(few[0].shown(), "1");
         assert_eq!(Range { from: 0.25, to: 10.0 }.shown(), "0.25–10");
+    }
+
+    #[test]
+    fn a_curve_over_places_that_are_all_but_one_is_flat() {
+        let grouping = |places: &[&[(f64, f64)]]| {
+            let range = |(from, to): &(f64, f64)| Range { from: *from, to: *to };
+            let at = |place: &&[(f64, f64)]| place.iter().map(range).collect();
+            let cells = places.iter().map(|place| Cell { at: at(place), num_items: 1, results: Vec::new() });
+            let by = places[0].iter().map(|_| "n".to_owned()).collect();
+            Grouping { by, cells: cells.collect(), worst: Vec::new() }
+        };
+        assert!(is_flat(&grouping(&[&[(995.0, 995.0)], &[(998.0, 1000.0)]])));
+        assert!(is_flat(&grouping(&[&[(-1000.0, -998.0)], &[(-995.0, -995.0)]])));
+        for other in [
+            grouping(&[&[(0.0, 0.0)], &[(0.25, 0.25)]]),
+            grouping(&[&[(1.0, 1.0)], &[(2.0, 3.0)]]),
+            grouping(&[&[(995.0, 995.0), (1.0, 1.0)], &[(1000.0, 1000.0), (1.0, 1.0)]]),
+        ] {
+            assert!(!is_flat(&other), "{other:?}");
+        }
     }
 }
