@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 /// A model that mistralrs is to run.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Reference {
+pub enum Reference {
     /// A GGUF file here.
     File(PathBuf),
     /// A folder here, as the hub has its repositories.
@@ -68,6 +68,9 @@ impl Reference {
     }
 
     /// What tells it from another: where it is and, of what is here, its files' sizes and times.
+    ///
+    /// # Errors
+    /// A file cannot be looked at.
     pub fn identity(&self) -> std::io::Result<String> {
         let described = |path: &Path| -> std::io::Result<String> {
             let metadata = path.metadata()?;
