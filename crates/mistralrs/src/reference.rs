@@ -44,7 +44,7 @@ impl Reference {
             let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
             !part.is_empty() && !part.starts_with('.') && part.chars().all(allowed)
         };
-        match (parts.as_slice(), parts.iter().all(|part| is_name(&part))) {
+        match (parts.as_slice(), parts.iter().all(is_name)) {
             ([_, _], true) if !text.ends_with(".gguf") => Ok(Self::Repository(text.to_owned())),
             ([owner, name, .., last], true) if parts.len() > 2 && last.ends_with(".gguf") => {
                 let file = parts.get(2..).unwrap_or_default().join("/");

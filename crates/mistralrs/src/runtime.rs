@@ -6,6 +6,7 @@ use mistralrs::{
     Constraint, GgufModelBuilder, Model, ModelBuilder, NormalRequest, Request, RequestBuilder, RequestLike,
     RequestMessage, Response, SamplingParams, TextMessageRole,
 };
+use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::{Receiver, channel};
 use wardrobe_generator::{
@@ -72,7 +73,7 @@ impl MistralRs {
             None,
         );
         if let Held::Schema(schema) = &question.held {
-            request.constraint = Constraint::JsonSchema(schema.clone());
+            request.constraint = Constraint::JsonSchema(spaced(schema.clone()));
         }
         let gone = |error: &dyn std::fmt::Display| AskError::Fatal(format!("mistralrs: {error}"));
         let sender = self.model.inner().get_sender(None).map_err(|error| gone(&error))?;
@@ -105,6 +106,15 @@ impl MistralRs {
             }),
         }
     }
+}
+
+/// The schema with white space fixed, in llguidance's own keyword: a small model that may write white space writes little else.
+fn spaced(mut schema: Value) -> Value {
+    if let Some(object) = schema.as_object_mut() {
+        let options = json!({"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": false});
+        object.entry("x-guidance").or_insert(options);
+    }
+    schema
 }
 
 async fn build(reference: &Reference) -> Result<Model, Box<dyn std::error::Error + Send + Sync>> {
