@@ -29,17 +29,25 @@ assert len(labels) == 4 and all(set(item["label"]) == fields for item in labels)
 print(labels[0]["label"])
 PYTHON
 
-echo "== answers of a teacher, and again from what is kept"
+echo "== answers of a teacher"
 for question in "What is the capital of France?" "Name three colours."; do
     printf '{"prompt": "%s"}\n' "$question"
 done >"$folder/questions.jsonl"
 "$wardrobe" distill --teacher "mistralrs:$model" --in "$folder/questions.jsonl" --out "$folder/answers.jsonl" \
     --max-tokens 40 --keep-cut
-grep -q Paris "$folder/answers.jsonl"
 cat "$folder/answers.jsonl"
+python3 - "$folder/answers.jsonl" <<'PYTHON'
+import json, sys
+
+chats = [json.loads(line)["messages"] for line in open(sys.argv[1])]
+assert len(chats) == 2 and all(chat[-1]["role"] == "assistant" and chat[-1]["content"] for chat in chats)
+PYTHON
 
 echo "== an evaluation"
-"$wardrobe" eval --model "mistralrs:$model" --task exact-match --data "$folder/people.jsonl" --max-tokens 80 --limit 2
+echo '{"prompt": "The capital of France is", "completion": "Paris."}' >"$folder/capital.jsonl"
+"$wardrobe" eval --model "mistralrs:$model" --task exact-match --data "$folder/capital.jsonl" --raw --max-tokens 2 \
+    --report "$folder/report.json"
+python3 -c 'import json, sys; assert json.load(open(sys.argv[1]))["results"][0]["metrics"][0]["value"] == 1' "$folder/report.json"
 
 echo "== beside Wardrobe's own engine: the same questions, greedily"
 "$wardrobe" distill --teacher "$model" --in "$folder/questions.jsonl" --out "$folder/own.jsonl" --max-tokens 40 --keep-cut
