@@ -151,7 +151,7 @@ def check_refusals(folder):
     options = {"training_file": file.id, "model": MODEL}
     for more, words in [
         ({"training_method": "dpo"}, "training_method.method"),
-        ({"wandb_api_key": "x"}, "wandb_api_key"),
+        ({"wandb_api_key": "x"}, "wandb_key"),
         ({"from_hf_model": "org/model"}, "from_hf_model"),
         ({"suffix": "a/b"}, "suffix"),
         ({"training_file": "file-none"}, "file-none"),
