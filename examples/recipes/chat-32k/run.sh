@@ -14,4 +14,4 @@ missing adapter && wardrobe train "$MODEL" documents.train.jsonl --text-column t
 
 step "perplexity by context length, base beside adapter"
 wardrobe eval "$MODEL" --adapter long=adapter --task perplexity --contexts "$CONTEXTS" --data documents.test.jsonl \
-    --limit "$TEST_TEXTS" --report report.html --report report.json
+    --max-context "$CONTEXT" --limit "$TEST_TEXTS" --report report.html --report report.json

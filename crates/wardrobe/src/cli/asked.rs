@@ -54,6 +54,9 @@ struct HowArgs {
     /// The longest that one request to the endpoint may take; then it is asked again
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     request_timeout: u64,
+    /// The longest context in tokens, for adapters that were trained for a longer one than MODEL's [default: MODEL's]
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
+    max_context: Option<u32>,
     #[command(flatten)]
     compute: ModelArgs,
 }
@@ -135,6 +138,9 @@ impl<'a> Asked<'a> {
         if !is_endpoint && self.how.api_key_file.is_some() {
             return wrong("--api-key-file is for endpoints; MODEL is none");
         }
+        if is_endpoint && self.how.max_context.is_some() {
+            return wrong("--max-context is for models in this process; an endpoint has its own");
+        }
         if is_endpoint && !self.how.adapter.is_empty() {
             return wrong("an endpoint has its adapters already: name them by --served-model");
         }
@@ -174,6 +180,7 @@ impl<'a> Asked<'a> {
         let model = open::open(&found, &self.how.compute.model_options())?;
         let mut options = self.how.compute.engine_options();
         options.config.max_num_sequences = EngineConfig::default().max_num_sequences;
+        options.max_context_tokens = self.how.max_context.map(|tokens| tokens as usize);
         let engine = open::engine(&model, &options)?;
         let mut all: Vec<Box<dyn Generator>> =
             vec![Box::new(EngineGenerator::base(&model, &engine, &found.name))];
