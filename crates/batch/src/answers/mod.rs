@@ -1,8 +1,8 @@
 //! Answers of models, kept by what was asked: whoever asks the same again has them for nothing.
 //!
 //! Purpose: [`Answers`] is a file that holds answers, and how likely texts were found, under the digest of the whole
-//! question and of who was asked ([`AnswerKey`]). [`Remembering`] is a [`Generator`] that looks there before it asks another, and writes there what it
-//! was told before anybody else sees it.
+//! question and of who was asked ([`AnswerKey`]). [`Remembering`] is a [`Generator`] that looks there before it asks
+//! another, and writes there what it was told before anybody else sees it.
 //!
 //! State: an SQLite file with a write-ahead log, which any number of processes may share.
 //!
