@@ -138,8 +138,8 @@ impl<'a> Asked<'a> {
         if !is_endpoint && self.how.api_key_file.is_some() {
             return wrong("--api-key-file is for endpoints; MODEL is none");
         }
-        if is_endpoint && self.how.max_context.is_some() {
-            return wrong("--max-context is for models in this process; an endpoint has its own");
+        if !matches!(self.place(), Place::Here(_)) && self.how.max_context.is_some() {
+            return wrong("--max-context is for models that Wardrobe's own engine runs in this process");
         }
         if is_endpoint && !self.how.adapter.is_empty() {
             return wrong("an endpoint has its adapters already: name them by --served-model");
