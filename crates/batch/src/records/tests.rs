@@ -60,6 +60,23 @@ impl Answerer<u64> for Doubling<'_> {
     }
 }
 
+/// Has the record that ends a run wait until all before it are begun: one that a thread has taken and not yet begun is
+/// rightly given up, and has no line.
+#[derive(Default)]
+struct Begun(AtomicU64);
+
+impl Begun {
+    /// Notes that `record` is begun; returns, for the `last`, when all before it are.
+    fn note(&self, record: u64, last: u64) {
+        if record < last {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+        while record == last && self.0.load(Ordering::SeqCst) < last {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
 /// Checks that lines come in order.
 #[derive(Default)]
 struct Watch {
@@ -318,7 +335,9 @@ fn a_record_that_cannot_be_answered_now_is_asked_again_and_in_the_end_ends_the_r
     assert_eq!(bench.text(), lines(20));
 
     let bench = Bench::new();
+    let begun = Begun::default();
     let gone = Doubling::with(|record, _, _| {
+        begun.note(record, 12);
         (record == 12).then(|| Outcome::Again { after: None, reason: "unreachable".to_owned() })
     });
     let error = bench.run(40, &gone, Start::Resume).unwrap_err();
@@ -331,14 +350,18 @@ fn a_record_that_cannot_be_answered_now_is_asked_again_and_in_the_end_ends_the_r
 #[test]
 fn what_concerns_all_records_ends_the_run() {
     let bench = Bench::new();
-    let lost = Doubling::with(|record, _, control| match record {
-        4 => Some(Outcome::Fatal("device lost".to_owned())),
-        6 => {
-            // Would wait for ever, were it not told.
-            assert!(!control.wait(Duration::from_secs(60)));
-            Some(Outcome::Stopped)
+    let begun = Begun::default();
+    let lost = Doubling::with(|record, _, control| {
+        begun.note(record, 4);
+        match record {
+            4 => Some(Outcome::Fatal("device lost".to_owned())),
+            6 => {
+                // Would wait for ever, were it not told.
+                assert!(!control.wait(Duration::from_secs(60)));
+                Some(Outcome::Stopped)
+            }
+            _ => None,
         }
-        _ => None,
     });
     let error = bench.run(40, &lost, Start::Resume).unwrap_err();
     assert_eq!(error.to_string(), "device lost");

@@ -23,7 +23,7 @@ use crate::constraint::Draft;
 use crate::ids::TokenId;
 use cost::{StepTimes, bucket};
 use lookup::{Lookup, MAX_PAST, Place, Text};
-use odds::Odds;
+use odds::{CommonOdds, Odds};
 
 /// The longest draft.
 pub(crate) const MAX_DRAFT_TOKENS: usize = 31;
@@ -75,16 +75,18 @@ pub(crate) type Permits<'a> = &'a mut dyn FnMut(TokenId) -> bool;
 
 impl Drafter {
     /// Takes in the last `new` of a sequence's tokens, of which the first was sampled from what `permits` says.
-    pub fn observe(&mut self, tokens: &[TokenId], new: usize, common: &mut Odds, permits: Permits<'_>) {
+    pub fn observe(&mut self, tokens: &[TokenId], new: usize, common: &mut CommonOdds, permits: Permits<'_>) {
         let Some((before, after)) = tokens.len().checked_sub(new).and_then(|at| tokens.split_at_checked(at))
         else {
             return;
         };
         self.lookup.extend(before);
-        if let (Some(place), Some(sampled)) = (self.find(before, permits), after.first()) {
+        if let (Some(place), Some(last), Some(sampled)) =
+            (self.find(before, permits), before.last(), after.first())
+        {
             let was_right = before.get(place.at) == Some(sampled);
             self.odds.note(place.past, was_right);
-            common.note_common(place.past, was_right);
+            common.note(*last, place.past, was_right);
         }
         for token in after {
             self.place = self.place.filter(|place| tokens.get(place.at) == Some(token)).map(next);
@@ -98,6 +100,12 @@ impl Drafter {
             self.place = self.lookup.places(Text { tokens, draft: &[] })[0];
         }
         self.go_on(Text { tokens, draft: &[] }, self.place, permits)
+    }
+
+    /// The chance that a place's continuation is what follows the text.
+    fn chance(&self, limits: &Limits<'_>, text: Text<'_>, past: usize) -> f64 {
+        let last = text.len().checked_sub(1).and_then(|idx| text.get(idx));
+        last.map_or(0.0, |last| self.odds.chance(limits.common, last, past))
     }
 
     /// That place, if its continuation is permitted, or another.
@@ -114,7 +122,7 @@ impl Drafter {
         for idx in 0..limits.max_tokens {
             let text = Text { tokens, draft: &guess.draft.tokens };
             let Some(token) = text.get(place.at + idx).filter(|token| !(limits.ends)(*token)) else { break };
-            chance *= self.odds.chance(limits.common, place.past + idx);
+            chance *= self.chance(limits, text, place.past + idx);
             if chance < limits.min_chance {
                 break;
             }
@@ -139,7 +147,7 @@ impl Drafter {
             let may = &mut |token| !ends(token) && session.validate(&[token]).is_ok_and(|valid| valid == 1);
             let Some(found) = self.go_on(text, place, may) else { return Ok(guess) };
             let Some(token) = text.get(found.at) else { return Ok(guess) };
-            chance *= self.odds.chance(limits.common, found.past);
+            chance *= self.chance(limits, text, found.past);
             if chance < limits.min_chance {
                 return Ok(guess);
             }
@@ -211,7 +219,7 @@ pub(crate) struct Limits<'a> {
     /// With what a constraint leaves no alternative to.
     pub force: bool,
     /// Of all sequences.
-    pub common: &'a Odds,
+    pub common: &'a CommonOdds,
     /// Whether a token ends the text.
     pub ends: &'a dyn Fn(TokenId) -> bool,
 }
@@ -261,13 +269,13 @@ pub(crate) struct Step {
 pub(crate) struct Speculator {
     mode: Speculation,
     /// Of all sequences.
-    pub odds: Odds,
+    pub odds: CommonOdds,
     times: StepTimes,
 }
 
 impl Speculator {
     pub fn new(mode: Speculation) -> Self {
-        Self { mode, odds: Odds::default(), times: StepTimes::default() }
+        Self { mode, odds: CommonOdds::default(), times: StepTimes::default() }
     }
 
     /// What a new sequence gets.
