@@ -251,6 +251,72 @@ fn texts_are_weighed_by_an_engine_and_over_http_alike() {
     }
 }
 
+/// The base's context is told for what is too long for it; an adapter that was trained for more has its figures.
+#[test]
+fn an_adapter_of_a_longer_context_is_weighed_where_the_base_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (texts, adapter, report) = (path("texts.jsonl"), path("adapter"), path("report.json"));
+    let line = json!({ "text": "one two three four five six seven eight nine ten ".repeat(20) });
+    std::fs::write(&texts, format!("{line}\n")).unwrap();
+    let model = TinyModel { max_position_embeddings: 64, ..TinyModel::default() }.write();
+    let model = model.path().to_str().unwrap();
+    succeeds(&mut wardrobe(&[
+        "train",
+        model,
+        &texts,
+        "--text-column",
+        "text",
+        "--loss",
+        "everything",
+        "--max-context",
+        "128",
+        "--truncation",
+        "right",
+        "--context",
+        "128",
+        "--context-extension",
+        "linear",
+        "--max-steps",
+        "1",
+        "--batch-size",
+        "1",
+        "--output",
+        &adapter,
+    ]));
+    let long = format!("long={adapter}");
+    let eval = |more: &[&str]| {
+        let args = [
+            "eval",
+            model,
+            "--adapter",
+            &long,
+            "--task",
+            "perplexity",
+            "--contexts",
+            "32,128",
+            "--data",
+            &texts,
+        ];
+        wardrobe(&[&args, more].concat())
+    };
+    succeeds(&mut eval(&["--max-context", "128", "--report", &report]));
+    let report: Value = serde_json::from_str(&std::fs::read_to_string(&report).unwrap()).unwrap();
+    let outcomes = |who: usize| report["results"][who]["outcomes"].as_array().unwrap();
+    let is_weighed =
+        |who: usize| outcomes(who).iter().map(|one| one["answered"]["score"].is_array()).collect();
+    let (base, tuned): (Vec<bool>, Vec<bool>) = (is_weighed(0), is_weighed(1));
+    assert_eq!((base, tuned), (vec![true, false], vec![true, true]), "{report}");
+    assert!(outcomes(0)[1].to_string().contains("64 tokens at most, not at 128"), "{report}");
+    // No endpoint has it, and no context is of no tokens.
+    for (args, named) in [
+        (&["eval", "http://127.0.0.1:1", "--data", &texts, "--max-context", "128"][..], "--max-context"),
+        (&["eval", model, "--data", &texts, "--max-context", "0"], "--max-context"),
+    ] {
+        assert!(fails(&mut wardrobe(args), 2).contains(named));
+    }
+}
+
 #[test]
 fn an_adapter_is_better_at_its_task_than_the_base() {
     let Some(model) = smollm2::path("an_adapter_is_better_at_its_task_than_the_base") else { return };
