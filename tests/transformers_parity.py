@@ -128,6 +128,10 @@ MODELS = {
         Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=32, max_window_layers=1),
     ),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config(**SHAPE, head_dim=32)),
+    "qwen3_window": (
+        Qwen3ForCausalLM,
+        Qwen3Config(**SHAPE, head_dim=32, use_sliding_window=True, sliding_window=32, max_window_layers=1),
+    ),
     "phi3": phi3(),
     "phi3_window": phi3(sliding_window=32),
     "phi3_partial": phi3(rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5)),

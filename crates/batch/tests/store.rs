@@ -123,6 +123,17 @@ fn a_full_disk_is_named_and_leaves_nothing_half_written() {
         return;
     }
     let _disk = SmallDisk(&root);
+    // With hardly any room the database does not open, whichever of its files finds none.
+    let filler = root.join("filler");
+    for room in [0, 4096, 8192, 16384] {
+        fs::write(&filler, vec![1; (512 << 10) - room]).unwrap();
+        let error = open(&root).unwrap_err();
+        assert!(matches!(error, BatchError::DiskFull { .. }), "{room}: {error:?}");
+        for entry in fs::read_dir(&root).unwrap() {
+            let path = entry.unwrap().path();
+            let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path));
+        }
+    }
     let runner = open(&root).unwrap();
     let new = NewFile { id: None, file_name: "a".to_owned(), purpose: FilePurpose::UserData, sha256: None };
     let mut big = runner.begin_upload(new).unwrap();

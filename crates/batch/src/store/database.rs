@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior, ffi};
 
 use super::schema::{Schema, check, prepare};
 use crate::error::{BatchError, Result};
@@ -105,7 +105,10 @@ impl From<BatchError> for Failure {
 /// SQLite's error, as ours.
 pub(super) fn of_sqlite(path: &Path, error: &rusqlite::Error) -> BatchError {
     let path = path.to_owned();
+    // What SQLite says when the index of its log, a file that it maps, finds no room.
+    let is_full = |error: &ffi::Error| error.extended_code == ffi::SQLITE_IOERR_SHMSIZE;
     match error.sqlite_error_code() {
+        _ if error.sqlite_error().is_some_and(is_full) => BatchError::DiskFull { path },
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => BatchError::Locked { path },
         Some(ErrorCode::DiskFull) => BatchError::DiskFull { path },
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
