@@ -91,15 +91,20 @@ impl Bench {
         lines
     }
 
-    /// Kills runs at random instants until one of them ends by itself, and gives how many were killed.
-    fn kill_again_and_again(&self, out: &str, args: &[&str], max_ms: usize, rng: &mut Rng) -> usize {
+    /// Kills runs at random instants until one of them ends by itself, and gives how many were killed. Some of the kills
+    /// come at any time, a run's start among them; others once it has written up to so many more lines.
+    fn kill_again_and_again(&self, out: &str, args: &[&str], max_lines: usize, rng: &mut Rng) -> usize {
+        let num_lines =
+            || std::fs::read(self.path(out)).map_or(0, |text| text.split(|b| *b == b'\n').count());
         let mut killed = 0;
         loop {
             let mut command = self.label(out, args);
             let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-            let deadline = Instant::now() + Duration::from_millis(rng.below(max_ms) as u64);
+            let deadline = Instant::now() + Duration::from_millis(rng.below(100) as u64);
+            let (by_time, enough) = (rng.below(4) == 0, num_lines() + 1 + rng.below(max_lines));
+            let is_time = || if by_time { Instant::now() >= deadline } else { num_lines() >= enough };
             let is_last = killed >= 12;
-            while (is_last || Instant::now() < deadline) && child.try_wait().unwrap().is_none() {
+            while (is_last || !is_time()) && child.try_wait().unwrap().is_none() {
                 std::thread::sleep(Duration::from_millis(2));
             }
             // SIGKILL: nothing can be caught.
@@ -139,10 +144,7 @@ fn assert_holds(line: &Value) {
 fn runs_that_are_killed_again_and_again_give_the_labels_of_one_that_is_not() {
     let model = TinyModel::default().write();
     let bench = Bench::new(model.path(), 150, &schema());
-    let started = Instant::now();
     let said = succeeds(&mut bench.label("whole.jsonl", &["--report", "page.html", "--report", "page.json"]));
-    // Kills come within half of what a whole run takes here.
-    let max_ms = (started.elapsed().as_millis() as usize / 2).max(20);
     assert!(said.contains("150 of 150 records: 150 labels, 0 errors") && said.contains("is_loud"), "{said}");
     let whole = bench.labels("whole.jsonl");
     assert_eq!(whole.len(), 150);
@@ -157,7 +159,7 @@ fn runs_that_are_killed_again_and_again_give_the_labels_of_one_that_is_not() {
     let report: Value = serde_json::from_slice(&std::fs::read(bench.path("page.json")).unwrap()).unwrap();
     assert_eq!(report["fields"][0]["num"], 150);
 
-    let killed = bench.kill_again_and_again("pieces.jsonl", &[], max_ms, &mut Rng::new(5));
+    let killed = bench.kill_again_and_again("pieces.jsonl", &[], 40, &mut Rng::new(5));
     assert!(killed > 2, "only {killed} kills");
     assert_eq!(bench.labels("pieces.jsonl"), whole);
     // A finished run says so, and its summary is that of the whole.
@@ -461,12 +463,8 @@ fn a_real_model_labels_the_same_however_often_it_is_killed() {
     succeeds(&mut bench.label("whole.jsonl", &["--adapter", &tuned]));
     let whole = bench.labels("whole.jsonl");
     whole.iter().for_each(assert_holds);
-    bench.kill_again_and_again(
-        "pieces.jsonl",
-        &["--adapter", &tuned, "--concurrency", "4"],
-        4000,
-        &mut Rng::new(7),
-    );
+    let args = ["--adapter", &tuned, "--concurrency", "4"];
+    bench.kill_again_and_again("pieces.jsonl", &args, 8, &mut Rng::new(7));
     assert_eq!(bench.labels("pieces.jsonl"), whole);
     let said = fails(&mut bench.label("pieces.jsonl", &[]), 1);
     assert!(said.contains("another `adapter`"), "{said}");

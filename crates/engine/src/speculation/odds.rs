@@ -14,7 +14,7 @@ const MEMORY: f32 = 48.0;
 /// Of all sequences together.
 const COMMON_MEMORY: f32 = 512.0;
 /// Of all sequences together after one token.
-const TOKEN_MEMORY: f32 = 64.0;
+const TOKEN_MEMORY: f32 = 32.0;
 /// Tokens that are told apart, with the length of the past; those that fall together are taken for the same.
 const TOKEN_SLOTS: usize = 4096;
 /// As many observations of its own a sequence is given of those of all, or of a coin.
