@@ -37,9 +37,8 @@ fn chatter(len: usize, seed: usize) -> Script {
 fn record(seed: usize) -> Script {
     let [key_born, key_died, comma, open, dash, close, space, quote] = [20, 21, 22, 23, 24, 25, 26, 27];
     let random = |i: usize| noise(seed * 1000 + i).0 as usize;
-    let digits = |i: usize| {
-        [1, 7 + (random(i) % 3) as u32 % 3, (random(i + 1) % 10) as u32, (random(i + 2) % 10) as u32]
-    };
+    let digits =
+        |i: usize| [1, 7 + (random(i) % 3) as u32, (random(i + 1) % 10) as u32, (random(i + 2) % 10) as u32];
     let persons: Vec<_> =
         (0..8).map(|i| (1000 + random(i) as u32, digits(10 * i), digits(10 * i + 5))).collect();
     let mut text = Vec::new();
