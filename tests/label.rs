@@ -94,8 +94,8 @@ impl Bench {
     /// Kills runs at random instants until one of them ends by itself, and gives how many were killed. Some of the kills
     /// come at any time, a run's start among them; others once it has written up to so many more lines.
     fn kill_again_and_again(&self, out: &str, args: &[&str], max_lines: usize, rng: &mut Rng) -> usize {
-        let num_lines =
-            || std::fs::read(self.path(out)).map_or(0, |text| text.split(|b| *b == b'\n').count());
+        let lines_of = |text: Vec<u8>| text.iter().filter(|byte| **byte == b'\n').count();
+        let num_lines = || std::fs::read(self.path(out)).map_or(0, lines_of);
         let mut killed = 0;
         loop {
             let mut command = self.label(out, args);
